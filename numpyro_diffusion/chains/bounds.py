@@ -1,0 +1,211 @@
+r"""Estimates of log p(x^0): the paper's bound and its importance-weighted refinement.
+
+    log p(x^0) >= E_q[ -KL(q(x^T | x^0) || pi) + log p(x^0 | x^1)
+                       - sum_{t=2..T} KL(q(x^{t-1} | x^t, x^0) || p(x^{t-1} | x^t)) ]           (Eq. 13, exact terms)
+
+holds for any data and any kernel; nothing is assumed of the data's mean or variance. :func:`paper_bound` is the paper's form
+(Eq. 14), which does assume it. x^t is drawn by its closed-form marginal with noise that does not depend on the parameters
+("frozen noise"), so gradients reach a learned schedule.
+
+An estimator is a hashable object called with ``(kernel, transition, x_0, key, context)``: x_0 has shape (batch..., event...),
+the result has shape (batch...), in nats. Each call with the same key gives the same number.
+
+References: Sohl-Dickstein et al. 2015, Section 2.3 and Appendix B; Burda et al. 2016 (importance weighting).
+"""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from .._checks import check_integer_at_least
+from .._numerics import expand_right
+from .._typing import Array, Shape
+from ..kernels import Kernel
+from ..transition import Transition, reverse_step
+
+__all__ = ["AllSteps", "Estimator", "ImportanceWeighted", "RandomStep", "paper_bound", "prior_term", "sum_of_step_terms"]
+
+
+class Estimator(Protocol):
+    """A named estimate of log p(x^0)."""
+
+    def __call__(
+        self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
+    ) -> Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomStep:
+    """The bound with one random step for each example: unbiased, one network call, for training.
+
+    The steps are stratified over the batch and the draws (one uniform offset, evenly spaced points), so a batch of T
+    examples visits every step once.
+
+    Args:
+        num_draws: random steps for each example.
+
+    References: Kingma et al. 2021 (the low-discrepancy sampler of times).
+    """
+
+    num_draws: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer_at_least("num_draws", self.num_draws, 1, "Take 1 or more random steps for each example.")
+
+    def __call__(
+        self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
+    ) -> Array:
+        batch_shape = _batch_shape(transition, x_0)
+        key_step, key_noise = jax.random.split(key)
+        shape = (self.num_draws, *batch_shape)
+        points = jnp.arange(math.prod(shape)).reshape(batch_shape + (self.num_draws,))
+        points = jnp.moveaxis(points, -1, 0)  # the draws of one example are neighbours: spread them over all steps
+        points = points // self.num_draws + points % self.num_draws * math.prod(batch_shape)
+        position = (points / math.prod(shape) + jax.random.uniform(key_step)) % 1.0
+        t = 1 + jnp.minimum((position * kernel.num_steps).astype(int), kernel.num_steps - 1)
+        x_0_drawn = jnp.broadcast_to(x_0, shape + transition.event_shape)
+        steps = _step_term(kernel, transition, x_0_drawn, t, key_noise, context)
+        return prior_term(kernel, transition, x_0) + kernel.num_steps * steps.mean(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllSteps:
+    """The bound K with every step: T network calls, the only noise is that of x^t. For evaluation.
+
+    Args:
+        num_draws: draws of x^t at each step.
+
+    References: Sohl-Dickstein et al. 2015, Eq. 13.
+    """
+
+    num_draws: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer_at_least("num_draws", self.num_draws, 1, "Take 1 or more draws of x^t at each step.")
+
+    def __call__(
+        self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
+    ) -> Array:
+        shape = (self.num_draws, *_batch_shape(transition, x_0))
+        x_0_drawn = jnp.broadcast_to(x_0, shape + transition.event_shape)
+        steps = sum_of_step_terms(kernel, transition, x_0_drawn, key, context)
+        return prior_term(kernel, transition, x_0) + steps.mean(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportanceWeighted:
+    """log of the average weight of N forward trajectories: the paper's Eq. 9 inside the log.
+
+    A lower bound in expectation for every N, above the bound K, and tight as N grows. N * T network calls.
+
+    Args:
+        num_trajectories: N.
+
+    References: Sohl-Dickstein et al. 2015, Eq. 9; Burda et al. 2016.
+    """
+
+    num_trajectories: int = 16
+
+    def __post_init__(self) -> None:
+        check_integer_at_least("num_trajectories", self.num_trajectories, 1, "Take 1 or more trajectories.")
+
+    def __call__(
+        self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
+    ) -> Array:
+        shape = (self.num_trajectories, *_batch_shape(transition, x_0))
+        x_0_drawn = jnp.broadcast_to(x_0, shape + transition.event_shape)
+        log_weights = _log_trajectory_weight(kernel, transition, x_0_drawn, key, context)
+        return jax.nn.logsumexp(log_weights, axis=0) - math.log(self.num_trajectories)
+
+
+def prior_term(kernel: Kernel, transition: Transition, x_0: Array) -> Array:
+    """-KL(q(x^T | x^0) || pi), shape (batch...): what the chain's far end costs, in nats."""
+    divergence = kernel.kl(kernel.marginal(x_0, kernel.num_steps), kernel.stationary(jnp.shape(x_0)))
+    return -_sum_event(transition, divergence)
+
+
+def sum_of_step_terms(
+    kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None, *, first: int = 1
+) -> Array:
+    """The bound's terms of steps ``first``..T summed, one draw of x^t each, in memory that does not grow with T.
+
+    Returns:
+        Shape (batch...), nats.
+    """
+
+    def step(total: Array, t: Array) -> tuple[Array, None]:
+        return total + _step_term(kernel, transition, x_0, t, jax.random.fold_in(key, t), context), None
+
+    start = jnp.zeros_like(prior_term(kernel, transition, x_0))
+    total, _ = jax.lax.scan(step, start, jnp.arange(first, kernel.num_steps + 1))
+    return total
+
+
+def paper_bound(
+    kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None = None
+) -> Array:
+    """The bound K in the paper's form, for data normalised as the paper's.
+
+    K = - sum_{t=2..T} E_q[KL(bridge || reverse)] + H_q(X^T | X^0) - H_q(X^1 | X^0) - H_p(X^T)
+
+    The last reverse step is *set* to the forward kernel with b_1 (the edge effect of Appendix B.2), so the network is not asked
+    at t = 1, and K says nothing without its b_1. The cross entropies were dropped because they cancel for data of zero
+    mean and unit variance (Gaussian), or with mean equal to the rate (binomial). Elsewhere it is no bound: use :class:`AllSteps`.
+
+    Returns:
+        Shape (batch...), nats, with one draw of x^t a step.
+
+    References: Sohl-Dickstein et al. 2015, Eq. 14 and Appendix B.2.
+    """
+    steps = sum_of_step_terms(kernel, transition, x_0, key, context, first=2)
+    entropies = (
+        kernel.marginal(x_0, kernel.num_steps).entropy()
+        - kernel.marginal(x_0, 1).entropy()
+        - kernel.stationary(jnp.shape(x_0)).entropy()
+    )
+    return steps + _sum_event(transition, entropies)
+
+
+def _step_term(
+    kernel: Kernel, transition: Transition, x_0: Array, t: Array, key: jax.Array, context: Array | None
+) -> Array:
+    """Draw x^t given x^0 and score the reverse step there; t broadcasts with the batch shape."""
+    t_event = expand_right(t, transition.event_dim)
+    x_t = kernel.marginal(x_0, t_event).sample(key)
+    law = reverse_step(kernel, transition, x_t, t, context)
+    return _sum_event(transition, kernel.bound_term(law, x_t, x_0, t_event))
+
+
+def _log_trajectory_weight(
+    kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
+) -> Array:
+    """log p(x^{0:T}) - log q(x^{1:T} | x^0) of one forward trajectory, drawn from its end back by the bridges.
+
+    In this order each step compares two laws of the same x^{t-1} that nearly agree, which float32 can do.
+    """
+    top = kernel.num_steps
+    marginal, stationary = kernel.marginal(x_0, top), kernel.stationary(jnp.shape(x_0))
+    x_top = marginal.sample(jax.random.fold_in(key, top))
+    log_weight = stationary.log_prob(x_top) - marginal.log_prob(x_top)
+
+    def step(carry: tuple[Array, Array], t: Array) -> tuple[tuple[Array, Array], None]:
+        x_t, log_weight = carry
+        law = reverse_step(kernel, transition, x_t, t, context)
+        bridge = kernel.bridge(x_t, x_0, t)
+        x_previous = bridge.sample(jax.random.fold_in(key, t - 1))
+        return (x_previous, log_weight + law.log_prob(x_previous) - bridge.log_prob(x_previous)), None
+
+    (x_1, log_weight), _ = jax.lax.scan(step, (x_top, log_weight), jnp.arange(2, top + 1), reverse=True)
+    log_weight = log_weight + reverse_step(kernel, transition, x_1, 1, context).log_prob(x_0)
+    return _sum_event(transition, log_weight)
+
+
+def _sum_event(transition: Transition, x: Array) -> Array:
+    return x.sum(tuple(range(x.ndim - transition.event_dim, x.ndim)))
+
+
+def _batch_shape(transition: Transition, x_0: Array) -> Shape:
+    return jnp.shape(x_0)[: jnp.ndim(x_0) - transition.event_dim]

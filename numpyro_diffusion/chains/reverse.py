@@ -1,0 +1,150 @@
+r"""The reverse chain: p(x^{0:T}) = pi(x^T) prod_t p(x^{t-1} | x^t)  (Eq. 4-5).
+
+Both its draws and its density are exact: it is a distribution like any other, whose steps are made by a network.
+The law of x^{stop:T} is the same chain stopped early; with ``stop=1`` it is the latent part of the model whose
+observed part is ``conditional(x^1, 1)``, the law of the data given x^1.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from .._checks import check_integer_at_least, check_trailing_shape, expected
+from .._typing import Array, ArrayLike, Shape
+from ..kernels import Kernel
+from ..transition import Transition, reverse_step
+from .base import ChainDistribution, check_context
+
+__all__ = ["ReverseChain"]
+
+
+class ReverseChain(ChainDistribution):
+    """Law of the trajectory x^{stop:T} of the generative chain.
+
+    ``event_shape`` is (T + 1 - stop, *event); index 0 of the time axis is x^stop. ``batch_shape`` is the context's.
+
+    Args:
+        kernel: one step.
+        transition: the network.
+        context: None, or shape (batch..., context event...), for a conditional transition.
+        stop: the last state to draw, 0 <= stop <= T.
+
+    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(5), variance="upper")
+    >>> transition = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,))
+    >>> ReverseChain(kernel, transition).sample(jax.random.key(0), (3,)).shape
+    (3, 6, 2)
+
+    References: Sohl-Dickstein et al. 2015, Eq. 4-5.
+    """
+
+    pytree_data_fields = ("transition", "context")
+    pytree_aux_fields = ("stop",)
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        transition: Transition,
+        *,
+        context: ArrayLike | None = None,
+        stop: int = 0,
+        validate_args: bool | None = None,
+    ) -> None:
+        batch_shape = check_context(transition, context)
+        self.transition = transition
+        self.context = context
+        self.stop = check_integer_at_least("stop", stop, 0, "It is the index of the last state to draw.")
+        if stop > kernel.num_steps:
+            raise ValueError(expected(f"stop <= T = {kernel.num_steps}", stop, "The chain starts at x^T."))
+        event_shape = (kernel.num_steps + 1 - stop, *transition.event_shape)
+        super().__init__(kernel, batch_shape, event_shape, validate_args=validate_args)
+
+    def conditional(self, x_t: ArrayLike, t: ArrayLike) -> dist.Distribution:
+        """p(x^{t-1} | x^t) as a distribution over events.
+
+        Args:
+            x_t: shape (batch..., event...).
+            t: step, integers in 1..T that broadcast with the batch shape.
+
+        Returns:
+            A distribution with ``event_shape`` (event...).
+        """
+        check_trailing_shape("x_t", x_t, self.transition.event_shape, "Batch dimensions go to the left.")
+        law = reverse_step(self.kernel, self.transition, jnp.asarray(x_t), t, self._context())
+        return dist.Independent(law, self.transition.event_dim) if self.transition.event_dim else law
+
+    def sample_last(self, key: jax.Array, sample_shape: Shape = ()) -> Array:
+        """Draw x^stop alone, in memory that does not grow with T; the same draw as ``sample``'s index 0.
+
+        Returns:
+            Shape sample_shape + batch_shape + (event...).
+        """
+        return self._walk(key, tuple(sample_shape) + self.batch_shape, keep_path=False)
+
+    def from_noise(self, noise: ArrayLike) -> Array:
+        """The draw of x^stop that standard normal noises stand for: the non-centred form of the chain.
+
+        x^T is ``noise[T]`` and x^{t-1} = mean + scale * ``noise[t-1]``; differentiable in the noise and in all
+        parameters.
+
+        Args:
+            noise: shape (batch...,) + event_shape, time axis as in ``sample``.
+
+        Returns:
+            x^stop, shape (batch..., event...).
+
+        Raises:
+            TypeError: for a discrete kernel.
+        """
+        batch = check_trailing_shape("noise", noise, self.event_shape, "There is one for each coordinate and time.")
+        noise = jnp.moveaxis(jnp.asarray(noise), len(batch), 0)
+        start = self.kernel.from_noise(self.kernel.stationary(noise.shape[1:]), noise[-1])
+
+        def step(x_t: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, None]:
+            t, eps = t_and_noise
+            law = reverse_step(self.kernel, self.transition, x_t, t, self._context())
+            return self.kernel.from_noise(law, eps), None
+
+        last, _ = jax.lax.scan(step, start, (self._steps(), noise[:-1]), reverse=True)
+        return last
+
+    def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
+        return self._walk(key, batch_shape, keep_path=True)
+
+    def _walk(self, key: jax.Array, batch_shape: Shape, keep_path: bool) -> Array:
+        """Run the chain down from pi: all states stacked after the batch, or only the last."""
+        top = self.kernel.num_steps
+        start = self.kernel.stationary(batch_shape + self.transition.event_shape).sample(jax.random.fold_in(key, top))
+
+        def step(x_t: Array, t: Array) -> tuple[Array, Array | None]:
+            law = reverse_step(self.kernel, self.transition, x_t, t, self._context())
+            x_previous = law.sample(jax.random.fold_in(key, t - 1))
+            return x_previous, x_previous if keep_path else None
+
+        last, path = jax.lax.scan(step, start, self._steps(), reverse=True)
+        if not keep_path:
+            return last
+        return jnp.moveaxis(jnp.concatenate([path, start[None]]), 0, len(batch_shape))
+
+    def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
+        axis = len(batch_shape)
+        before, after = (jax.lax.slice_in_dim(value, start, stop, axis=axis) for start, stop in ((0, -1), (1, None)))
+        log_prior: Any = self.kernel.stationary(batch_shape + self.transition.event_shape).log_prob(
+            jax.lax.index_in_dim(value, -1, axis=axis, keepdims=False)
+        )
+        context = self._context()
+        if context is not None:
+            context = jnp.expand_dims(context, context.ndim - len(self.transition.context_shape or ()))
+        # All steps at once: given the path they are independent, and the time axis is one more batch axis.
+        log_steps: Any = reverse_step(self.kernel, self.transition, after, self._steps(), context).log_prob(before)
+        event_axes = tuple(range(axis, log_prior.ndim))
+        return log_prior.sum(event_axes) + log_steps.sum((*event_axes, log_prior.ndim))
+
+    def _steps(self) -> Array:
+        """t = stop + 1 .. T."""
+        return jnp.arange(self.stop + 1, self.kernel.num_steps + 1)
+
+    def _context(self) -> Array | None:
+        return None if self.context is None else jnp.asarray(self.context)

@@ -1,0 +1,5 @@
+"""Inference with diffusion sites."""
+
+from .reparam import DiffusionReparam
+
+__all__ = ["DiffusionReparam"]

@@ -1,0 +1,69 @@
+r"""A diffusion site as a function of standard normal noises: the non-centred form, in which any engine is exact.
+
+x^T = eps^T and x^{t-1} = mean(x^t) + scale(x^t) eps^{t-1}, all eps ~ N(0, 1), make x^0 a deterministic function of
+(T + 1) normal vectors, whose joint density is known exactly. HMC and NUTS on them target the posterior of the T-step model itself,
+not of a bound. Assumed: a Gaussian kernel. Not assumed: anything of the rest of the model. Each gradient runs the chain
+once forth and back; with separated modes no local sampler crosses between them in this space either.
+"""
+
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer.reparam import Reparam
+
+from .._checks import expected
+from .._typing import Array
+from ..diffusion import Diffusion
+
+__all__ = ["DiffusionReparam"]
+
+
+class DiffusionReparam(Reparam):
+    """Turn a latent :class:`Diffusion` site ``x`` into its noises ``x_noise`` and a deterministic ``x``.
+
+    The noises have event shape (T + 1, *event), time 0 first.
+
+    >>> import jax
+    >>> from numpyro.handlers import reparam, seed, trace
+    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
+    >>> prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, (2,)))
+    >>> model = reparam(lambda: numpyro.sample("x", prior), config={"x": DiffusionReparam()})
+    >>> [site["type"] + " " + name for name, site in trace(seed(model, 0)).get_trace().items()]
+    ['sample x_noise', 'deterministic x']
+    """
+
+    def __call__(self, name: str, fn: dist.Distribution, obs: Array | None) -> tuple[None, Array]:
+        """Called by the ``reparam`` handler.
+
+        Raises:
+            ValueError: for an observed site.
+            TypeError: for a site that is no Diffusion, or one with a discrete kernel.
+        """
+        if obs is not None:
+            raise ValueError(
+                expected(
+                    f"a latent site {name!r}", "an observed one", "Its noises are unknown; drop it from the reparam config."
+                )
+            )
+        base, batch_shape, event_dim = self._unwrap(fn)
+        if not isinstance(base, Diffusion):
+            raise TypeError(
+                expected(
+                    f"a Diffusion at site {name!r}",
+                    type(base).__name__,
+                    "Name only diffusion sites in the reparam config; a masked site must be unmasked.",
+                )
+            )
+        if base.kernel.is_discrete:
+            raise TypeError(
+                expected(
+                    f"a Gaussian kernel at site {name!r}",
+                    type(base.kernel).__name__,
+                    "Bits are no differentiable function of normal noises.",
+                )
+            )
+        chain = base.chain.expand(batch_shape)
+        noise_law = dist.Normal(0.0, 1.0).expand(batch_shape + chain.event_shape)
+        noise_law = noise_law.to_event(len(chain.event_shape) + event_dim - len(base.event_shape))
+        noise = numpyro.sample(f"{name}_noise", noise_law)
+        return None, chain.from_noise(noise)  # type: ignore[attr-defined]

@@ -1,0 +1,7 @@
+"""One step of a diffusion: what is added and how it is taken back."""
+
+from .base import Kernel
+from .bernoulli import BernoulliKernel
+from .gaussian import GaussianKernel
+
+__all__ = ["BernoulliKernel", "GaussianKernel", "Kernel"]

@@ -1,0 +1,132 @@
+"""The learned part: a pure function from (x^t, t) to what a kernel needs for its reverse step.
+
+Any function ``(params, x_t, t, context) -> output`` will do: a Haiku network, a Flax one, an analytic denoiser
+in a test. The chains see it only as a :class:`Transition`, which carries the function (static: one compiled
+program for each), its parameters (arrays: gradients, ensembles, posterior draws) and the shape of one event.
+
+Shapes. ``x_t`` is (batch..., event...), floating point; ``t`` is an integer array that broadcasts with the batch
+shape, from () to the full one; ``context`` is None or (batch..., context event...). The output is ``kernel.num_outputs`` arrays of exactly x_t's shape and dtype: one array, or a tuple.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._checks import check_shape, expected
+from ._numerics import expand_right
+from ._pytree import register_pytree
+from ._typing import Array, ArrayLike, PyTree, Shape, TransitionFunction
+from .kernels import Kernel
+
+__all__ = ["Transition", "reverse_step"]
+
+
+@register_pytree(data=("params", "state"), static=("function", "event_shape", "context_shape"))
+class Transition:
+    """A transition function with its parameters bound.
+
+    Args:
+        function: ``(params, x_t, t, context) -> output``, pure, with stable identity.
+        params: any pytree of arrays.
+        event_shape: the shape of one x.
+        context_shape: the shape of one context; None for an unconditional transition.
+        state: a network's non-trained state (moving averages), handed to the function with the parameters as
+            ``(params, state)`` when it is not None.
+
+    >>> unit_gaussian = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,))
+    >>> unit_gaussian.event_shape
+    (2,)
+    """
+
+    function: TransitionFunction
+    params: PyTree
+    event_shape: Shape
+    context_shape: Shape | None
+    state: PyTree
+
+    def __init__(
+        self,
+        function: TransitionFunction,
+        params: PyTree,
+        event_shape: Shape,
+        context_shape: Shape | None = None,
+        state: PyTree = None,
+    ) -> None:
+        if not callable(function):
+            raise TypeError(
+                expected("function(params, x_t, t, context)", repr(function), "Pass the network's pure apply function.")
+            )
+        self.function = function
+        self.params = params
+        self.state = state
+        self.event_shape = check_shape("event_shape", event_shape, "It is the shape of one data point.")
+        self.context_shape = (
+            None
+            if context_shape is None
+            else check_shape("context_shape", context_shape, "It is the shape of one context, () for a number.")
+        )
+
+    @property
+    def event_dim(self) -> int:
+        """The number of trailing dimensions of one x."""
+        return len(self.event_shape)
+
+    def __call__(self, x_t: Array, t: ArrayLike, context: Array | None = None) -> PyTree:
+        """The network's output at x_t and t."""
+        params = self.params if self.state is None else (self.params, self.state)
+        return self.function(params, x_t, jnp.asarray(t), context)
+
+    def __repr__(self) -> str:
+        return f"Transition({self.function!r}, event_shape={self.event_shape}, context_shape={self.context_shape})"
+
+
+def reverse_step(kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLike, context: Array | None) -> Any:
+    """p(x^{t-1} | x^t) as an elementwise distribution: the only place where a chain calls a network.
+
+    Args:
+        kernel: turns the output into a law.
+        transition: the network.
+        x_t: state, shape (batch..., event...).
+        t: integers that broadcast with the batch shape.
+        context: None, or an array whose leading dimensions broadcast with the batch shape.
+
+    Raises:
+        TypeError, ValueError: if the output's structure, dtype or shape is not what the kernel needs.
+    """
+    if context is not None and transition.context_shape is not None:
+        batch_shape = jnp.shape(x_t)[: jnp.ndim(x_t) - transition.event_dim]
+        context = jnp.broadcast_to(context, batch_shape + transition.context_shape)
+    encoded = kernel.encode(x_t)
+    output = transition(encoded, t, context)
+    check_output(kernel, output, encoded)
+    return kernel.reverse(output, x_t, expand_right(t, transition.event_dim))
+
+
+def check_output(kernel: Kernel, output: PyTree, x_t: Array) -> None:
+    """Compare a transition's output with what the kernel needs, at trace time."""
+    wanted = f"the transition to return {_describe(kernel.num_outputs, x_t)}"
+    arrays = (output,) if kernel.num_outputs == 1 else output
+    is_array = [hasattr(array, "shape") and hasattr(array, "dtype") for array in jax.tree.leaves(arrays)]
+    if not isinstance(arrays, (tuple, list)) or len(arrays) != kernel.num_outputs or len(is_array) != len(arrays):
+        raise TypeError(
+            expected(
+                wanted,
+                jax.tree.map(jnp.shape, output) if all(is_array) else repr(output),
+                f"Build the network with num_outputs={kernel.num_outputs}, or change the kernel's variance.",
+            )
+        )
+    for array in arrays:
+        if jnp.shape(array) != jnp.shape(x_t):
+            raise ValueError(
+                expected(wanted, f"shape {jnp.shape(array)}", "The output has one number for each of x_t's.")
+            )
+        if jnp.result_type(array) != x_t.dtype:
+            raise TypeError(
+                expected(wanted, f"dtype {jnp.result_type(array)}", f"End the network with .astype({x_t.dtype}).")
+            )
+
+
+def _describe(num_outputs: int, x_t: Array) -> str:
+    one = f"of shape {jnp.shape(x_t)} and dtype {x_t.dtype}"
+    return f"one array {one}" if num_outputs == 1 else f"a tuple of {num_outputs} arrays {one}"
