@@ -1,7 +1,32 @@
 """Diffusion probabilistic models as NumPyro distributions."""
 
-from . import infer, schedules
+from . import datasets, infer, networks, schedules
 from .chains import AllSteps, ForwardChain, ImportanceWeighted, RandomStep, ReverseChain, paper_bound
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
+from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
+from .schedules import Schedule
 from .transition import Transition
+
+__all__ = [
+    "AllSteps",
+    "BernoulliKernel",
+    "Diffusion",
+    "ForwardChain",
+    "GaussianKernel",
+    "ImportanceWeighted",
+    "Kernel",
+    "RandomStep",
+    "ReverseChain",
+    "Schedule",
+    "Transition",
+    "datasets",
+    "haiku_module",
+    "infer",
+    "learned_schedule",
+    "networks",
+    "paper_bound",
+    "random_haiku_module",
+    "schedules",
+    "update_state",
+]

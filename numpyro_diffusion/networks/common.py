@@ -1,0 +1,68 @@
+"""What the networks share: flattening events, features of time and space, readouts that differ by step."""
+
+import haiku as hk
+import jax.numpy as jnp
+import numpy as np
+
+from .._typing import Array, Shape
+
+__all__ = ["flatten_event", "fourier_features", "split_outputs", "step_readout", "time_features"]
+
+
+def flatten_event(x: Array, event_dim: int) -> tuple[Array, Shape]:
+    """(batch..., event...) to (batch..., size), and the event's shape."""
+    split = x.ndim - event_dim
+    return x.reshape(x.shape[:split] + (-1,)), x.shape[split:]
+
+
+def split_outputs(flat: Array, num_outputs: int, event_shape: Shape) -> Array | tuple[Array, ...]:
+    """(batch..., num_outputs * size) to one array of (batch..., event...), or a tuple of several."""
+    parts = jnp.split(flat, num_outputs, axis=-1)
+    shaped = tuple(part.reshape(part.shape[:-1] + event_shape) for part in parts)
+    return shaped[0] if num_outputs == 1 else shaped
+
+
+def time_features(t: Array, num_steps: int, num_features: int) -> Array:
+    """t / T and its sines and cosines at geometric frequencies: one smooth code for every number of steps.
+
+    Returns:
+        Shape t.shape + (1 + 2 * num_features,).
+    """
+    # From one period over the whole chain down to one over about four steps of the longest chains in use (T = 1000).
+    frequencies = jnp.asarray(np.pi * np.geomspace(1.0, 500.0, num_features), float)
+    position = jnp.asarray(t, float)[..., None] / num_steps
+    angle = position * frequencies
+    return jnp.concatenate([2 * position - 1, jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def fourier_features(x: Array, num_frequencies: int) -> Array:
+    """x with sines and cosines of 2^k x, k = 0..num_frequencies - 1, so that an MLP can resolve fine structure.
+
+    Returns:
+        Shape (batch..., size * (1 + 2 * num_frequencies)).
+
+    References: Tancik et al. 2020.
+    """
+    if not num_frequencies:
+        return x
+    angle = (x[..., None] * 2.0 ** np.arange(num_frequencies)).astype(x.dtype)
+    waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.concatenate([x, waves.reshape(x.shape[:-1] + (-1,))], axis=-1)
+
+
+def step_readout(hidden: Array, t: Array, num_steps: int, size: int, name: str = "readout") -> Array:
+    """A linear layer whose weights are separate for every step, as in the paper's toy networks.
+
+    Only the weights of the steps in ``t`` are read, so a scalar ``t`` costs one ordinary matrix product.
+
+    Args:
+        hidden: shape (batch..., units).
+        t: integers 1..T that broadcast with the batch shape.
+        num_steps: T.
+        size: outputs.
+        name: of the Haiku parameters.
+    """
+    shape = (num_steps, hidden.shape[-1], size)
+    weights = hk.get_parameter(f"{name}_w", shape, hidden.dtype, hk.initializers.Constant(0.0))
+    biases = hk.get_parameter(f"{name}_b", (num_steps, size), hidden.dtype, hk.initializers.Constant(0.0))
+    return jnp.einsum("...h,...ho->...o", hidden, weights[t - 1]) + biases[t - 1]
