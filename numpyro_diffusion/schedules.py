@@ -74,12 +74,13 @@ class Schedule:
         >>> Schedule.from_beta([0.5, 1.0]).alpha_bar
         array([1. , 0.5, 0. ])
         """
+        if is_concrete(beta):
+            beta = np.asarray(beta, np.float64)
         if jnp.ndim(beta) != 1 or jnp.shape(beta)[0] < 1:
             raise ValueError(
                 expected("beta of shape (T,) with T >= 1", f"shape {jnp.shape(beta)}", "Pass b_1..b_T as one vector.")
             )
-        if is_concrete(beta):
-            beta = np.asarray(beta, np.float64)
+        if isinstance(beta, np.ndarray):
             bad = ~((beta > 0) & (beta <= 1))
             if bad.any():
                 t = int(np.argmax(bad))
@@ -102,10 +103,12 @@ class Schedule:
             )
         beta = jnp.asarray(beta)
 
-        def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-            return first[0] * second[0], second[0] * first[1] + second[1]
+        def step(carry: tuple[Array, Array], b: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+            kept, noise = (1 - b) * carry[0], (1 - b) * carry[1] + b
+            return (kept, noise), (kept, noise)
 
-        alpha_bar, noise_variance = jax.lax.associative_scan(compose, (1 - beta, beta))
+        start = (jnp.ones((), beta.dtype), jnp.zeros((), beta.dtype))
+        _, (alpha_bar, noise_variance) = jax.lax.scan(step, start, beta)
         zero, one = jnp.zeros((1,), beta.dtype), jnp.ones((1,), beta.dtype)
         return cls(
             jnp.concatenate([zero, beta]),
