@@ -1,6 +1,6 @@
 """Diffusion probabilistic models as NumPyro distributions."""
 
-from . import datasets, infer, networks, schedules
+from . import datasets, infer, networks, plots, schedules
 from .chains import AllSteps, ForwardChain, ImportanceWeighted, RandomStep, ReverseChain, paper_bound
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
@@ -26,6 +26,7 @@ __all__ = [
     "learned_schedule",
     "networks",
     "paper_bound",
+    "plots",
     "random_haiku_module",
     "schedules",
     "update_state",
