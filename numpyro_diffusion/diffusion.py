@@ -69,9 +69,8 @@ class Diffusion(ChainDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        if self.kernel.is_discrete:
-            return constraints.independent(self.kernel.element_support, len(self.event_shape))
-        return _DiffusionSupport(self.kernel.element_support, len(self.event_shape))
+        element = self.kernel.element_support if self.kernel.is_discrete else _EstimatedReal()
+        return constraints.independent(element, len(self.event_shape))
 
     @property
     def chain(self) -> ReverseChain:
@@ -83,21 +82,28 @@ class Diffusion(ChainDistribution):
         return self.chain.expand(batch_shape).sample_last(key)  # type: ignore[attr-defined]
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
-        key = require_key(self.rng_key, f"log_prob of Diffusion, the random estimate {self.estimator}")
+        key = require_key(
+            self.rng_key,
+            f"log_prob of Diffusion, the random estimate {self.estimator}",
+            "A latent site under MCMC needs infer.DiffusionReparam instead.",
+        )
         context = None if self.context is None else jnp.asarray(self.context)
         return self.estimator(self.kernel, self.transition, value, key, context)
 
 
-class _DiffusionSupport(type(constraints.independent(constraints.real, 0))):  # type: ignore[misc]
-    """The reals, asked for a bijection only by engines that move a latent site by its density."""
+class _EstimatedReal(type(constraints.real)):  # type: ignore[misc]
+    """The reals, asked for a bijection only by engines that move a latent site by its density.
+
+    A constraint of the single number, because that is what ``to_event`` keeps of a support.
+    """
 
 
-@biject_to.register(_DiffusionSupport)
-def _warn_and_biject(support: Any) -> Any:
+@biject_to.register(_EstimatedReal)
+def _warn_and_biject(_: Any) -> Any:
     warnings.warn(
         "A latent Diffusion site is about to be sampled or approximated by its log_prob, which is a random lower bound and "
         "not a density: HMC and NUTS would target exp(bound), not the posterior. Reparameterise the site with "
         "numpyro_diffusion.infer.DiffusionReparam, which samples the chain itself.",
         stacklevel=2,
     )
-    return biject_to(constraints.independent(support.base_constraint, support.reinterpreted_batch_ndims))
+    return biject_to(constraints.real)

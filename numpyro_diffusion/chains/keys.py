@@ -20,7 +20,7 @@ def key_from_context(rng_key: jax.Array | None) -> jax.Array | None:
     return rng_key
 
 
-def require_key(rng_key: jax.Array | None, what: str) -> jax.Array:
+def require_key(rng_key: jax.Array | None, what: str, hint: str = "") -> jax.Array:
     """The key, or an error that says how to give one.
 
     Raises:
@@ -32,7 +32,7 @@ def require_key(rng_key: jax.Array | None, what: str) -> jax.Array:
                 f"a random key for {what}",
                 "None",
                 "Pass rng_key=jax.random.key(0) to the distribution, or build it inside a model under "
-                "numpyro.handlers.seed (SVI does so).",
+                f"numpyro.handlers.seed (SVI does so). {hint}".rstrip(),
             )
         )
     return rng_key

@@ -78,7 +78,7 @@ class Kernel(abc.ABC):
         """p(x^{t-1} | x^t), t in 1..T, from the network's output at (x_t, t)."""
 
     @abc.abstractmethod
-    def denoised(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> Array:
+    def denoised(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> ArrayLike:
         """The network's estimate of E[x^0 | x^t]."""
 
     @abc.abstractmethod

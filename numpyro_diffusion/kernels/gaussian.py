@@ -157,7 +157,7 @@ class GaussianKernel(Kernel):
             return _normal(mean, jnp.exp(0.5 * (log_lower + jax.nn.sigmoid(second) * (log_upper - log_lower))))
         return _normal(mean, jnp.sqrt(lower if self.variance == "lower" else upper))
 
-    def denoised(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> Array:
+    def denoised(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> ArrayLike:
         if self.parameterization == "paper":
             # The estimate of x^0 under which the bridge has the reverse step's mean.
             mean = self._paper_reverse(output, x_t, t).loc
@@ -197,7 +197,7 @@ class GaussianKernel(Kernel):
         extrapolated = upper * first_two[0] / first_two[1]
         return jnp.where(jnp.asarray(t) == 1, extrapolated, bridge), upper
 
-    def _to_x0(self, output: Array, x_t: ArrayLike, t: ArrayLike) -> Array:
+    def _to_x0(self, output: ArrayLike, x_t: ArrayLike, t: ArrayLike) -> ArrayLike:
         """The estimate of x^0 that an output stands for: the one place where parameterisations are converted."""
         if self.parameterization == "x0":
             return output
