@@ -6,6 +6,7 @@ from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
 from .schedules import Schedule
+from .training import fit
 from .transition import Transition
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Schedule",
     "Transition",
     "datasets",
+    "fit",
     "haiku_module",
     "infer",
     "learned_schedule",
