@@ -1,0 +1,67 @@
+"""What holds for every test: run-time type checks, global flags that stay as they were, slow tests on request."""
+
+from collections.abc import Iterator
+
+import jax
+import jaxtyping
+import pytest
+from numpyro.distributions import Distribution
+
+# Before anything imports the package: its annotations become checks, in the test run only.
+jaxtyping.install_import_hook("numpyro_diffusion", "beartype.beartype")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --run-slow"))
+    # All tests of one catalogue row next to each other, so that one worker compiles its programs once for all of them.
+    items.sort(key=_case_name)
+
+
+def _case_name(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return getattr(callspec.params.get("case"), "name", "") if callspec else ""
+
+
+def _global_flags() -> dict[str, object]:
+    return {
+        "numpyro's default validate_args": Distribution._validate_args,
+        "jax_enable_x64": jax.config.jax_enable_x64,
+        "jax_numpy_dtype_promotion": jax.config.jax_numpy_dtype_promotion,
+        "jax_debug_nans": jax.config.jax_debug_nans,
+    }
+
+
+@pytest.fixture(autouse=True)
+def global_flags_stay() -> Iterator[None]:
+    """Fails a test that leaves a global flag of NumPyro or JAX changed: later tests would prove something else."""
+    before = _global_flags()
+    yield
+    after = _global_flags()
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    Distribution._validate_args = before["numpyro's default validate_args"]  # later tests keep their meaning
+    assert not changed, f"left changed (before, after): {changed}"
+
+
+@pytest.fixture
+def no_type_checks() -> Iterator[None]:
+    """The package as a user has it: wrong types reach the package's own messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision as the default float."""
+    # jax.enable_x64 replaced jax.experimental.enable_x64 between the lowest and the newest supported JAX.
+    enable_x64 = getattr(jax, "enable_x64", None)
+    if enable_x64 is None:
+        from jax.experimental import enable_x64
+    with enable_x64(True):
+        yield

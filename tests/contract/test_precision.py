@@ -1,0 +1,50 @@
+"""Floating point: the default float in, the same float out, no silent promotion, no NaN on the way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from catalogue import CASES, FEW, draw, draws, log_prob, over, scores
+
+
+def check_dtypes(case, wanted):
+    law = case.make()
+    drawn = jax.eval_shape(law.sample, jax.random.key(0))
+    assert drawn.dtype == wanted or (case.is_discrete and jnp.issubdtype(drawn.dtype, jnp.integer))
+    assert jax.eval_shape(law.log_prob, case.value()).dtype == wanted
+    if case.is_discrete:
+        for dtype in (jnp.int8, jnp.uint8, jnp.int32, jnp.float32, bool):
+            assert jax.eval_shape(law.log_prob, case.value().astype(dtype)).dtype == wanted
+
+
+@over(CASES)
+def test_single_precision_stays_single(case):
+    check_dtypes(case, jnp.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        check_dtypes(case, jnp.float32)
+
+
+@over(CASES)
+def test_double_precision_stays_double(case, x64):
+    check_dtypes(case, jnp.float64)
+    with jax.numpy_dtype_promotion("strict"):
+        check_dtypes(case, jnp.float64)
+
+
+@over([case for case in FEW if not case.is_estimate])
+def test_single_and_double_precision_agree(case, request):
+    single = scores(case)
+    value = np.asarray(case.value(2))
+    request.getfixturevalue("x64")
+    law = case.make()
+    double = np.asarray(log_prob(law, value.astype(value.dtype if case.is_discrete else np.float64)))
+    assert (single.dtype, double.dtype) == (np.float32, np.float64)
+    # Some ten factors, each exact to eps, of single-precision arguments.
+    np.testing.assert_allclose(single, double, rtol=0, atol=100 * np.finfo(np.float32).eps * (1 + np.abs(double).max()))
+
+
+@over(FEW)
+def test_no_nan_arises_on_the_way(case):
+    law = case.make()
+    with jax.debug_nans(True):
+        np.testing.assert_array_equal(draw(law, jax.random.key(1), (16,)), draws(case))
+        np.testing.assert_array_equal(log_prob(law, case.value(2)), scores(case))

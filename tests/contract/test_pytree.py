@@ -1,0 +1,217 @@
+"""A distribution is a pytree: into compiled functions and out of them, mapped over, stored, compiled once."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import optax
+import pytest
+from catalogue import (
+    CASES,
+    FEW,
+    NUM_STEPS,
+    affine,
+    bernoulli,
+    bits,
+    close,
+    draw,
+    draws,
+    estimated,
+    floats,
+    gaussian,
+    log_prob,
+    over,
+    scores,
+)
+from numpyro.distributions.batch_util import vmap_over
+from numpyro.infer import SVI, Trace_ELBO
+
+from numpyro_diffusion import (
+    AllSteps,
+    Diffusion,
+    ForwardChain,
+    GaussianKernel,
+    ReverseChain,
+    haiku_module,
+    learned_schedule,
+    networks,
+    schedules,
+)
+
+
+def check_same(case, law):
+    """The law draws and scores as the case's, to the last bit."""
+    np.testing.assert_array_equal(draw(law, jax.random.key(1), (16,)), draws(case))
+    np.testing.assert_array_equal(log_prob(law, case.value(2)), scores(case))
+
+
+@over(CASES)
+def test_flattening_and_rebuilding_keeps_everything(case):
+    law = case.make()
+    leaves, structure = jax.tree.flatten(law)
+    rebuilt = jax.tree.unflatten(structure, leaves)
+    assert type(rebuilt) is type(law)
+    assert (rebuilt.batch_shape, rebuilt.event_shape) == (case.batch_shape, case.event_shape)
+    assert jax.tree.structure(rebuilt) == structure
+    assert all(one is other for one, other in zip(jax.tree.leaves(rebuilt), leaves, strict=True))
+    assert {name for name, value in vars(law).items() if value is not None} <= set(vars(rebuilt))
+    check_same(case, rebuilt)
+
+
+@over(CASES)
+def test_rebuilding_asks_nothing_of_the_leaves(case):
+    law = case.make()
+    leaves, structure = jax.tree.flatten(law)
+    for placeholder in (object(), None, 0, jnp.zeros((7, 7))):
+        assert jax.tree.unflatten(structure, [placeholder] * len(leaves)).shape() == law.shape()
+
+
+@over(CASES)
+def test_two_laws_built_alike_have_one_structure(case):
+    assert jax.tree.structure(case.make()) == jax.tree.structure(case.make())
+    assert hash(jax.tree.structure(case.make())) == hash(jax.tree.structure(case.make()))
+
+
+@over(CASES)
+def test_explicit_validation_survives_rebuilding(case):
+    for validate_args in (True, False):
+        law = jax.tree.map(lambda leaf: leaf, case.make(validate_args=validate_args))
+        assert law._validate_args is validate_args
+
+
+@over(CASES)
+def test_a_law_built_anew_compiles_once(case):
+    traces = []
+
+    @jax.jit
+    def size(law):
+        traces.append(law)
+        return jnp.zeros(law.shape()).sum()
+
+    for _ in range(3):
+        size(case.make())
+    assert len(traces) == 1
+
+
+@over(CASES)
+def test_a_law_comes_out_of_a_compiled_function_as_it_went_in(case):
+    law = case.make()
+    returned = jax.jit(lambda law: law)(law)
+    assert jax.tree.structure(returned) == jax.tree.structure(law)
+    check_same(case, returned)
+
+
+@over(FEW)
+def test_a_law_built_inside_a_compiled_function_comes_out(case):
+    built = jax.jit(case.make)()
+    assert jax.tree.structure(built) == jax.tree.structure(case.make())
+    close(draw(built, jax.random.key(1), (16,)), draws(case))
+    close(log_prob(built, case.value(2)), scores(case))
+
+
+@over(CASES)
+def test_a_law_can_be_a_branch_and_a_carry(case):
+    arrays = jax.tree.map(jnp.asarray, case.make())
+
+    def both(arrays):
+        chosen = jax.lax.cond(True, lambda law: law, lambda law: jax.tree.map(lambda leaf: leaf, law), arrays)
+        return jax.lax.scan(lambda law, _: (law, None), chosen, None, length=2)[0]
+
+    assert jax.eval_shape(both, arrays).shape() == case.batch_shape + case.event_shape
+
+
+@over(CASES)
+def test_a_law_can_be_pickled(case):
+    check_same(case, pickle.loads(pickle.dumps(case.make())))  # noqa: S301 - our own bytes
+
+
+# vmap over one field equals a loop: (build the law of one value, the field's name, the values, one value of the law)
+STACK = 4
+MAPPED = {
+    "contexts": (
+        lambda context: ReverseChain(gaussian(), affine((2,), 2, (2,)), context=context),
+        "context",
+        floats(STACK, 2),
+        floats(NUM_STEPS + 1, 2),
+    ),
+    "contexts of bits": (
+        lambda context: ReverseChain(bernoulli(), affine((2,), 1, (2,)), context=context),
+        "context",
+        floats(STACK, 2),
+        bits(NUM_STEPS + 1, 2),
+    ),
+    "data": (lambda x_0: ForwardChain(gaussian(), x_0), "x_0", floats(STACK, 2), floats(NUM_STEPS, 2)),
+    "networks": (
+        lambda gain: ReverseChain(gaussian(), _scaled(affine((2,), 2), gain)),
+        "transition",
+        floats(STACK),
+        floats(NUM_STEPS + 1, 2),
+    ),
+    "networks of a marginal": (
+        lambda gain: estimated(gaussian(), _scaled(affine((2,), 2), gain), AllSteps()),
+        "transition",
+        floats(STACK),
+        floats(2),
+    ),
+    "schedules": (
+        lambda raw: ReverseChain(GaussianKernel(schedules.learned(raw, beta_1=0.1), variance="lower"), affine((2,))),
+        "kernel",
+        floats(STACK, NUM_STEPS - 1),
+        floats(NUM_STEPS + 1, 2),
+    ),
+    "keys": (
+        lambda key: Diffusion(gaussian(), affine((2,), 2), estimator=AllSteps(), rng_key=key),
+        "rng_key",
+        jax.random.split(jax.random.key(0), STACK),
+        floats(2),
+    ),
+}
+
+
+def _scaled(transition, gain):
+    transition.params = {name: value * gain for name, value in transition.params.items()}
+    return transition
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_vmap_over_one_field_is_a_loop(name):
+    make, field, values, value = MAPPED[name]
+    axes = vmap_over(make(values[0]), **{field: 0})
+    stacked = jax.jit(jax.vmap(make, out_axes=axes))(values)
+    assert stacked.shape() == make(values[0]).shape()
+    mapped = jax.jit(
+        jax.vmap(lambda law, key: (law.log_prob(value), law.sample(key)), in_axes=(axes, None)),
+    )(stacked, jax.random.key(0))
+    single = jax.jit(lambda field: (make(field).log_prob(value), make(field).sample(jax.random.key(0))))
+    looped = [jnp.stack(parts) for parts in zip(*(single(one) for one in values), strict=True)]
+    for wanted, got in zip(looped, mapped, strict=True):
+        close(got, wanted)
+    assert np.unique(mapped[0]).size > 1 or field == "x_0"
+
+
+def test_svi_on_a_model_that_builds_everything_anew_compiles_once():
+    traces = []
+
+    def model(data):
+        traces.append(data.shape)
+        kernel = GaussianKernel(learned_schedule("schedule", NUM_STEPS, beta_1=0.1, sigma_max=5.0))
+        network = networks.MLP(NUM_STEPS, kernel.num_outputs, width=4, depth=1, num_time_features=2)
+        transition = haiku_module("net", network, kernel=kernel, event_shape=(2,))
+        with numpyro.plate("data", data.shape[0]):
+            numpyro.sample("x", Diffusion(kernel, transition), obs=data)
+
+    svi = SVI(model, lambda data: None, optax.adam(1e-2), Trace_ELBO())
+    data = floats(6, 2)
+    state = svi.init(jax.random.key(0), data)
+    step = jax.jit(svi.update)
+    state, first = step(state, data)
+    compiled = len(traces)
+    losses = [float(first)]
+    for _ in range(3):
+        state, loss = step(state, data + 1)
+        losses.append(float(loss))
+    assert len(traces) == compiled
+    assert np.isfinite(losses).all()
+    assert len(set(losses)) == len(losses), "each step has fresh noise"

@@ -1,0 +1,89 @@
+"""What engines read off a distribution: its support, and which methods it has."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import CASES, draws, over
+from numpyro.distributions import biject_to, constraints
+
+CHAINS = [case for case in CASES if case.is_chain]
+
+
+@over(CASES)
+def test_the_support_has_the_event_s_rank_and_holds_the_draws(case):
+    law, drawn = case.make(), draws(case)
+    assert law.support.event_dim == len(case.event_shape)
+    assert law.support.is_discrete == law.is_discrete == case.is_discrete
+    inside = np.asarray(law.support(jnp.asarray(drawn)))
+    assert inside.shape == (16, *case.batch_shape)
+    assert inside.all()
+
+
+@over(CASES)
+def test_one_coordinate_outside_is_outside_the_support(case):
+    law = case.make()
+    for outside in (np.nan, 0.5 if case.is_discrete else np.inf):
+        spoiled = draws(case).astype(np.float32)
+        spoiled[(0,) * spoiled.ndim] = outside
+        inside = np.asarray(law.support(jnp.asarray(spoiled))).reshape(-1)
+        assert not inside[0]
+        assert inside[1:].all()
+
+
+@over(CHAINS)
+def test_the_support_is_known_to_a_law_and_not_to_its_class(case):
+    law = case.make()
+    assert not constraints.is_dependent(law.support)
+    with pytest.raises(NotImplementedError):
+        type(law).infer_shapes()
+
+
+@over([case for case in CHAINS if not case.is_discrete])
+def test_a_real_support_has_the_identity_as_its_bijection(case):
+    law = case.make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if case.is_estimate else "error")
+        transform = biject_to(law.support)
+    value = case.value()
+    np.testing.assert_array_equal(transform(value), value)
+    assert transform.log_abs_det_jacobian(value, value).shape == case.batch_shape
+
+
+@over([case for case in CHAINS if case.is_estimate and not case.is_discrete])
+def test_moving_a_latent_site_by_an_estimated_density_warns(case):
+    law = case.make().expand((4, *case.batch_shape))
+    for wrapped in (law, law.to_event(1), law.mask(jnp.ones((), bool))):
+        with pytest.warns(UserWarning, match=r"random lower bound .*DiffusionReparam"):
+            biject_to(wrapped.support)
+
+
+@over([case for case in CHAINS if case.is_discrete])
+def test_bits_have_no_bijection(case):
+    with pytest.raises(NotImplementedError):
+        biject_to(case.make().support)
+
+
+@over(CASES)
+def test_draws_are_reparametrised_when_real_and_not_when_bits(case):
+    law, key = case.make(), jax.random.key(0)
+    assert law.has_rsample == (not case.is_discrete)
+    assert law.expand((4, *case.batch_shape)).has_rsample == law.has_rsample
+    assert law.mask(False).has_rsample == law.has_rsample
+    if case.is_discrete:
+        with pytest.raises(NotImplementedError):
+            law.rsample(key)
+    else:
+        assert str(jax.make_jaxpr(law.rsample)(key)) == str(jax.make_jaxpr(law.sample)(key))
+
+
+@over(CHAINS)
+def test_what_has_no_closed_form_says_so(case):
+    law = case.make()
+    assert law.has_enumerate_support is False
+    methods = [law.enumerate_support, law.entropy, lambda: law.cdf(0.5), lambda: law.icdf(0.5)]
+    for method in (*methods, lambda: law.mean, lambda: law.variance, lambda: law.mode):
+        with pytest.raises(NotImplementedError):
+            method()
