@@ -1,6 +1,6 @@
 """Types used in signatures. Shapes are checked at run time in the test run only (jaxtyping, beartype)."""
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from jax import Array
 from jax.typing import ArrayLike
@@ -11,6 +11,7 @@ Shape: TypeAlias = tuple[int, ...]
 __all__ = ["Array", "ArrayLike", "PyTree", "Shape", "TransitionFunction"]
 
 
+@runtime_checkable
 class TransitionFunction(Protocol):
     """A pure function ``(params, x_t, t, context) -> output`` that compares equal to itself.
 

@@ -85,9 +85,8 @@ class ChainDistribution(dist.Distribution):
         batch_shape = tuple(batch_shape)
         if batch_shape == self.batch_shape:
             return self
-        if len(batch_shape) < len(self.batch_shape) or batch_shape != jnp.broadcast_shapes(
-            batch_shape, self.batch_shape
-        ):
+        matched = zip(reversed(self.batch_shape), reversed(batch_shape), strict=False)
+        if len(batch_shape) < len(self.batch_shape) or any(old not in (1, new) for old, new in matched):
             raise ValueError(
                 expected(
                     f"a batch shape that {self.batch_shape} broadcasts to", batch_shape, "Sizes other than 1 must stay."

@@ -15,7 +15,7 @@ References: Sohl-Dickstein et al. 2015, Section 2.3 and Appendix B; Burda et al.
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from ..transition import Transition, reverse_step
 __all__ = ["AllSteps", "Estimator", "ImportanceWeighted", "RandomStep", "paper_bound", "prior_term", "sum_of_step_terms"]
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """A named estimate of log p(x^0)."""
 

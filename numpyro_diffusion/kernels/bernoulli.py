@@ -46,9 +46,13 @@ class BernoulliLogits(dist.BernoulliLogits):
     def __init__(self, logits: ArrayLike, *, validate_args: bool | None = None) -> None:
         super().__init__(logits, validate_args=validate_args)
 
+    def sample(self, key: jax.Array | None, sample_shape: Shape = ()) -> Array:
+        # NumPyro's own adds bool to int, which jax.numpy_dtype_promotion("strict") refuses; the draws are the same.
+        return jax.random.bernoulli(key, self.probs, sample_shape + self.batch_shape).astype(int)  # type: ignore[arg-type]
+
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
-        signed = jnp.where(jnp.asarray(value) == 1, self.logits, -self.logits)
+        signed = jnp.where(_is_one(value) == 1, self.logits, -self.logits)
         return jnp.broadcast_to(jax.nn.log_sigmoid(signed), jnp.broadcast_shapes(jnp.shape(value), self.batch_shape))
 
     def entropy(self) -> Array:
