@@ -12,7 +12,7 @@ def check_dtypes(case, wanted):
     assert drawn.dtype == wanted or (case.is_discrete and jnp.issubdtype(drawn.dtype, jnp.integer))
     assert jax.eval_shape(law.log_prob, case.value()).dtype == wanted
     if case.is_discrete:
-        for dtype in (jnp.int8, jnp.uint8, jnp.int32, jnp.float32, bool):
+        for dtype in (jnp.int8, jnp.uint8, jnp.int32, jnp.float32):
             assert jax.eval_shape(law.log_prob, case.value().astype(dtype)).dtype == wanted
 
 
@@ -28,6 +28,15 @@ def test_double_precision_stays_double(case, x64):
     check_dtypes(case, jnp.float64)
     with jax.numpy_dtype_promotion("strict"):
         check_dtypes(case, jnp.float64)
+
+
+@over([case for case in CASES if case.is_discrete])
+def test_bits_may_be_booleans(case):
+    assert jax.eval_shape(case.make().log_prob, case.value().astype(bool)).dtype == jnp.float32
+    # NumPyro's constraints.boolean compares with the integers 0 and 1, which strict promotion refuses for booleans.
+    with jax.numpy_dtype_promotion("strict"):
+        law = case.make(validate_args=False)
+        assert jax.eval_shape(law.log_prob, case.value().astype(bool)).dtype == jnp.float32
 
 
 @over([case for case in FEW if not case.is_estimate])
