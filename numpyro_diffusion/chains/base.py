@@ -25,7 +25,7 @@ from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
 from ..transition import Transition
 
-__all__ = ["ChainDistribution", "check_context"]
+__all__ = ["ChainDistribution", "check_context", "check_kernel"]
 
 
 class ChainDistribution(dist.Distribution):
@@ -41,9 +41,7 @@ class ChainDistribution(dist.Distribution):
     def __init__(
         self, kernel: Kernel, batch_shape: Shape, event_shape: Shape, *, validate_args: bool | None = None
     ) -> None:
-        if not isinstance(kernel, Kernel):
-            raise TypeError(expected("a Kernel", repr(kernel), "Build one with GaussianKernel or BernoulliKernel."))
-        self.kernel = kernel
+        self.kernel = check_kernel(kernel)
         self._num_stacked = 0
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
@@ -124,6 +122,17 @@ def _(chain: ChainDistribution) -> ChainDistribution:
     promoted._batch_shape = (jnp.shape(chain.kernel.schedule.beta)[0], *chain.batch_shape)
     promoted._num_stacked = chain._num_stacked + 1
     return promoted
+
+
+def check_kernel(kernel: Kernel) -> Kernel:
+    """The kernel.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(kernel, Kernel):
+        raise TypeError(expected("a Kernel", repr(kernel), "Build one with GaussianKernel or BernoulliKernel."))
+    return kernel
 
 
 def check_context(transition: Transition, context: ArrayLike | None) -> Shape:

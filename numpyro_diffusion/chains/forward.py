@@ -13,7 +13,7 @@ from .._checks import check_integer_at_least
 from .._numerics import expand_right
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
-from .base import ChainDistribution
+from .base import ChainDistribution, check_kernel
 from .keys import key_from_context
 
 __all__ = ["ForwardChain"]
@@ -52,6 +52,7 @@ class ForwardChain(ChainDistribution):
         rng_key: jax.Array | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        check_kernel(kernel)
         shape = jnp.shape(x_0)
         check_integer_at_least("event_dim", event_dim, 0, "It counts the trailing dimensions of one x.")
         check_integer_at_least(f"the rank of x_0, of shape {shape},", len(shape), event_dim, "Lower event_dim.")

@@ -15,7 +15,7 @@ from .._checks import check_integer_at_least, check_trailing_shape, expected
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
 from ..transition import Transition, reverse_step
-from .base import ChainDistribution, check_context
+from .base import ChainDistribution, check_context, check_kernel
 
 __all__ = ["ReverseChain"]
 
@@ -52,6 +52,7 @@ class ReverseChain(ChainDistribution):
         stop: int = 0,
         validate_args: bool | None = None,
     ) -> None:
+        check_kernel(kernel)
         batch_shape = check_context(transition, context)
         self.transition = transition
         self.context = context
