@@ -1,0 +1,46 @@
+# Every target sets up what it needs: a virtual environment in .venv, with the extras it uses.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMPS := .venv/stamps
+
+.PHONY: help demo test test-slow lint types docs bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(STAMPS)/examples  ## learn a swiss roll, use it as a prior, draw the posterior (under five minutes)
+	$(BIN)/python examples/demo.py --output demo_output
+
+test: $(STAMPS)/test lint types  ## everything that must pass
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMPS)/test  ## the tests that take long
+	$(BIN)/python -m pytest --run-slow -m slow
+
+lint: $(STAMPS)/test  ## style, formatting, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMPS)/test  ## static types
+	$(BIN)/mypy
+
+docs: $(STAMPS)/docs  ## the documentation, in docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(STAMPS)/test  ## the paper's table and the speed ratios, into benchmarks/results
+	$(BIN)/python benchmarks/paper_table.py --rows swiss_roll heartbeat
+	$(BIN)/python benchmarks/overhead.py
+
+clean:  ## remove the environment and what was built
+	rm -rf .venv build dist *.egg-info docs/_build demo_output
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Expected Python 3.11 or newer; got %d.%d. Run make PYTHON=python3.11." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(STAMPS)/%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@mkdir -p $(STAMPS)
+	@touch $@
