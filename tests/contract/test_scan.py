@@ -5,7 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import pytest
-from catalogue import NUM_STEPS, affine, bernoulli, bits, close, estimated, floats, gaussian, haiku_mlp, pull_to_zero
+from catalogue import (
+    NUM_STEPS,
+    affine,
+    bernoulli,
+    bits,
+    close,
+    draw,
+    estimated,
+    floats,
+    gaussian,
+    haiku_mlp,
+    log_prob,
+    pull_to_zero,
+)
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import log_density
@@ -126,15 +139,16 @@ def test_a_site_in_a_scan_draws_each_step_anew(name):
     @jax.jit
     def run(key):
         site = handlers.trace(handlers.seed(model, key)).get_trace()["x"]
-        stacked = site["fn"]
-        return site["value"], stacked.log_prob(site["value"]), stacked.sample(key, (2,)), written_out(site["value"])
+        return site["value"], site["fn"], written_out(site["value"])
 
-    value, scores, drawn, wanted = run(jax.random.key(0))
+    value, stacked, wanted = run(jax.random.key(0))
+    assert stacked.batch_shape == (LENGTH, MEMBERS)
+    scores, drawn = log_prob(stacked, value), draw(stacked, jax.random.key(1), (2,))
     assert value.shape == values.shape
     assert np.unique(value).size == value.size
     assert scores.shape == (LENGTH, MEMBERS)
     close(scores.sum(), wanted)
-    # The site's own law, stacked over the steps, is again a law: it draws for every step.
+    # The site's own law, stacked over the steps, is again a law that leaves and enters compiled functions.
     assert drawn.shape == (2, *values.shape)
     assert np.unique(drawn).size == drawn.size
 

@@ -100,7 +100,7 @@ def test_each_value_is_scored_by_itself(case):
         assert (both[0] != both[1]).all()
 
 
-@over([case for case in FEW if case.name != "diffusion gaussian number importance-weighted"])
+@over([case for case in FEW if not any(word in case.name for word in ("haiku", "random-step", "importance"))])
 def test_log_prob_compiled_is_log_prob_eager(case):
     close(scores(case), case.make().log_prob(case.value(2)))
 
