@@ -59,17 +59,17 @@ class RandomStep:
     def __call__(
         self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
     ) -> Array:
-        batch_shape = _batch_shape(transition, x_0)
         key_step, key_noise = jax.random.split(key)
-        shape = (self.num_draws, *batch_shape)
-        points = jnp.arange(math.prod(shape)).reshape(batch_shape + (self.num_draws,))
-        points = jnp.moveaxis(points, -1, 0)  # the draws of one example are neighbours: spread them over all steps
-        points = points // self.num_draws + points % self.num_draws * math.prod(batch_shape)
-        position = (points / math.prod(shape) + jax.random.uniform(key_step)) % 1.0
+        x_0_drawn = _repeat(transition, x_0, self.num_draws)
+        shape = _batch_shape(transition, x_0_drawn)
+        # In this order the draws of one example are spread over all steps.
+        points = jnp.arange(math.prod(shape)).reshape(shape) / math.prod(shape)
+        position = (points + jax.random.uniform(key_step)) % 1.0
         t = 1 + jnp.minimum((position * kernel.num_steps).astype(int), kernel.num_steps - 1)
-        x_0_drawn = jnp.broadcast_to(x_0, shape + transition.event_shape)
         steps = _step_term(kernel, transition, x_0_drawn, t, key_noise, context)
-        return prior_term(kernel, transition, x_0) + kernel.num_steps * steps.mean(0)
+        if self.num_draws > 1:
+            steps = steps.mean(0)
+        return prior_term(kernel, transition, x_0) + kernel.num_steps * steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +90,8 @@ class AllSteps:
     def __call__(
         self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
     ) -> Array:
-        shape = (self.num_draws, *_batch_shape(transition, x_0))
-        x_0_drawn = jnp.broadcast_to(x_0, shape + transition.event_shape)
-        steps = sum_of_step_terms(kernel, transition, x_0_drawn, key, context)
-        return prior_term(kernel, transition, x_0) + steps.mean(0)
+        steps = sum_of_step_terms(kernel, transition, _repeat(transition, x_0, self.num_draws), key, context)
+        return prior_term(kernel, transition, x_0) + (steps.mean(0) if self.num_draws > 1 else steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +114,10 @@ class ImportanceWeighted:
     def __call__(
         self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
     ) -> Array:
-        shape = (self.num_trajectories, *_batch_shape(transition, x_0))
-        x_0_drawn = jnp.broadcast_to(x_0, shape + transition.event_shape)
+        x_0_drawn = _repeat(transition, x_0, self.num_trajectories)
         log_weights = _log_trajectory_weight(kernel, transition, x_0_drawn, key, context)
+        if self.num_trajectories == 1:
+            return log_weights
         return jax.nn.logsumexp(log_weights, axis=0) - math.log(self.num_trajectories)
 
 
@@ -206,6 +205,11 @@ def _log_trajectory_weight(
 
 def _sum_event(transition: Transition, x: Array) -> Array:
     return x.sum(tuple(range(x.ndim - transition.event_dim, x.ndim)))
+
+
+def _repeat(transition: Transition, x_0: Array, count: int) -> Array:
+    """x_0 with a new leading axis of ``count`` copies; without the axis for one, which spares XLA layout changes."""
+    return x_0 if count == 1 else jnp.broadcast_to(x_0, (count, *x_0.shape))
 
 
 def _batch_shape(transition: Transition, x_0: Array) -> Shape:
