@@ -1,0 +1,92 @@
+"""Sphinx configuration: MyST pages, executed; reference from docstrings, complete or the build fails."""
+
+import importlib
+import importlib.metadata
+import re
+import types
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
+
+project = "numpyro-diffusion"
+author = copyright = "The numpyro-diffusion contributors"  # noqa: A001 - Sphinx's name
+release = version = importlib.metadata.version("numpyro-diffusion")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "numpyro-diffusion"
+
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+# Every page runs anew when it is read: a cache is keyed on the page and would not see that the package changed.
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+# The modules whose ``__all__`` is public, beside the package itself.
+PUBLIC_MODULES = ("datasets", "infer", "networks", "plots", "schedules")
+# Public, though not in an ``__all__`` of those: what other public names return or take.
+PUBLIC_EXTRAS = ("training.FitResult", "modules.HaikuFunction", "chains.bounds.Estimator")
+
+
+def public_names() -> set[str]:
+    """Full names of all that is public, as the reference should list them."""
+    package = importlib.import_module("numpyro_diffusion")
+    names = {f"numpyro_diffusion.{extra}" for extra in PUBLIC_EXTRAS}
+    for module in (package, *(importlib.import_module(f"numpyro_diffusion.{name}") for name in PUBLIC_MODULES)):
+        for name in module.__all__:
+            if not isinstance(getattr(module, name), types.ModuleType):
+                names.add(f"{module.__name__}.{name}")
+    return names - {"numpyro_diffusion.schedules.Schedule"}  # listed once, at the package
+
+
+def check_reference(_: Sphinx, env: BuildEnvironment) -> None:
+    """Fail if a public name has no entry in the reference.
+
+    Raises:
+        ExtensionError: with the names.
+    """
+    missing = sorted(public_names() - set(env.domaindata["py"]["objects"]))
+    if missing:
+        raise ExtensionError(f"Expected an entry in docs/reference for every public name; got none for {missing}.")
+
+
+# Outside of ``literals``: a bar, and a star that unpacks.
+_MARKUP = re.compile(r"(?:\||(?<=[ (])\*(?=\w+\)))(?=(?:[^`]*`[^`]*`)*[^`]*$)")
+
+
+def mark_equations(*event: Any) -> None:
+    """Show the indented equations and tables of a docstring as they are written; so ``|x|`` and ``(T, *event)``."""
+    lines: list[str] = event[-1]
+    marked: list[str] = []
+    in_section = in_block = False
+    for index, line in enumerate(lines):
+        indented = line.startswith("    ")
+        if line and not indented:
+            following = lines[index + 1] if index + 1 < len(lines) else ""
+            in_section = line.endswith(":") and following.startswith("    ")
+            in_block = False
+        if indented and not in_section and not in_block and (index == 0 or not lines[index - 1]):
+            marked += ["::", ""]
+            in_block = True
+        is_code = in_block or line.lstrip().startswith((">>>", "..."))
+        marked.append(line if is_code else _MARKUP.sub(r"\\\g<0>", line))
+    lines[:] = marked
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", mark_equations, priority=100)  # before napoleon
+    app.connect("env-check-consistency", check_reference)
