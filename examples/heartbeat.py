@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Binary heartbeats
 #
-# The Bernoulli kernel on the paper's binary sequences: 20 bits with a pulse in every fifth, at a random phase. There are five such sequences among
-# a million, so the true log likelihood is log2(1/5) = -2.322 bits a sequence.
+# The Bernoulli kernel on the paper's binary sequences: 20 bits with a pulse in every fifth, at a random phase.
+# There are five such sequences among a million, so the true log likelihood is log2(1/5) = -2.322 bits a
+# sequence.
 
 # %%
 import argparse
@@ -21,9 +22,9 @@ import numpyro_diffusion as nd
 BITS = math.log(2)
 
 
-# %% [markdown]
-# `constant_fraction` is the paper's schedule for bits: every step forgets the same share of what is left, and the last forgets all. The rate is
-# the data's mean. The network estimates x^0; the kernel turns that into each reverse step by Bayes' rule.
+# %% [markdown] `constant_fraction` is the paper's schedule for bits: every step forgets the same share of what
+# is left, and the last forgets all. The rate is the data's mean. The network estimates x^0; the kernel turns
+# that into each reverse step by Bayes' rule.
 
 
 # %%

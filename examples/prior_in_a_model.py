@@ -1,9 +1,10 @@
 # %% [markdown]
 # # A diffusion prior inside a NumPyro model
 #
-# A learned law is an ordinary distribution: it can be the prior of a latent variable in any other model. Here a point of the swiss roll is
-# seen only through its horizontal coordinate, several times, with noise of unknown size. Where is the point, and how large is the
-# noise? The vertical coordinate was never measured: all we know of it comes from the learned prior.
+# A learned law is an ordinary distribution: it can be the prior of a latent variable in any other model. Here a
+# point of the swiss roll is seen only through its horizontal coordinate, several times, with noise of unknown
+# size. Where is the point, and how large is the noise? The vertical coordinate was never measured: all we know
+# of it comes from the learned prior.
 #
 # The point is taken near the right edge of the roll, where the possible places hang together. Between places that
 # are far apart no gradient-based sampler moves, NUTS included: there, look at R-hat before you believe the draws.
@@ -31,9 +32,9 @@ import numpyro_diffusion as nd
 NUM_READINGS = 5
 
 
-# %% [markdown]
-# Nothing in the model is special but the distribution's name. For NUTS the site is written in its noises (`DiffusionReparam`), which makes
-# the posterior exact for the learned prior; the log density of the marginal itself is only a bound.
+# %% [markdown] Nothing in the model is special but the distribution's name. For NUTS the site is written in its
+# noises (`DiffusionReparam`), which makes the posterior exact for the learned prior; the log density of the
+# marginal itself is only a bound.
 
 
 # %%

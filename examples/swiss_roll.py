@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Learn the swiss roll
 #
-# A Gaussian diffusion model of two-dimensional data, trained by NumPyro's SVI on the bound K, and judged against the true
-# entropy of the data, which is known by quadrature.
+# A Gaussian diffusion model of two-dimensional data, trained by NumPyro's SVI on the bound K, and judged
+# against the true entropy of the data, which is known by quadrature.
 
 # %%
 import argparse
@@ -22,9 +22,8 @@ import numpyro_diffusion as nd
 BITS = math.log(2)
 
 
-# %% [markdown]
-# The model is one line: the data's law is a `Diffusion`. Its `log_prob` is a random estimate of a lower bound, so maximising it needs
-# no guide.
+# %% [markdown] The model is one line: the data's law is a `Diffusion`. Its `log_prob` is a random estimate of a
+# lower bound, so maximising it needs no guide.
 
 
 # %%
@@ -52,9 +51,8 @@ def train(diffusion_steps: int = 40, svi_steps: int = 4000, seed: int = 0, progr
     return fitted.distribution("x")
 
 
-# %% [markdown]
-# How good is it? K is a lower bound on the log likelihood of held-out data; no model can beat minus the entropy. The null model is the
-# isotropic Gaussian.
+# %% [markdown] How good is it? K is a lower bound on the log likelihood of held-out data; no model can beat
+# minus the entropy. The null model is the isotropic Gaussian.
 
 
 # %%
@@ -79,7 +77,9 @@ def main(output: Path, **settings) -> nd.Diffusion:
     assert figures["gap"] < 0.5, "the model should be within half a bit of the truth"
 
     data = nd.datasets.swiss_roll(jax.random.key(2), 2000)
-    axes = nd.plots.trajectory(jax.random.key(3), prior, data, t=(0, prior.kernel.num_steps // 4, prior.kernel.num_steps))
+    axes = nd.plots.trajectory(
+        jax.random.key(3), prior, data, t=(0, prior.kernel.num_steps // 4, prior.kernel.num_steps)
+    )
     path = output / "swiss_roll.png"
     np.ravel(axes)[0].figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close("all")

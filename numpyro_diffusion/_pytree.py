@@ -22,12 +22,12 @@ def register_pytree(*, data: tuple[str, ...], static: tuple[str, ...]) -> Callab
     """
 
     def decorate(cls: Class) -> Class:
-        def flatten_with_keys(tree: Any) -> tuple[tuple, tuple]:
+        def flatten_with_keys(tree: Any) -> tuple[tuple, Any]:
             children = tuple((jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in data)
             return children, tuple(getattr(tree, name) for name in static)
 
-        def unflatten(metadata: tuple, children: tuple) -> Any:
-            tree = object.__new__(cls)
+        def unflatten(metadata: Any, children: Any) -> Any:
+            tree: Any = object.__new__(cls)
             for name, value in zip((*data, *static), (*children, *metadata), strict=True):
                 object.__setattr__(tree, name, value)
             return tree

@@ -1,11 +1,12 @@
 r"""The paper's toy data, generated from a key, with their true entropies.
 
-Swiss roll: u ~ U(0, 1), theta = 3 pi / 2 (1 + 2 u), point theta (cos theta, sin theta) plus N(0, noise^2) on each
-coordinate, then shifted and divided by one number so that the mean is 0 and the average variance of the two coordinates
-is 1 (one number, not two: the roll keeps its shape and the added noise stays isotropic). Mean and scale are those of the law, not
-of the sample, so the density is known and its entropy is an integral.
+Swiss roll: u ~ U(0, 1), theta = 3 pi / 2 (1 + 2 u), point theta (cos theta, sin theta) plus N(0, noise^2) on
+each coordinate, then shifted and divided by one number so that the mean is 0 and the average variance of the
+two coordinates is 1 (one number, not two: the roll keeps its shape and the added noise stays isotropic). Mean
+and scale are those of the law, not of the sample, so the density is known and its entropy is an integral.
 
-Heartbeat: 20 bits with a pulse in every fifth, at a phase drawn evenly from 0..4: log p = -log 5 for each of five sequences.
+Heartbeat: 20 bits with a pulse in every fifth, at a phase drawn evenly from 0..4: log p = -log 5 for each of
+five sequences.
 
 References: Sohl-Dickstein et al. 2015, Section 3.1.
 """
@@ -78,7 +79,9 @@ def swiss_roll_log_prob(x: np.ndarray, *, noise: float = 0.5, extra_noise: float
     return log_density - math.log(2 * math.pi * width**2)
 
 
-def swiss_roll_entropy(*, noise: float = 0.5, extra_noise: float = 0.0, order: int = 12, num_angles: int = 200) -> float:
+def swiss_roll_entropy(
+    *, noise: float = 0.5, extra_noise: float = 0.0, order: int = 12, num_angles: int = 200
+) -> float:
     """The roll's differential entropy, in nats, by quadrature over the curve and over the noise.
 
     Args:
@@ -120,7 +123,7 @@ def heartbeat(key: jax.Array, num_sequences: int) -> Array:
 
 
 def heartbeat_entropy() -> float:
-    """log 5, in nats."""
+    """The entropy log 5, in nats."""
     return math.log(_HEARTBEAT_PERIOD)
 
 

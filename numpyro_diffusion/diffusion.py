@@ -1,9 +1,9 @@
 r"""The learned law of the data: the reverse chain's p(x^0) = integral of p(x^{0:T}) over x^{1:T}  (Eq. 6).
 
-Draws are exact. The density has no closed form: ``log_prob`` is a *named estimate* of log p(x^0), the ``estimator``, whose
-randomness is a key that the distribution carries. As an observed site that is what training needs: the ELBO of a bound is a bound.
-As a *latent* site under HMC or NUTS it is the wrong target, exp(bound): such a site warns, and the engines of
-:mod:`numpyro_diffusion.infer` use the chain itself instead.
+Draws are exact. The density has no closed form: ``log_prob`` is a *named estimate* of log p(x^0), the
+``estimator``, whose randomness is a key that the distribution carries. As an observed site that is what
+training needs: the ELBO of a bound is a bound. As a *latent* site under HMC or NUTS it is the wrong target,
+exp(bound): such a site warns, and the engines of :mod:`numpyro_diffusion.infer` use the chain itself instead.
 """
 
 import warnings
@@ -47,7 +47,7 @@ class Diffusion(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Section 2.
     """
 
-    pytree_data_fields = ("transition", "context", "rng_key")
+    pytree_data_fields: tuple[str, ...] = ("transition", "context", "rng_key")
     pytree_aux_fields = ("estimator",)
 
     def __init__(
@@ -76,10 +76,10 @@ class Diffusion(ChainDistribution):
     def chain(self) -> ReverseChain:
         """The law of the whole trajectory x^{0:T}, exact density included."""
         chain = ReverseChain(self.kernel, self.transition, context=self.context)
-        return chain.expand(self.batch_shape)  # type: ignore[return-value]
+        return chain.expand(self.batch_shape)
 
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
-        return self.chain.expand(batch_shape).sample_last(key)  # type: ignore[attr-defined]
+        return self.chain.expand(batch_shape).sample_last(key)
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
         key = require_key(
@@ -101,9 +101,9 @@ class _EstimatedReal(type(constraints.real)):  # type: ignore[misc]
 @biject_to.register(_EstimatedReal)
 def _warn_and_biject(_: Any) -> Any:
     warnings.warn(
-        "A latent Diffusion site is about to be sampled or approximated by its log_prob, which is a random lower bound and "
-        "not a density: HMC and NUTS would target exp(bound), not the posterior. Reparameterise the site with "
-        "numpyro_diffusion.infer.DiffusionReparam, which samples the chain itself.",
+        "A latent Diffusion site is about to be sampled or approximated by its log_prob, which is a random lower "
+        "bound and not a density: HMC and NUTS would target exp(bound), not the posterior. Reparameterise the site "
+        "with numpyro_diffusion.infer.DiffusionReparam, which samples the chain itself.",
         stacklevel=2,
     )
     return biject_to(constraints.real)

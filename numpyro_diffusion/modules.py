@@ -4,14 +4,14 @@ NumPyro's own ``haiku_module`` is gone since 0.20.1. This one is for transitions
 :class:`~numpyro_diffusion.Transition` whose function compares equal from one trace of the model to the next, so that
 nothing compiles twice, and it compares the network's output with what the kernel needs before any training.
 
-A *network* is a Haiku function: any callable ``network(x_t, t)``, or ``network(x_t, t, context)``, that builds Haiku modules, or
-what ``hk.transform`` or ``hk.transform_with_state`` made of one. The classes of :mod:`numpyro_diffusion.networks` are such callables
-that also compare by value and can be pickled.
+A *network* is a Haiku function: any callable ``network(x_t, t)``, or ``network(x_t, t, context)``, that builds
+Haiku modules, or what ``hk.transform`` or ``hk.transform_with_state`` made of one. The classes of
+:mod:`numpyro_diffusion.networks` are such callables that also compare by value and can be pickled.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import haiku as hk
 import jax
@@ -27,8 +27,8 @@ from .transition import Transition, check_output
 
 __all__ = ["HaikuFunction", "haiku_module", "learned_schedule", "random_haiku_module", "update_state"]
 
-Network = Callable[..., Any] | hk.Transformed | hk.TransformedWithState
-Prior = dist.Distribution | Mapping[str, dist.Distribution] | Callable[[str, Shape], dist.Distribution]
+Network: TypeAlias = Callable[..., Any] | hk.Transformed | hk.TransformedWithState
+Prior: TypeAlias = dist.Distribution | Mapping[str, dist.Distribution] | Callable[[str, Shape], dist.Distribution]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class HaikuFunction:
 
     network: Network
 
-    def init(self, key: jax.Array, x_t: Array, t: Array, context: Array | None) -> tuple[PyTree, PyTree]:
+    def init(self, key: jax.Array, x_t: Array, t: Array, context: Array | None, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """Initial parameters and state."""
-        return self._transformed().init(key, *self._arguments(x_t, t, context))
+        return self._transformed().init(key, *self._arguments(x_t, t, context), **kwargs)
 
     def __call__(self, params: PyTree, x_t: Array, t: Array, context: Array | None) -> PyTree:
         """The output; ``params`` is the pair (parameters, state) for a network with state."""
@@ -76,6 +76,7 @@ def haiku_module(
     kernel: Kernel,
     event_shape: Shape,
     context_shape: Shape | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
 ) -> Transition:
     """A transition network whose parameters are the ``param`` site ``"{name}$params"``.
 
@@ -88,6 +89,8 @@ def haiku_module(
         kernel: whose reverse step the network serves.
         event_shape: the shape of one x.
         context_shape: the shape of one context, for a conditional network.
+        init_kwargs: to the network when it is initialised, for example ``{"is_training": True}``, without which Haiku's
+            batch normalisation has no averages.
 
     Returns:
         The transition with its parameters bound.
@@ -103,13 +106,14 @@ def haiku_module(
     >>> nd.Diffusion(kernel, transition).sample(jax.random.key(1)).shape
     (2,)
     """
-    function, example, shapes = _inspect(network, kernel, event_shape, context_shape)
-    params = numpyro.param(f"{name}$params", lambda key: function.init(key, *example)[0])
+    init_kwargs = dict(init_kwargs or {})
+    function, example, shapes = _inspect(network, kernel, event_shape, context_shape, init_kwargs)
+    params = numpyro.param(f"{name}$params", lambda key: function.init(key, *example, **init_kwargs)[0])
     state = None
     if shapes[1]:
         # The initial state of a Haiku network is a constant of its code (zeros, ones), whatever the key.
-        mutable = numpyro.primitives.mutable(f"{name}$state", {"state": function.init(jax.random.key(0), *example)[1]})
-        state = mutable["state"]
+        initial = function.init(jax.random.key(0), *example, **init_kwargs)[1]
+        state = numpyro.primitives.mutable(f"{name}$state", {"state": initial})["state"]
     return Transition(function, params, event_shape, context_shape, state)
 
 
@@ -137,10 +141,12 @@ def random_haiku_module(
         KeyError: if a mapping lacks a parameter.
         ValueError: for a network with state, or a prior whose shape does not fit the parameter's.
     """
-    function, _, (shapes, state) = _inspect(network, kernel, event_shape, context_shape)
+    function, _, (shapes, state) = _inspect(network, kernel, event_shape, context_shape, {})
     if state:
         raise ValueError(
-            expected("a network without state", sorted(state), "A prior over weights has no moving averages; drop them.")
+            expected(
+                "a network without state", sorted(state), "A prior over weights has no moving averages; drop them."
+            )
         )
     params = {
         module: {
@@ -157,8 +163,8 @@ def update_state(
 ) -> None:
     """Run a network with state once more and keep the new state in the site ``"{name}$state"``.
 
-    A distribution's log_prob is a pure function, so chains leave moving averages alone; in training, call this once in the model
-    on noised data.
+    A distribution's log_prob is a pure function, so chains leave moving averages alone; in training, call this
+    once in the model on noised data.
 
     Args:
         name: as given to :func:`haiku_module`.
@@ -196,7 +202,11 @@ def learned_schedule(
 
 
 def _inspect(
-    network: Network, kernel: Kernel, event_shape: Shape, context_shape: Shape | None
+    network: Network,
+    kernel: Kernel,
+    event_shape: Shape,
+    context_shape: Shape | None,
+    init_kwargs: Mapping[str, Any],
 ) -> tuple[HaikuFunction, tuple[Array, Array, Array | None], tuple[PyTree, PyTree]]:
     """The network as a function, inputs to initialise it, and the shapes of its parameters and state."""
     function = HaikuFunction(network)
@@ -205,7 +215,7 @@ def _inspect(
     x_t = kernel.encode(kernel.stationary((1, *prototype.event_shape)).sample(jax.random.key(0)))
     example = (x_t, jnp.ones((1,), int), context)
     try:
-        shapes = jax.eval_shape(function.init, jax.random.key(0), *example)
+        shapes = jax.eval_shape(lambda key: function.init(key, *example, **init_kwargs), jax.random.key(0))
         output = jax.eval_shape(lambda params, state: function((params, state), *example), *shapes)
     except (TypeError, ValueError) as error:
         inputs = ", ".join(
@@ -217,7 +227,8 @@ def _inspect(
             expected(
                 f"a Haiku network that can be called with ({inputs}) and no random key",
                 f"{type(error).__name__}: {error}",
-                "Write it as network(x_t, t), or network(x_t, t, context) together with context_shape; leave dropout out.",
+                "Write it as network(x_t, t), or network(x_t, t, context) together with context_shape; leave dropout "
+                "out.",
             )
         ) from error
     check_output(kernel, output, x_t)

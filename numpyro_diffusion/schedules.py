@@ -101,17 +101,17 @@ class Schedule:
                 np.concatenate([[1.0], np.cumprod(1.0 - beta)]),
                 np.concatenate([[0.0], noise_variance]),
             )
-        beta = jnp.asarray(beta)
+        traced = jnp.asarray(beta)
 
         def step(carry: tuple[Array, Array], b: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
             kept, noise = (1 - b) * carry[0], (1 - b) * carry[1] + b
             return (kept, noise), (kept, noise)
 
-        start = (jnp.ones((), beta.dtype), jnp.zeros((), beta.dtype))
-        _, (alpha_bar, noise_variance) = jax.lax.scan(step, start, beta)
-        zero, one = jnp.zeros((1,), beta.dtype), jnp.ones((1,), beta.dtype)
+        start = (jnp.ones((), traced.dtype), jnp.zeros((), traced.dtype))
+        _, (alpha_bar, noise_variance) = jax.lax.scan(step, start, traced)
+        zero, one = jnp.zeros((1,), traced.dtype), jnp.ones((1,), traced.dtype)
         return cls(
-            jnp.concatenate([zero, beta]),
+            jnp.concatenate([zero, traced]),
             jnp.concatenate([one, alpha_bar]),
             jnp.concatenate([zero, noise_variance]),
         )
@@ -124,10 +124,9 @@ class Schedule:
     def __repr__(self) -> str:
         if not is_concrete(self.beta) or not isinstance(self.beta, (np.ndarray, jax.Array)):
             return f"Schedule(num_steps={self.num_steps})"
-        return (
-            f"Schedule(num_steps={self.num_steps}, beta_1={float(self.beta[1]):.3g}, "
-            f"beta_T={float(self.beta[-1]):.3g}, alpha_bar_T={float(self.alpha_bar[-1]):.3g})"
-        )
+        beta, alpha_bar = np.asarray(self.beta), np.asarray(self.alpha_bar)
+        ends = f"beta_1={beta[1]:.3g}, beta_T={beta[-1]:.3g}, alpha_bar_T={alpha_bar[-1]:.3g}"
+        return f"Schedule(num_steps={self.num_steps}, {ends})"
 
 
 def constant_fraction(num_steps: int) -> Schedule:
@@ -164,7 +163,9 @@ def linear(num_steps: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Sch
     """
     num_steps = check_integer_at_least("num_steps", num_steps, 1, _STEPS_CURE)
     if not 0 < beta_min <= beta_max < math.inf:
-        raise ValueError(expected("0 < beta_min <= beta_max", (beta_min, beta_max), "They are noise rates; try 0.1, 20."))
+        raise ValueError(
+            expected("0 < beta_min <= beta_max", (beta_min, beta_max), "They are noise rates; try 0.1, 20.")
+        )
     s = np.arange(num_steps + 1) / num_steps
     return _from_log_alpha_bar(-(beta_min * s + 0.5 * (beta_max - beta_min) * s**2))
 

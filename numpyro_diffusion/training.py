@@ -1,8 +1,9 @@
 """Train by NumPyro's SVI on minibatches: compiled once, run in chunks, nothing read back at each step.
 
-``plate(subsample_size=...)`` that indexes the data shuffles all of it at every step, and ``svi.run`` compiles at every call. So :func:`fit`
-draws its own batches (indices with replacement, on the device) and hands them to the model, and steps run in compiled chunks. Any model and
-guide will do; a model of one diffusion needs no guide, because ``Diffusion.log_prob`` is itself a bound.
+``plate(subsample_size=...)`` that indexes the data shuffles all of it at every step, and ``svi.run`` compiles
+at every call. So :func:`fit` draws its own batches (indices with replacement, on the device) and hands them to
+the model, and steps run in compiled chunks. Any model and guide will do; a model of one diffusion needs no
+guide, because ``Diffusion.log_prob`` is itself a bound.
 """
 
 import dataclasses
@@ -92,8 +93,8 @@ def fit(
     """Train all ``param`` sites of a model by SVI on random minibatches.
 
     Args:
-        model: called as ``model(batch, size)``: the batch with ``batch_size`` rows, and the number of rows of all the data, for
-            ``numpyro.plate("data", size, subsample_size=batch_size)``.
+        model: called as ``model(batch, size)``: the batch with ``batch_size`` rows, and the number of rows of all
+            the data, for ``numpyro.plate("data", size, subsample_size=batch_size)``.
         data: an array or a pytree of arrays with equal first dimensions, the rows.
         optimizer: an optax optimiser, or one of NumPyro's.
         num_steps: how many.
@@ -143,9 +144,7 @@ def fit(
 
         def guarded(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
             is_live, *index_and_key = xs
-            return jax.lax.cond(
-                is_live, lambda c: step(c, index_and_key, data), lambda c: (c, jnp.zeros(())), carry
-            )
+            return jax.lax.cond(is_live, lambda c: step(c, index_and_key, data), lambda c: (c, jnp.zeros(())), carry)
 
         return jax.lax.scan(guarded, carry, (live, index, keys))
 

@@ -4,8 +4,9 @@ Any function ``(params, x_t, t, context) -> output`` will do: a Haiku network, a
 in a test. The chains see it only as a :class:`Transition`, which carries the function (static: one compiled
 program for each), its parameters (arrays: gradients, ensembles, posterior draws) and the shape of one event.
 
-Shapes. ``x_t`` is (batch..., event...), floating point; ``t`` is an integer array that broadcasts with the batch
-shape, from () to the full one; ``context`` is None or (batch..., context event...). The output is ``kernel.num_outputs`` arrays of exactly x_t's shape and dtype: one array, or a tuple.
+Shapes. ``x_t`` is (batch..., event...), floating point; ``t`` is an integer array that broadcasts with the
+batch shape, from () to the full one; ``context`` is None or (batch..., context event...). The output is
+``kernel.num_outputs`` arrays of exactly x_t's shape and dtype: one array, or a tuple.
 """
 
 from typing import Any

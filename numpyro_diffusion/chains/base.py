@@ -11,7 +11,7 @@ and ``_sample(key, batch_shape)``. This class does the rest, once:
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,9 @@ __all__ = ["ChainDistribution", "check_context", "check_kernel"]
 class ChainDistribution(dist.Distribution):
     """Base of the laws that a kernel and a transition make. Not for use by itself."""
 
-    arg_constraints: dict[str, Any] = {}
-    pytree_data_fields = ("kernel",)
-    pytree_aux_fields = ("_num_stacked",)
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    pytree_data_fields: tuple[str, ...] = ("kernel",)
+    pytree_aux_fields: tuple[str, ...] = ("_num_stacked",)
 
     kernel: Kernel
     _num_stacked: int = 0
@@ -55,7 +55,7 @@ class ChainDistribution(dist.Distribution):
         return constraints.independent(self.kernel.element_support, len(self.event_shape))
 
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
-        if not is_prng_key(key):
+        if key is None or not is_prng_key(key):
             raise TypeError(expected("a JAX random key", repr(key), "Pass jax.random.key(0) or a seed handler."))
         if self._num_stacked:
             keys = jax.random.split(key, self.batch_shape[0])

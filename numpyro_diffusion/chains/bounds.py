@@ -3,12 +3,13 @@ r"""Estimates of log p(x^0): the paper's bound and its importance-weighted refin
     log p(x^0) >= E_q[ -KL(q(x^T | x^0) || pi) + log p(x^0 | x^1)
                        - sum_{t=2..T} KL(q(x^{t-1} | x^t, x^0) || p(x^{t-1} | x^t)) ]           (Eq. 13, exact terms)
 
-holds for any data and any kernel; nothing is assumed of the data's mean or variance. :func:`paper_bound` is the paper's form
-(Eq. 14), which does assume it. x^t is drawn by its closed-form marginal with noise that does not depend on the parameters
-("frozen noise"), so gradients reach a learned schedule.
+holds for any data and any kernel; nothing is assumed of the data's mean or variance. :func:`paper_bound` is the
+paper's form (Eq. 14), which does assume it. x^t is drawn by its closed-form marginal with noise that does not
+depend on the parameters ("frozen noise"), so gradients reach a learned schedule.
 
-An estimator is a hashable object called with ``(kernel, transition, x_0, key, context)``: x_0 has shape (batch..., event...),
-the result has shape (batch...), in nats. Each call with the same key gives the same number.
+An estimator is a hashable object called with ``(kernel, transition, x_0, key, context)``: x_0 has shape
+(batch..., event...), the result has shape (batch...), in nats. Each call with the same key gives the same
+number.
 
 References: Sohl-Dickstein et al. 2015, Section 2.3 and Appendix B; Burda et al. 2016 (importance weighting).
 """
@@ -26,7 +27,15 @@ from .._typing import Array, Shape
 from ..kernels import Kernel
 from ..transition import Transition, reverse_step
 
-__all__ = ["AllSteps", "Estimator", "ImportanceWeighted", "RandomStep", "paper_bound", "prior_term", "sum_of_step_terms"]
+__all__ = [
+    "AllSteps",
+    "Estimator",
+    "ImportanceWeighted",
+    "RandomStep",
+    "paper_bound",
+    "prior_term",
+    "sum_of_step_terms",
+]
 
 
 @runtime_checkable
@@ -151,9 +160,10 @@ def paper_bound(
 
     K = - sum_{t=2..T} E_q[KL(bridge || reverse)] + H_q(X^T | X^0) - H_q(X^1 | X^0) - H_p(X^T)
 
-    The last reverse step is *set* to the forward kernel with b_1 (the edge effect of Appendix B.2), so the network is not asked
-    at t = 1, and K says nothing without its b_1. The cross entropies were dropped because they cancel for data of zero
-    mean and unit variance (Gaussian), or with mean equal to the rate (binomial). Elsewhere it is no bound: use :class:`AllSteps`.
+    The last reverse step is *set* to the forward kernel with b_1 (the edge effect of Appendix B.2), so the
+    network is not asked at t = 1, and K says nothing without its b_1. The cross entropies were dropped because
+    they cancel for data of zero mean and unit variance (Gaussian), or with mean equal to the rate (binomial).
+    Elsewhere it is no bound: use :class:`AllSteps`.
 
     Returns:
         Shape (batch...), nats, with one draw of x^t a step.
@@ -182,9 +192,9 @@ def _step_term(
 def _log_trajectory_weight(
     kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
 ) -> Array:
-    """log p(x^{0:T}) - log q(x^{1:T} | x^0) of one forward trajectory, drawn from its end back by the bridges.
+    """The log weight log p(x^{0:T}) - log q(x^{1:T} | x^0) of one forward trajectory, drawn from its end back.
 
-    In this order each step compares two laws of the same x^{t-1} that nearly agree, which float32 can do.
+    Each bridge is drawn after the one above it. In this order each step compares two laws of the same x^{t-1} that nearly agree, which float32 can do.
     """
     top = kernel.num_steps
     marginal, stationary = kernel.marginal(x_0, top), kernel.stationary(jnp.shape(x_0))

@@ -2,8 +2,9 @@ r"""KL(q(x^{1:T} | x^0) || p(x^{1:T})), registered with NumPyro for TraceMeanFie
 
     KL = KL(q(x^T | x^0) || pi) + sum_{t=2..T} E_q[ KL( q(x^{t-1} | x^t, x^0) || p(x^{t-1} | x^t) ) ]
 
-Each inner KL is in closed form; the expectation is over x^t drawn from its closed-form marginal, one draw a step, so the
-result is an unbiased estimate with less variance than log q - log p of one trajectory. Its key is the forward chain's.
+Each inner KL is in closed form; the expectation is over x^t drawn from its closed-form marginal, one draw a
+step, so the result is an unbiased estimate with less variance than log q - log p of one trajectory. Its key is
+the forward chain's.
 
 References: Sohl-Dickstein et al. 2015, Eq. 13-14 and Appendix B.
 """
@@ -28,5 +29,6 @@ def _kl_forward_reverse(forward: ForwardChain, reverse: ReverseChain) -> Array:
     batch_shape = jnp.broadcast_shapes(forward.batch_shape, reverse.batch_shape)
     x_0 = jnp.broadcast_to(jnp.asarray(forward.x_0), batch_shape + forward.event_shape[1:])
     key = require_key(forward.rng_key, "kl_divergence(ForwardChain, ReverseChain)")
-    steps = sum_of_step_terms(reverse.kernel, reverse.transition, x_0, key, reverse.context, first=2)
+    context = None if reverse.context is None else jnp.asarray(reverse.context)
+    steps = sum_of_step_terms(reverse.kernel, reverse.transition, x_0, key, context, first=2)
     return -(prior_term(reverse.kernel, reverse.transition, x_0) + steps)

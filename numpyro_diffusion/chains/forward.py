@@ -40,7 +40,7 @@ class ForwardChain(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Eq. 1-3.
     """
 
-    pytree_data_fields = ("x_0", "rng_key")
+    pytree_data_fields: tuple[str, ...] = ("x_0", "rng_key")
     pytree_aux_fields = ("_data_dim",)
 
     def __init__(

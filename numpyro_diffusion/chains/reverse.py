@@ -40,7 +40,7 @@ class ReverseChain(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Eq. 4-5.
     """
 
-    pytree_data_fields = ("transition", "context")
+    pytree_data_fields: tuple[str, ...] = ("transition", "context")
     pytree_aux_fields = ("stop",)
 
     def __init__(
@@ -125,7 +125,7 @@ class ReverseChain(ChainDistribution):
             return x_previous, x_previous if keep_path else None
 
         last, path = jax.lax.scan(step, start, self._steps(), reverse=True)
-        if not keep_path:
+        if path is None:
             return last
         return jnp.moveaxis(jnp.concatenate([path, start[None]]), 0, len(batch_shape))
 
@@ -144,7 +144,7 @@ class ReverseChain(ChainDistribution):
         return log_prior.sum(event_axes) + log_steps.sum((*event_axes, log_prior.ndim))
 
     def _steps(self) -> Array:
-        """t = stop + 1 .. T."""
+        """The steps t = stop + 1 .. T."""
         return jnp.arange(self.stop + 1, self.kernel.num_steps + 1)
 
     def _context(self) -> Array | None:

@@ -1,9 +1,10 @@
 r"""A diffusion site as a function of standard normal noises: the non-centred form, in which any engine is exact.
 
-x^T = eps^T and x^{t-1} = mean(x^t) + scale(x^t) eps^{t-1}, all eps ~ N(0, 1), make x^0 a deterministic function of
-(T + 1) normal vectors, whose joint density is known exactly. HMC and NUTS on them target the posterior of the T-step model itself,
-not of a bound. Assumed: a Gaussian kernel. Not assumed: anything of the rest of the model. Each gradient runs the chain
-once forth and back; with separated modes no local sampler crosses between them in this space either.
+x^T = eps^T and x^{t-1} = mean(x^t) + scale(x^t) eps^{t-1}, all eps ~ N(0, 1), make x^0 a deterministic function
+of (T + 1) normal vectors, whose joint density is known exactly. HMC and NUTS on them target the posterior of
+the T-step model itself, not of a bound. Assumed: a Gaussian kernel. Not assumed: anything of the rest of the
+model. Each gradient runs the chain once forth and back; with separated modes no local sampler crosses between
+them in this space either.
 """
 
 import numpyro
@@ -42,7 +43,9 @@ class DiffusionReparam(Reparam):
         if obs is not None:
             raise ValueError(
                 expected(
-                    f"a latent site {name!r}", "an observed one", "Its noises are unknown; drop it from the reparam config."
+                    f"a latent site {name!r}",
+                    "an observed one",
+                    "Its noises are unknown; drop it from the reparam config.",
                 )
             )
         base, batch_shape, event_dim = self._unwrap(fn)
@@ -66,4 +69,4 @@ class DiffusionReparam(Reparam):
         noise_law = dist.Normal(0.0, 1.0).expand(batch_shape + chain.event_shape)
         noise_law = noise_law.to_event(len(chain.event_shape) + event_dim - len(base.event_shape))
         noise = numpyro.sample(f"{name}_noise", noise_law)
-        return None, chain.from_noise(noise)  # type: ignore[attr-defined]
+        return None, chain.from_noise(noise)

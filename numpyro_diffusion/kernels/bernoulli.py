@@ -85,9 +85,7 @@ class BernoulliKernel(Kernel):
     is_discrete = True
     element_support = constraints.boolean
 
-    def __init__(
-        self, schedule: Schedule, *, rate: ArrayLike = 0.5, parameterization: Parameterization = "x0"
-    ) -> None:
+    def __init__(self, schedule: Schedule, *, rate: ArrayLike = 0.5, parameterization: Parameterization = "x0") -> None:
         if parameterization not in get_args(Parameterization):
             raise ValueError(
                 expected(
@@ -190,7 +188,7 @@ class BernoulliKernel(Kernel):
         )
 
     def _log_mixture_part(self, x_t: ArrayLike, x_0: float, log_weight: Array, t: ArrayLike) -> tuple[Array, Array]:
-        """log of p(x^0 | x^t) q(x^{t-1} = k | x^t, x^0) for k = 1 and k = 0."""
+        """The log of p(x^0 | x^t) q(x^{t-1} = k | x^t, x^0) for k = 1 and k = 0."""
         one, zero = self._bridge_weights(x_t, _is_one(x_0), t)
         log_weight = log_weight - jnp.log(one + zero)
         return log_weight + safe_log(one), log_weight + safe_log(zero)

@@ -146,7 +146,7 @@ class GaussianKernel(Kernel):
     def reverse(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> dist.Normal:
         if self.parameterization == "paper":
             return self._paper_reverse(output, x_t, t)
-        first, second = output if self.num_outputs == 2 else (output, None)
+        first, second = output if self.num_outputs == 2 else (output, jnp.zeros(()))
         mean = self._bridge_mean(x_t, self._to_x0(first, x_t, t), t)
         if self.variance == "denoiser":
             gain = self._bridge_gain(t, x_t)

@@ -12,7 +12,7 @@ __all__ = ["flatten_event", "fourier_features", "split_outputs", "step_readout",
 def flatten_event(x: Array, event_dim: int) -> tuple[Array, Shape]:
     """(batch..., event...) to (batch..., size), and the event's shape."""
     split = x.ndim - event_dim
-    return x.reshape(x.shape[:split] + (-1,)), x.shape[split:]
+    return x.reshape((*x.shape[:split], -1)), x.shape[split:]
 
 
 def split_outputs(flat: Array, num_outputs: int, event_shape: Shape) -> Array | tuple[Array, ...]:
@@ -23,7 +23,7 @@ def split_outputs(flat: Array, num_outputs: int, event_shape: Shape) -> Array | 
 
 
 def time_features(t: Array, num_steps: int, num_features: int) -> Array:
-    """t / T and its sines and cosines at geometric frequencies: one smooth code for every number of steps.
+    """The position t / T with its sines and cosines at geometric frequencies: one smooth code for any T.
 
     Returns:
         Shape t.shape + (1 + 2 * num_features,).
@@ -36,7 +36,7 @@ def time_features(t: Array, num_steps: int, num_features: int) -> Array:
 
 
 def fourier_features(x: Array, num_frequencies: int) -> Array:
-    """x with sines and cosines of 2^k x, k = 0..num_frequencies - 1, so that an MLP can resolve fine structure.
+    """The input x with sines and cosines of 2^k x, k = 0..num_frequencies - 1, to resolve fine structure.
 
     Returns:
         Shape (batch..., size * (1 + 2 * num_frequencies)).
@@ -47,7 +47,7 @@ def fourier_features(x: Array, num_frequencies: int) -> Array:
         return x
     angle = (x[..., None] * 2.0 ** np.arange(num_frequencies)).astype(x.dtype)
     waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-    return jnp.concatenate([x, waves.reshape(x.shape[:-1] + (-1,))], axis=-1)
+    return jnp.concatenate([x, waves.reshape((*x.shape[:-1], -1))], axis=-1)
 
 
 def step_readout(hidden: Array, t: Array, num_steps: int, size: int, name: str = "readout") -> Array:

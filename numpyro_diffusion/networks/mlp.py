@@ -23,8 +23,8 @@ class MLP:
         num_outputs: ``kernel.num_outputs``.
         width: units of each layer.
         depth: hidden layers.
-        num_frequencies: Fourier features of x at 1, 2, 4, ... radians a unit; 0 for none. In two or three dimensions they
-            let the network follow fine structure; in many dimensions they are noise.
+        num_frequencies: Fourier features of x at 1, 2, 4, ... radians a unit; 0 for none. In two or three
+            dimensions they let the network follow fine structure; in many dimensions they are noise.
         num_time_features: sines and cosines of t each.
         event_dim: how many trailing dimensions of x are one event (flattened inside).
         context_dim: how many trailing dimensions of the context are one context.

@@ -36,9 +36,7 @@ class RBF:
         """The output for x_t of shape (batch..., event...)."""
         flat, event_shape = flatten_event(x_t, self.event_dim)
         size = flat.shape[-1]
-        centres = hk.get_parameter(
-            "centres", (self.num_units, size), flat.dtype, hk.initializers.RandomNormal(1.0)
-        )
+        centres = hk.get_parameter("centres", (self.num_units, size), flat.dtype, hk.initializers.RandomNormal(1.0))
         # Widths start at half the data's unit scale: sixteen units then tile the plane with some overlap.
         log_widths = hk.get_parameter("log_widths", (self.num_units,), flat.dtype, hk.initializers.Constant(-0.7))
         distance = ((flat[..., None, :] - centres) ** 2).sum(-1)

@@ -92,7 +92,9 @@ def test_long_chains_keep_their_digits_in_float32():
 
     single, double = total(jnp.float32), total(jnp.float64)
     np.testing.assert_allclose(single.sum(1), double.sum(1), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(single, double, atol=1e-7, rtol=1e-3)  # one step alone: rounding of its first-order terms
+    np.testing.assert_allclose(
+        single, double, atol=1e-7, rtol=1e-3
+    )  # one step alone: rounding of its first-order terms
 
 
 @pytest.mark.parametrize("x64", [False, True])

@@ -112,7 +112,9 @@ def test_importance_weights_average_to_the_enumerated_probability(bits):
 def test_bounds_are_ordered(bits):
     kernel, transition = bits
     x_0 = jnp.broadcast_to(jnp.asarray([1, 0]), (20_000, 2))
-    mean = {n: float(ImportanceWeighted(n)(kernel, transition, x_0, jax.random.key(4), None).mean()) for n in (1, 4, 32)}
+    mean = {
+        n: float(ImportanceWeighted(n)(kernel, transition, x_0, jax.random.key(4), None).mean()) for n in (1, 4, 32)
+    }
     exact = float(exact_bits_log_prob(kernel, transition, np.array([1, 0])))
     assert exact_bits_bound(kernel, transition, np.array([1, 0])) < mean[4] < mean[32] < exact + 0.01
     assert mean[1] < mean[4]

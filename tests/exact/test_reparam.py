@@ -45,9 +45,7 @@ def test_noises_map_to_the_path_whose_density_they_have():
 
         path = path_of(noise)
         log_det = jnp.linalg.slogdet(jax.jacobian(path_of)(noise))[1]
-        np.testing.assert_allclose(
-            chain.log_prob(path) + log_det, dist.Normal(0, 1).log_prob(noise).sum(), rtol=1e-9
-        )
+        np.testing.assert_allclose(chain.log_prob(path) + log_det, dist.Normal(0, 1).log_prob(noise).sum(), rtol=1e-9)
 
 
 def test_model_density_is_that_of_standard_normal_noises():
@@ -62,12 +60,15 @@ def test_model_density_is_that_of_standard_normal_noises():
     np.testing.assert_allclose(sites["x"]["value"][1], STANDARD_NORMAL.chain.from_noise(noise[1]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("wrap", "shape"), [
-    (lambda d: d, (2,)),
-    (lambda d: d.expand((4, 3)), (4, 3, 2)),
-    (lambda d: d.expand((4, 3)).to_event(1), (4, 3, 2)),
-    (lambda d: d.expand((3,)).to_event(1), (3, 2)),
-])
+@pytest.mark.parametrize(
+    ("wrap", "shape"),
+    [
+        (lambda d: d, (2,)),
+        (lambda d: d.expand((4, 3)), (4, 3, 2)),
+        (lambda d: d.expand((4, 3)).to_event(1), (4, 3, 2)),
+        (lambda d: d.expand((3,)).to_event(1), (3, 2)),
+    ],
+)
 def test_wrapped_sites_keep_their_shapes(wrap, shape):
     def model():
         return numpyro.sample("x", wrap(STANDARD_NORMAL))
@@ -130,7 +131,7 @@ def test_a_latent_site_without_reparameterisation_warns_and_names_the_cure():
     def model():
         numpyro.sample("x", prior)
 
-    with pytest.warns(UserWarning, match="not a density: HMC and NUTS.*DiffusionReparam"):
+    with pytest.warns(UserWarning, match=r"not a density: HMC and NUTS.*DiffusionReparam"):
         MCMC(NUTS(model), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0))
 
 
@@ -146,7 +147,7 @@ def test_a_masked_site_is_named():
     def model():
         numpyro.sample("x", STANDARD_NORMAL.mask(False))
 
-    with pytest.raises(TypeError, match="a Diffusion at site 'x'; got MaskedDistribution.*unmasked"):
+    with pytest.raises(TypeError, match=r"a Diffusion at site 'x'; got MaskedDistribution.*unmasked"):
         trace(seed(noncentred(model), 0)).get_trace()
 
 

@@ -1,0 +1,106 @@
+"""The networks: shapes for every way t can broadcast, one readout for each step, the formulas of the paper."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_diffusion.modules import HaikuFunction
+from numpyro_diffusion.networks import MLP, RBF, StepReadoutMLP
+from numpyro_diffusion.networks.common import fourier_features, time_features
+
+NETWORKS = [
+    MLP(5, 2, width=8, depth=1, num_frequencies=2),
+    MLP(5, 1, width=8, depth=2),
+    StepReadoutMLP(5, 1, width=6, depth=2),
+    StepReadoutMLP(5, 2, width=6, depth=1),
+    RBF(5, 2, num_units=4),
+    RBF(5, 1, num_units=4),
+]
+
+
+def initialised(network, event_shape=(3,), context=None):
+    function = HaikuFunction(network)
+    params, _ = function.init(jax.random.key(0), jnp.ones((1, *event_shape)), jnp.ones((1,), int), context)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return function, jax.tree.unflatten(tree, noisy)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=repr)
+def test_time_broadcasts_from_a_scalar_to_the_full_batch(network):
+    function, params = initialised(network)
+    x = jax.random.normal(jax.random.key(2), (2, 4, 3))
+    t = jnp.array([[1, 2, 3, 5], [5, 1, 1, 4]])
+    full = function(params, x, t, None)
+    assert isinstance(full, tuple) == (network.num_outputs > 1)
+    for output in jax.tree.leaves(full):
+        assert output.shape == x.shape
+    by_row = [function(params, x[i, j], t[i, j], None) for i in range(2) for j in range(4)]
+    stacked = jax.tree.map(lambda *rows: jnp.stack(rows).reshape(x.shape), *by_row)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), full, stacked)
+    same_t = function(params, x, t[0], None)  # shape (4,) broadcasts over the first axis
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-5), same_t, full)
+
+
+@pytest.mark.parametrize("network", [NETWORKS[2], NETWORKS[4]], ids=repr)
+def test_readouts_are_separate_for_every_step_and_layers_are_shared(network):
+    function, params = initialised(network)
+    x = jnp.ones((3,))
+
+    def first_output(params, t):
+        return jax.tree.leaves(function(params, x, jnp.asarray(t), None))[0].sum()
+
+    gradient = jax.tree.leaves(jax.grad(first_output)(params, 2))
+    readouts = [leaf for leaf in gradient if leaf.shape[:1] == (5,)]
+    assert len(readouts) == 2
+    for leaf in readouts:
+        steps = jnp.abs(leaf).reshape(5, -1).sum(-1)
+        assert steps[1] > 0
+        assert (steps[jnp.array([0, 2, 3, 4])] == 0).all()
+    shared = [leaf for leaf in gradient if leaf.shape[:1] != (5,)]
+    assert shared
+    assert all(jnp.abs(leaf).sum() > 0 for leaf in shared)
+
+
+def test_rbf_is_the_normalised_radial_basis_formula():
+    network = RBF(2, 1, num_units=3)
+    function, params = initialised(network, event_shape=(2,))
+    (values,) = params.values()
+    x = np.array([0.3, -0.8])
+    bumps = np.exp(-((x - values["centres"]) ** 2).sum(-1) / (2 * np.exp(values["log_widths"]) ** 2))
+    expected = (bumps / bumps.sum()) @ values["readout_w"][1] + values["readout_b"][1]
+    np.testing.assert_allclose(function(params, jnp.asarray(x, jnp.float32), jnp.asarray(2), None), expected, rtol=1e-4)
+
+
+def test_mlp_starts_at_zero():
+    function = HaikuFunction(MLP(5, 2, width=8, depth=1))
+    params, _ = function.init(jax.random.key(0), jnp.ones((1, 3)), jnp.ones((1,), int), None)
+    for output in function(params, jnp.ones((1, 3)), jnp.ones((1,), int), None):
+        assert (output == 0).all()
+
+
+@pytest.mark.parametrize("event_shape", [(), (2, 3)])
+def test_mlp_takes_events_of_any_rank(event_shape):
+    network = MLP(5, 2, width=8, depth=1, event_dim=len(event_shape))
+    function, params = initialised(network, event_shape)
+    for output in function(params, jnp.ones((4, *event_shape)), jnp.ones((4,), int), None):
+        assert output.shape == (4, *event_shape)
+
+
+def test_mlp_uses_its_context():
+    network = MLP(5, 1, width=8, depth=1, context_dim=2)
+    function, params = initialised(network, context=jnp.zeros((1, 2, 2)))
+    x, t = jnp.ones((4, 3)), jnp.asarray(1)
+    context = jnp.zeros((4, 2, 2)).at[1].set(1.0)
+    output = function(params, x, t, context)
+    assert not np.allclose(output[1], output[0])
+    np.testing.assert_allclose(output[2], output[0], rtol=1e-6)
+
+
+def test_features_have_their_documented_shapes_and_values():
+    assert time_features(jnp.ones((3, 2), int), 10, 4).shape == (3, 2, 9)
+    features = fourier_features(jnp.array([0.5]), 2)
+    np.testing.assert_allclose(features, [0.5, np.sin(0.5), np.sin(1.0), np.cos(0.5), np.cos(1.0)], rtol=1e-6)
+    assert fourier_features(jnp.ones((2, 3)), 0).shape == (2, 3)

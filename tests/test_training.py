@@ -1,0 +1,121 @@
+"""fit: batches, averages, repeatability, what it returns, what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer.autoguide import AutoNormal
+
+import numpyro_diffusion as nd
+
+KERNEL = nd.GaussianKernel(nd.schedules.log_snr(4))
+NETWORK = nd.networks.MLP(4, 2, width=4, depth=1)
+DATA = np.asarray(jax.random.normal(jax.random.key(0), (20, 1)))
+SETTINGS = {"optimizer": optax.adam(1e-2), "num_steps": 7, "batch_size": 5, "progress_bar": False}
+
+
+def model(x, size):
+    transition = nd.haiku_module("net", NETWORK, kernel=KERNEL, event_shape=(1,))
+    with numpyro.plate("data", size, subsample_size=len(x)):
+        numpyro.sample("x", nd.Diffusion(KERNEL, transition), obs=x)
+
+
+@pytest.fixture(scope="module", name="fitted")
+def _fitted():
+    return nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+
+
+def test_the_same_key_gives_the_same_parameters_and_another_key_others(fitted):
+    again = nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    jax.tree.map(np.testing.assert_array_equal, fitted.params, again.params)
+    other = nd.fit(model, DATA, key=jax.random.key(2), **SETTINGS)
+    assert not np.array_equal(fitted.losses, other.losses)
+    assert fitted.losses.shape == (7,)
+
+
+def test_steps_do_not_depend_on_how_many_follow(fitted):
+    shorter = nd.fit(model, DATA, key=jax.random.key(1), **{**SETTINGS, "num_steps": 3})
+    np.testing.assert_array_equal(shorter.losses, fitted.losses[:3])
+
+
+def test_the_distribution_is_free_of_plates_and_keeps_the_parameters(fitted):
+    prior = fitted.distribution("x")
+    assert prior.batch_shape == ()
+    jax.tree.map(np.testing.assert_array_equal, prior.transition.params, fitted.params["net$params"])
+    assert jnp.isfinite(prior.log_prob(0.3 * jnp.ones(1)))
+    assert prior.log_prob(jnp.ones(1)) == prior.log_prob(jnp.ones(1))
+
+
+def test_the_average_of_parameters_lags_behind_them():
+    def counting(x, size):
+        numpyro.param("w", 0.0)
+        numpyro.factor("pull", size * numpyro.param("w", 0.0))
+
+    settings = {**SETTINGS, "optimizer": optax.sgd(0.1 / 20)}
+    last = nd.fit(counting, DATA, key=jax.random.key(0), **settings).params["w"]
+    average = nd.fit(counting, DATA, key=jax.random.key(0), ema_decay=0.5, **settings).params["w"]
+    assert last == pytest.approx(0.7, rel=1e-5)
+    expected = 0.0
+    for index in range(7):
+        weight = max(0.5, 9 / (10 + index))
+        expected += weight * (0.1 * (index + 1) - expected)
+    assert average == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_prior_trains_jointly_with_other_latents_and_a_guide():
+    def joint(x, size):
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        transition = nd.haiku_module("net", NETWORK, kernel=KERNEL, event_shape=(1,))
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", nd.Diffusion(KERNEL, transition), obs=x / scale)
+
+    fitted = nd.fit(joint, DATA, guide=AutoNormal(joint), key=jax.random.key(3), **SETTINGS)
+    assert {"net$params", "scale_auto_loc", "scale_auto_scale"} <= set(fitted.params)
+
+
+def test_rows_may_be_a_pytree():
+    def paired(batch, size):
+        transition = nd.haiku_module("net", NETWORK, kernel=KERNEL, event_shape=(1,), context_shape=(1,))
+        with numpyro.plate("data", size, subsample_size=len(batch["x"])):
+            numpyro.sample("x", nd.Diffusion(KERNEL, transition, context=batch["c"]), obs=batch["x"])
+
+    fitted = nd.fit(paired, {"x": DATA, "c": 2 * DATA}, key=jax.random.key(0), **SETTINGS)
+    with pytest.raises(TypeError, match="an unconditional Diffusion at site 'x'; got a conditional one"):
+        fitted.distribution("x")
+
+
+def test_the_progress_bar_shows_bits_and_can_be_turned_off(capfd):
+    nd.fit(model, DATA, key=jax.random.key(1), **{**SETTINGS, "progress_bar": True})
+    assert "bits" in capfd.readouterr().err
+    nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "message"),
+    [
+        (np.zeros((0, 1)), {}, "data with at least one row"),
+        ((), {}, "data with at least one row"),
+        (DATA, {"batch_size": 21}, "batch_size <= 20, the rows of data; got 21"),
+        (DATA, {"batch_size": 0}, "batch_size to be an integer >= 1"),
+        (DATA, {"num_steps": 0}, "num_steps to be an integer >= 1"),
+        (DATA, {"ema_decay": 1.0}, r"ema_decay in \(0, 1\); got 1.0"),
+        ({"a": DATA, "b": DATA[:3]}, {}, "equal first dimensions"),
+    ],
+)
+def test_bad_arguments_are_named(data, changes, message):
+    with pytest.raises(ValueError, match=message):
+        nd.fit(model, data, key=jax.random.key(0), **{**SETTINGS, **changes})
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step():
+    with pytest.raises(FloatingPointError, match=r"a finite loss; got (nan|-?inf) at step 0.*Check the data for NaN"):
+        nd.fit(model, np.full((20, 1), np.nan), key=jax.random.key(0), **SETTINGS)
+
+
+def test_unknown_sites_are_named(fitted):
+    with pytest.raises(KeyError, match="a sample site of the model, one of \\['x'\\]; got 'z'"):
+        fitted.distribution("z")
