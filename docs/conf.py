@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import re
 import types
 from typing import Any
@@ -24,8 +25,9 @@ myst_heading_anchors = 3
 # Every page runs anew when it is read: a cache is keyed on the page and would not see that the package changed.
 nb_execution_mode = "force"
 nb_execution_timeout = 300
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_merge_streams = True
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # in the kernels: no page shows a progress bar
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
