@@ -7,20 +7,21 @@ import re
 import types
 from typing import Any
 
+from jax.typing import ArrayLike
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.util.typing import stringify_annotation
 
 project = "numpyro-diffusion"
 author = copyright = "The numpyro-diffusion contributors"  # noqa: A001 - Sphinx's name
 release = version = importlib.metadata.version("numpyro-diffusion")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "numpyro-diffusion"
 
-myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 # Every page runs anew when it is read: a cache is keyed on the page and would not see that the package changed.
 nb_execution_mode = "force"
@@ -71,7 +72,7 @@ _MARKUP = re.compile(r"(?:\||(?<=[ (])\*(?=\w+\)))(?=(?:[^`]*`[^`]*`)*[^`]*$)")
 
 def mark_equations(*event: Any) -> None:
     """Show the indented equations and tables of a docstring as they are written; so ``|x|`` and ``(T, *event)``."""
-    lines: list[str] = event[-1]
+    _, what, *_, lines = event
     marked: list[str] = []
     in_section = in_block = False
     for index, line in enumerate(lines):
@@ -81,14 +82,22 @@ def mark_equations(*event: Any) -> None:
             in_section = line.endswith(":") and following.startswith("    ")
             in_block = False
         if indented and not in_section and not in_block and (index == 0 or not lines[index - 1]):
-            marked += ["::", ""]
+            marked += [".. code-block:: text", ""]
             in_block = True
         is_code = in_block or line.lstrip().startswith((">>>", "..."))
         marked.append(line if is_code else _MARKUP.sub(r"\\\g<0>", line))
-    lines[:] = marked
+    # Napoleon reads "text: more" in a property's first line as "type: text"; not in its second.
+    lines[:] = ["", *marked] if what == "property" else marked
+
+
+def shorten_signature(*event: Any) -> tuple[str | None, ...]:
+    """Write ArrayLike for the union of types that it stands for."""
+    union = stringify_annotation(ArrayLike, "smart")
+    return tuple(text and text.replace(union, "ArrayLike") for text in event[-2:])
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", mark_equations, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("env-check-consistency", check_reference)

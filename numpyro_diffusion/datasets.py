@@ -91,7 +91,7 @@ def swiss_roll_entropy(
         num_angles: Gauss-Legendre nodes along the curve.
 
     >>> round(swiss_roll_entropy() / math.log(2), 2)  # bits
-    1.93
+    1.95
     """
     mean, scale = _roll_moments(noise)
     width = math.hypot(noise / scale, extra_noise)

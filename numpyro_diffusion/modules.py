@@ -181,7 +181,7 @@ def update_state(
         raise ValueError(expected(f"a network with state at {name!r}", "one without", "There is nothing to update."))
     function: Any = transition.function
     state = function.next_state(transition.params, transition.state, x_t, jnp.asarray(t), context, **kwargs)
-    numpyro.primitives.mutable(f"{name}$state")["state"] = jax.lax.stop_gradient(state)
+    numpyro.primitives.mutable(f"{name}$state", {"state": transition.state})["state"] = jax.lax.stop_gradient(state)
 
 
 def learned_schedule(

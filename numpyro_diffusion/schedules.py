@@ -18,6 +18,7 @@ References: Sohl-Dickstein et al. 2015, Section 2.4.1; Ho et al. 2020 (linear); 
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class Schedule:
         self.num_steps = jnp.shape(beta)[0] - 1
 
     @classmethod
-    def from_beta(cls, beta: ArrayLike) -> "Schedule":
+    def from_beta(cls, beta: ArrayLike | Sequence[float]) -> "Schedule":
         """The schedule of given b_1..b_T, concrete or traced.
 
         Args:
@@ -75,33 +76,9 @@ class Schedule:
         array([1. , 0.5, 0. ])
         """
         if is_concrete(beta):
-            beta = np.asarray(beta, np.float64)
-        if jnp.ndim(beta) != 1 or jnp.shape(beta)[0] < 1:
-            raise ValueError(
-                expected("beta of shape (T,) with T >= 1", f"shape {jnp.shape(beta)}", "Pass b_1..b_T as one vector.")
-            )
-        if isinstance(beta, np.ndarray):
-            bad = ~((beta > 0) & (beta <= 1))
-            if bad.any():
-                t = int(np.argmax(bad))
-                raise ValueError(
-                    expected(
-                        "every b_t in (0, 1]",
-                        f"b_{t + 1} = {beta[t]}",
-                        "b_t is the fraction of variance replaced by noise at step t.",
-                    )
-                )
-            # Both recursions are products and sums of positive terms, so float64 rounding is all they lose.
-            noise_variance = np.empty_like(beta)
-            previous = 0.0
-            for index, b in enumerate(beta):
-                previous = noise_variance[index] = (1.0 - b) * previous + b
-            return cls(
-                np.concatenate([[0.0], beta]),
-                np.concatenate([[1.0], np.cumprod(1.0 - beta)]),
-                np.concatenate([[0.0], noise_variance]),
-            )
+            return cls._from_concrete_beta(np.asarray(beta, np.float64))
         traced = jnp.asarray(beta)
+        _check_beta_shape(traced.shape)
 
         def step(carry: tuple[Array, Array], b: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
             kept, noise = (1 - b) * carry[0], (1 - b) * carry[1] + b
@@ -115,6 +92,26 @@ class Schedule:
             jnp.concatenate([one, alpha_bar]),
             jnp.concatenate([zero, noise_variance]),
         )
+
+    @classmethod
+    def _from_concrete_beta(cls, beta: np.ndarray) -> "Schedule":
+        """The recursions in float64 on the host: products and sums of positive terms, so rounding is all they lose."""
+        _check_beta_shape(beta.shape)
+        bad = ~((beta > 0) & (beta <= 1))
+        if bad.any():
+            t = int(np.argmax(bad))
+            raise ValueError(
+                expected(
+                    "every b_t in (0, 1]",
+                    f"b_{t + 1} = {beta[t]}",
+                    "b_t is the fraction of variance replaced by noise at step t.",
+                )
+            )
+        noise_variance = np.zeros(len(beta) + 1)
+        for t, b in enumerate(beta, start=1):
+            noise_variance[t] = (1.0 - b) * noise_variance[t - 1] + b
+        alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - beta)])
+        return cls(np.concatenate([[0.0], beta]), alpha_bar, noise_variance)
 
     @property
     def log_snr(self) -> Array:
@@ -298,6 +295,11 @@ def check_signal_erased(schedule: Schedule, data_scale: float, *, tolerance: flo
             stacklevel=2,
         )
     return remaining
+
+
+def _check_beta_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 1 or shape[0] < 1:
+        raise ValueError(expected("beta of shape (T,) with T >= 1", f"shape {shape}", "Pass b_1..b_T as one vector."))
 
 
 def _from_log_alpha_bar(log_alpha_bar: np.ndarray) -> Schedule:

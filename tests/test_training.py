@@ -106,7 +106,7 @@ def test_the_progress_bar_shows_bits_and_can_be_turned_off(capfd):
         ({"a": DATA, "b": DATA[:3]}, {}, "equal first dimensions"),
     ],
 )
-def test_bad_arguments_are_named(data, changes, message):
+def test_bad_arguments_are_named(no_type_checks, data, changes, message):
     with pytest.raises(ValueError, match=message):
         nd.fit(model, data, key=jax.random.key(0), **{**SETTINGS, **changes})
 

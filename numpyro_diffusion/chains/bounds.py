@@ -194,7 +194,7 @@ def _log_trajectory_weight(
 ) -> Array:
     """The log weight log p(x^{0:T}) - log q(x^{1:T} | x^0) of one forward trajectory, drawn from its end back.
 
-    Each bridge is drawn after the one above it. In this order each step compares two laws of the same x^{t-1} that nearly agree, which float32 can do.
+    In this order each step compares two laws of the same x^{t-1} that nearly agree, which float32 can do.
     """
     top = kernel.num_steps
     marginal, stationary = kernel.marginal(x_0, top), kernel.stationary(jnp.shape(x_0))

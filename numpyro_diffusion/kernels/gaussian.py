@@ -241,7 +241,7 @@ class GaussianKernel(Kernel):
         return jnp.asarray(values, dtype if jnp.issubdtype(dtype, jnp.floating) else float)[jnp.asarray(t)]
 
 
-def _normal(loc: Array, scale: Array) -> dist.Normal:
+def _normal(loc: ArrayLike, scale: ArrayLike) -> dist.Normal:
     return dist.Normal(loc, scale, validate_args=False)
 
 

@@ -134,6 +134,6 @@ def test_stationary_law_broadcasts_a_rate_for_each_coordinate():
         ({"parameterization": "noise"}, "parameterization one of x0, logits"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_named(no_type_checks, arguments, message):
     with pytest.raises(ValueError, match=message):
         BernoulliKernel(schedules.constant_fraction(3), **arguments)

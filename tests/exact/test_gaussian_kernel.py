@@ -201,6 +201,6 @@ def test_schedule_values_follow_the_dtype_of_the_state():
         ({"parameterization": "score"}, "b_T < 1 for parameterization='score'"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_named(no_type_checks, arguments, message):
     with pytest.raises(ValueError, match=message):
         GaussianKernel(schedules.constant_fraction(3), **arguments)

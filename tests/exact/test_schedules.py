@@ -129,7 +129,7 @@ def test_log_snr_is_infinite_only_at_the_ends():
         (lambda: schedules.learned_initial(3, 1e-3), r"sigma_max"),
     ],
 )
-def test_bad_arguments_are_named(call, message):
+def test_bad_arguments_are_named(no_type_checks, call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
