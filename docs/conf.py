@@ -86,8 +86,8 @@ def mark_equations(*event: Any) -> None:
             in_block = True
         is_code = in_block or line.lstrip().startswith((">>>", "..."))
         marked.append(line if is_code else _MARKUP.sub(r"\\\g<0>", line))
-    # Napoleon reads "text: more" in a property's first line as "type: text"; not in its second.
-    lines[:] = ["", *marked] if what == "property" else marked
+    # Napoleon reads "text: more" in a property's first line as "type: text"; so that line becomes an empty comment.
+    lines[:] = ["..", "", *marked] if what == "property" else marked
 
 
 def shorten_signature(*event: Any) -> tuple[str | None, ...]:
