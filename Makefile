@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMPS := .venv/stamps
 
-.PHONY: help demo test test-slow lint types docs bench clean
+.PHONY: help demo test test-slow test-lowest lint types docs bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,11 @@ test: $(STAMPS)/test lint types  ## everything that must pass
 
 test-slow: $(STAMPS)/test  ## the tests that take long
 	$(BIN)/python -m pytest --run-slow -m slow
+
+test-lowest:  ## the tests with the oldest supported versions, in an environment of their own
+	$(PYTHON) -m venv .venv/lowest
+	.venv/lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint lower_bounds.txt
+	.venv/lowest/bin/python -m pytest tests/exact tests/contract
 
 lint: $(STAMPS)/test  ## style, formatting, direction of imports
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ class Diffusion(ChainDistribution):
         key = require_key(
             self.rng_key,
             f"log_prob of Diffusion, the random estimate {self.estimator}",
-            "A latent site under MCMC needs infer.DiffusionReparam instead.",
+            "If the site is latent and this is MCMC, use infer.DiffusionReparam instead.",
         )
         context = None if self.context is None else jnp.asarray(self.context)
         return self.estimator(self.kernel, self.transition, value, key, context)

@@ -1,0 +1,44 @@
+"""What must not grow with T: the memory of a draw of x^0, the program that is compiled."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import numpyro_diffusion as nd
+from numpyro_diffusion.modules import HaikuFunction
+
+
+def prior_of(num_steps):
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(num_steps))
+    function = HaikuFunction(nd.networks.MLP(num_steps, 2, width=4, depth=1))
+    params, _ = function.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones((1,), int), None)
+    return nd.Diffusion(kernel, nd.Transition(function, params, (2,)), rng_key=jax.random.key(1))
+
+
+def compiled(num_steps, task):
+    tasks = {
+        "draw": lambda prior, x: prior.sample(jax.random.key(0), (1000,)),
+        "path": lambda prior, x: prior.chain.sample(jax.random.key(0), (1000,)),
+        "bound": lambda prior, x: nd.AllSteps()(prior.kernel, prior.transition, x, jax.random.key(0), None),
+        "weights": lambda prior, x: nd.ImportanceWeighted(2)(
+            prior.kernel, prior.transition, x, jax.random.key(0), None
+        ),
+        "training step": lambda prior, x: jax.grad(lambda p: p.log_prob(x).sum(), allow_int=True)(prior),
+    }
+    return jax.jit(tasks[task]).lower(prior_of(num_steps), jnp.zeros((1000, 2))).compile()
+
+
+@pytest.mark.parametrize("task", ["draw", "bound", "weights", "training step"])
+def test_memory_and_program_do_not_grow_with_the_number_of_steps(task):
+    short, long = compiled(10, task), compiled(1000, task)
+    # Only the schedule, a few vectors of T numbers, may grow; a state is 8 kB.
+    grown = long.memory_analysis().temp_size_in_bytes - short.memory_analysis().temp_size_in_bytes
+    assert grown < 64 * 1024
+    assert len(long.as_text().splitlines()) < 1.1 * len(short.as_text().splitlines())
+
+
+def test_a_whole_trajectory_does_take_memory_in_proportion():
+    """The measure above has power: it sees a path of 1000 states."""
+    size = [compiled(t, "path").memory_analysis() for t in (10, 1000)]
+    total = [s.temp_size_in_bytes + s.output_size_in_bytes for s in size]
+    assert total[1] - total[0] > 990 * 1000 * 2 * 4

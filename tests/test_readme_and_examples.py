@@ -1,0 +1,46 @@
+"""What a stranger runs first does run: the README's code, with fewer steps, and the examples as they are."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+def test_the_code_in_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for full, small in (
+        ("num_steps=4000, batch_size=512", "num_steps=2, batch_size=8, progress_bar=False"),
+        ("50_000", "64"),
+    ):
+        assert full in code
+        code = code.replace(full, small)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own file
+    draws = numpyro.infer.Predictive(names["noncentred"], num_samples=3)(jax.random.key(2))
+    assert draws["x"].shape == (3, 2)
+    assert draws["y"].shape == (3, 5)
+    assert jnp.isfinite(names["prior"].log_prob(draws["x"])).all()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_parse_and_use_public_names_only(name):
+    tree = ast.parse((ROOT / "examples" / name).read_text())
+    private = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")]
+    assert not private
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run_to_their_checked_number_and_write_their_pictures(name, tmp_path):
+    command = [sys.executable, name, "--output", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT / "examples", check=True, timeout=900)  # noqa: S603 - our own files
+    assert list(tmp_path.glob("*.png"))
