@@ -20,7 +20,7 @@ test-slow: $(STAMPS)/test  ## the tests that take long
 test-lowest:  ## the tests with the oldest supported versions, in an environment of their own
 	$(PYTHON) -m venv .venv/lowest
 	.venv/lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint lower_bounds.txt
-	.venv/lowest/bin/python -m pytest tests/exact tests/contract
+	.venv/lowest/bin/python -m pytest tests/exact tests/contract -W ignore::DeprecationWarning
 
 lint: $(STAMPS)/test  ## style, formatting, direction of imports
 	$(BIN)/ruff check .

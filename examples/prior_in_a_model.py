@@ -45,7 +45,7 @@ def model(prior: nd.Diffusion, readings=None):
         numpyro.sample("y", dist.Normal(x[..., 0], sigma), obs=readings)
 
 
-def infer(prior: nd.Diffusion, readings: jax.Array, *, num_samples: int = 400, progress_bar: bool = True) -> MCMC:
+def infer(prior: nd.Diffusion, readings: jax.Array, *, num_samples: int = 300, progress_bar: bool = True) -> MCMC:
     noncentred = numpyro.handlers.reparam(model, config={"x": nd.infer.DiffusionReparam()})
     mcmc = MCMC(
         NUTS(noncentred, max_tree_depth=8),
@@ -60,7 +60,7 @@ def infer(prior: nd.Diffusion, readings: jax.Array, *, num_samples: int = 400, p
 
 
 # %%
-def main(output: Path, prior: nd.Diffusion | None = None, num_samples: int = 400) -> None:
+def main(output: Path, prior: nd.Diffusion | None = None, num_samples: int = 300) -> None:
     output.mkdir(parents=True, exist_ok=True)
     prior = train(diffusion_steps=40) if prior is None else prior
     points = np.asarray(nd.datasets.swiss_roll(jax.random.key(11), 50))
@@ -91,5 +91,5 @@ if __name__ == "__main__":
     matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
-    parser.add_argument("--num-samples", type=int, default=400, help="draws of each chain after warm-up")
+    parser.add_argument("--num-samples", type=int, default=300, help="draws of each chain after warm-up")
     main(**vars(parser.parse_args()))

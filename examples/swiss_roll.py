@@ -78,7 +78,7 @@ def main(output: Path, **settings) -> nd.Diffusion:
 
     data = nd.datasets.swiss_roll(jax.random.key(2), 2000)
     axes = nd.plots.trajectory(
-        jax.random.key(3), prior, data, t=(0, prior.kernel.num_steps // 4, prior.kernel.num_steps)
+        jax.random.key(3), prior, data, t=(0, prior.kernel.num_steps * 3 // 8, prior.kernel.num_steps)
     )
     path = output / "swiss_roll.png"
     np.ravel(axes)[0].figure.savefig(path, dpi=150, bbox_inches="tight")

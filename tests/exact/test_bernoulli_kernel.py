@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from precision import enable_x64
 
 from numpyro_diffusion import BernoulliKernel, schedules
 from numpyro_diffusion.kernels.bernoulli import BernoulliLogits
@@ -23,7 +24,7 @@ def _matrix(kernel, t):
 
 @pytest.fixture(autouse=True)
 def _x64():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         yield
 
 
@@ -83,7 +84,7 @@ def test_long_chains_keep_their_digits_in_float32():
     """The sum of T = 2000 step KLs, each about 1e-7 nats, loses nothing that the bound could show."""
 
     def total(dtype):
-        with jax.enable_x64(dtype == jnp.float64):
+        with enable_x64(dtype == jnp.float64):
             kernel = BernoulliKernel(schedules.constant_fraction(2000), rate=0.2)
             t = jnp.arange(2, 2001)
             output = jnp.full(t.shape, 4.0, dtype)
@@ -100,7 +101,7 @@ def test_long_chains_keep_their_digits_in_float32():
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("num_steps", [1, 2, 10_000])
 def test_values_and_gradients_are_finite_at_both_ends_and_for_extreme_outputs(num_steps, x64):
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
 
         def value(beta, output, x_t, x_0, t):
             kernel = BernoulliKernel(schedules.Schedule.from_beta(beta), rate=0.2)

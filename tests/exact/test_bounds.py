@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from precision import enable_x64
 
 from numpyro_diffusion import (
     AllSteps,
@@ -143,7 +144,7 @@ def linear_gaussian_evidence(kernel, gain):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 20])
 def test_every_trajectory_weighs_the_evidence_when_the_reverse_chain_is_the_exact_posterior(num_steps):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         kernel = GaussianKernel(schedules.log_snr(num_steps, 0.1, 1e4), variance="upper")
         transition = Transition(matched_network, None, (2,))
         x_0 = jax.random.normal(jax.random.key(0), (7, 2))
@@ -156,7 +157,7 @@ def test_every_trajectory_weighs_the_evidence_when_the_reverse_chain_is_the_exac
 
 
 def test_importance_weights_average_to_the_linear_gaussian_evidence():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         kernel = GaussianKernel(schedules.log_snr(4, 0.3, 50.0), variance="upper")
         gain = 0.15
         transition = Transition(shrunk_network, jnp.asarray(gain), ())
@@ -177,7 +178,7 @@ def test_draws_have_the_linear_gaussian_variance():
 
 def test_bound_for_a_gaussian_chain_equals_gauss_hermite_quadrature():
     """All steps, any network: x^t is one normal variable, so each expectation is an integral on the line."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         kernel = GaussianKernel(schedules.log_snr(3, 0.3, 20.0))
         transition = Transition(wavy_network, jnp.asarray(0.7), ())
         x_0, nodes = 0.4, np.polynomial.hermite_e.hermegauss(60)
@@ -200,7 +201,7 @@ def wavy_network(params, x_t, t, context):
 
 def test_papers_form_of_the_bound_equals_the_exact_one_for_normalised_data():
     """Eq. 14 is Eq. 13 with p(x^0 | x^1) = N(sqrt(1 - b_1) x^1, b_1), for second moments that match pi."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         kernel = GaussianKernel(schedules.log_snr(4, 0.2, 30.0))
         transition = Transition(wavy_network, jnp.asarray(0.7), ())
         x_0 = jnp.asarray([1.0, -1.0])  # mean 0, variance 1
@@ -216,7 +217,7 @@ def test_papers_form_of_the_bound_equals_the_exact_one_for_normalised_data():
 
 
 def test_papers_form_for_bits_equals_the_exact_one_when_the_mean_is_the_rate():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         kernel = BernoulliKernel(schedules.constant_fraction(3), rate=0.5)
         transition = Transition(bits_network, jnp.asarray(0.8), (2,))
         x_0 = jnp.asarray(all_binary(2))
@@ -267,7 +268,7 @@ def test_forty_thousand_rows_agree_with_float64_numpy():
     wide = x.astype(np.float64)
     total = -0.5 * (wide[:, 4] ** 2 + np.log(2 * np.pi)).sum(-1)
     for t in range(1, 5):
-        with jax.enable_x64(True):
+        with enable_x64(True):
             law = kernel.reverse(wide[:, t] @ matrix.T, wide[:, t], t)
             scale, loc = np.asarray(law.scale), np.asarray(law.loc)
         total += (-0.5 * ((wide[:, t - 1] - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)).sum(-1)

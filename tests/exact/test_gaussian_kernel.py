@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from numpyro.distributions.kl import kl_divergence
+from precision import enable_x64
 
 from numpyro_diffusion import GaussianKernel, schedules
 
@@ -18,7 +19,7 @@ SCHEDULES = {
 
 @pytest.fixture(autouse=True)
 def _x64():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         yield
 
 
@@ -132,7 +133,7 @@ def test_kl_agrees_with_numpyro_and_is_accurate_when_the_laws_are_close():
     kernel = GaussianKernel(SCHEDULES["log_snr"])
     first, second = dist.Normal(0.3, 0.7), dist.Normal(-0.1, 1.1)
     np.testing.assert_allclose(kernel.kl(first, second), kl_divergence(first, second), rtol=1e-12)
-    with jax.enable_x64(False):
+    with enable_x64(False):
         ratio = 1e-3
         close = kernel.kl(dist.Normal(0.0, 1.0), dist.Normal(0.0, jnp.float32(np.exp(ratio / 2))))
     np.testing.assert_allclose(close, 0.5 * (np.expm1(-ratio) + ratio), rtol=2e-1)
@@ -164,7 +165,7 @@ def test_bound_term_is_minus_kl_and_the_log_density_at_the_first_step():
 @pytest.mark.parametrize("parameterization", ["v", "x0", "paper"])
 @pytest.mark.parametrize("num_steps", [1, 2, 10_000])
 def test_gradients_are_finite_where_b_is_one_and_at_the_first_step(parameterization, num_steps, x64):
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
 
         def value(beta, output, x_t, x_0, t):
             kernel = GaussianKernel(schedules.Schedule.from_beta(beta), parameterization=parameterization)

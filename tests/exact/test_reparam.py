@@ -11,6 +11,7 @@ from numpyro.handlers import reparam, seed, trace
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.util import log_density
+from precision import enable_x64
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import DiffusionReparam
@@ -34,7 +35,7 @@ def noncentred(model):
 
 def test_noises_map_to_the_path_whose_density_they_have():
     """p(path) |d path / d noise| = N(noise): the change of variables, in float64."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         kernel = nd.GaussianKernel(nd.schedules.log_snr(3, 0.3, 10.0), variance="upper")
         chain = nd.ReverseChain(kernel, nd.Transition(shifted_network, jnp.asarray(0.4), ()))
         noise = jax.random.normal(jax.random.key(0), (4,))

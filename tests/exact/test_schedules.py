@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from precision import enable_x64
 
 from numpyro_diffusion import schedules
 from numpyro_diffusion.schedules import Schedule
@@ -23,7 +24,7 @@ MAKERS = {
 @pytest.mark.parametrize("num_steps", STEPS)
 @pytest.mark.parametrize("name", MAKERS)
 def test_alpha_bar_is_the_product_of_steps_and_noise_variance_its_complement(name, num_steps):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         schedule = MAKERS[name](num_steps)
         beta, alpha_bar, noise = map(np.asarray, (schedule.beta, schedule.alpha_bar, schedule.noise_variance))
         assert beta.shape == alpha_bar.shape == noise.shape == (num_steps + 1,)
@@ -42,7 +43,7 @@ def test_alpha_bar_is_the_product_of_steps_and_noise_variance_its_complement(nam
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_from_beta_traced_equals_concrete_and_its_gradients_are_finite_where_b_is_one(num_steps, x64):
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
         beta = schedules.constant_fraction(num_steps).beta[1:]
         concrete = Schedule.from_beta(beta)
         traced = jax.jit(Schedule.from_beta)(jnp.asarray(beta, float))
@@ -63,7 +64,7 @@ def test_from_beta_traced_equals_concrete_and_its_gradients_are_finite_where_b_i
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_learned_schedule_and_its_gradient_are_finite_for_any_raw_value(num_steps, x64):
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
         for offset in (-20.0, 0.0, 20.0):
             raw = jnp.asarray(schedules.learned_initial(num_steps), float) + offset
             schedule = schedules.learned(raw, beta_1=1e-3)
@@ -74,7 +75,7 @@ def test_learned_schedule_and_its_gradient_are_finite_for_any_raw_value(num_step
 
 
 def test_learned_schedule_starts_even_in_log_snr_and_keeps_b_1():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         schedule = schedules.learned(schedules.learned_initial(6, 30.0, beta_1=0.01), beta_1=0.01)
         assert schedule.beta[1] == pytest.approx(0.01)
         steps = np.diff(schedule.log_snr[1:])
