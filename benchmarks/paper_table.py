@@ -199,8 +199,8 @@ def main(arguments: argparse.Namespace) -> None:
     records: list[dict[str, Any]] = []
     scale, seed = arguments.budget, arguments.seed
     if "swiss_roll" in arguments.rows:
-        records += swiss_roll_gap(100, "<= 0.10", seed, int(10_000 * scale))
-        records += swiss_roll_gap(40, "<= 0.18", seed + 10, int(6000 * scale))
+        records += swiss_roll_gap(100, "<= 0.10", seed, int(15_000 * scale))
+        records += swiss_roll_gap(40, "<= 0.18", seed + 10, int(12_000 * scale))
         records += swiss_roll_paper(seed + 20, int(6000 * scale))
     if "heartbeat" in arguments.rows:
         records += heartbeat(seed + 30, int(9000 * scale))

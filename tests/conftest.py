@@ -6,6 +6,7 @@ import jax
 import jaxtyping
 import pytest
 from numpyro.distributions import Distribution
+from precision import enable_x64
 
 # Before anything imports the package: its annotations become checks, in the test run only.
 jaxtyping.install_import_hook("numpyro_diffusion", "beartype.beartype")
@@ -59,9 +60,5 @@ def no_type_checks() -> Iterator[None]:
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Double precision as the default float."""
-    # jax.enable_x64 replaced jax.experimental.enable_x64 between the lowest and the newest supported JAX.
-    enable_x64 = getattr(jax, "enable_x64", None)
-    if enable_x64 is None:
-        from jax.experimental import enable_x64
     with enable_x64(True):
         yield
