@@ -109,11 +109,7 @@ def haiku_module(
     init_kwargs = dict(init_kwargs or {})
     function, example, shapes = _inspect(network, kernel, event_shape, context_shape, init_kwargs)
     params = numpyro.param(f"{name}$params", lambda key: function.init(key, *example, **init_kwargs)[0])
-    state = None
-    if shapes[1]:
-        # The initial state of a Haiku network is a constant of its code (zeros, ones), whatever the key.
-        initial = function.init(jax.random.key(0), *example, **init_kwargs)[1]
-        state = numpyro.primitives.mutable(f"{name}$state", {"state": initial})["state"]
+    state = _state_site(name, function, example, shapes[1], init_kwargs)
     return Transition(function, params, event_shape, context_shape, state)
 
 
@@ -125,29 +121,27 @@ def random_haiku_module(
     kernel: Kernel,
     event_shape: Shape,
     context_shape: Shape | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
 ) -> Transition:
     """A transition network whose parameters are random: one ``sample`` site ``"{name}/{module}.{parameter}"`` each.
 
     Args:
         name: prefix of the sites.
-        network: a Haiku function, see the module's text. Without state.
+        network: a Haiku function, see the module's text.
         prior: one distribution for every parameter, expanded to its shape; or a mapping from
             ``"{module}.{parameter}"`` to distributions; or a function of that name and the shape.
         kernel: whose reverse step the network serves.
         event_shape: the shape of one x.
         context_shape: the shape of one context, for a conditional network.
+        init_kwargs: to the network when it is initialised. A network's state is a ``mutable`` site as in
+            :func:`haiku_module`; it has no prior.
 
     Raises:
         KeyError: if a mapping lacks a parameter.
-        ValueError: for a network with state, or a prior whose shape does not fit the parameter's.
+        ValueError: for a prior whose shape does not fit the parameter's.
     """
-    function, _, (shapes, state) = _inspect(network, kernel, event_shape, context_shape, {})
-    if state:
-        raise ValueError(
-            expected(
-                "a network without state", sorted(state), "A prior over weights has no moving averages; drop them."
-            )
-        )
+    init_kwargs = dict(init_kwargs or {})
+    function, example, (shapes, state_shapes) = _inspect(network, kernel, event_shape, context_shape, init_kwargs)
     params = {
         module: {
             leaf: numpyro.sample(f"{name}/{module}.{leaf}", _prior_of(prior, f"{module}.{leaf}", array.shape))
@@ -155,7 +149,8 @@ def random_haiku_module(
         }
         for module, leaves in shapes.items()
     }
-    return Transition(function, params, event_shape, context_shape)
+    state = _state_site(name, function, example, state_shapes, init_kwargs)
+    return Transition(function, params, event_shape, context_shape, state)
 
 
 def update_state(
@@ -233,6 +228,17 @@ def _inspect(
         ) from error
     check_output(kernel, output, x_t)
     return function, example, shapes
+
+
+def _state_site(
+    name: str, function: HaikuFunction, example: tuple[Any, ...], shapes: PyTree, init_kwargs: Mapping[str, Any]
+) -> PyTree:
+    """The value of the ``mutable`` site of a network's state; None, and no site, for a network without."""
+    if not shapes:
+        return None
+    # The initial state of a Haiku network is a constant of its code (zeros, ones), whatever the key.
+    initial = function.init(jax.random.key(0), *example, **init_kwargs)[1]
+    return numpyro.primitives.mutable(f"{name}$state", {"state": initial})["state"]
 
 
 def _prior_of(prior: Prior, name: str, shape: Shape) -> dist.Distribution:

@@ -127,6 +127,16 @@ def test_random_weights_are_sample_sites_with_their_priors():
     assert float(draws.std()) == pytest.approx(0.3, rel=0.05)
 
 
+def test_random_weights_of_a_network_with_state_keep_it_in_a_mutable_site():
+    def model():
+        return nd.random_haiku_module("net", with_a_counter, dist.Normal(), kernel=ONE_OUTPUT, event_shape=(2,))
+
+    sites = sites_of(model)
+    assert {name for name, site in sites.items() if site["type"] == "sample"} == {"net/linear.w", "net/linear.b"}
+    assert jax.tree.leaves(sites["net$state"]["value"]) == [1]
+    assert seed(model, 0)()(jnp.ones((1, 2)), 1).shape == (1, 2)
+
+
 def test_random_weights_take_a_prior_for_each_name_or_a_function():
     by_name = {"linear.w": dist.Normal(0.0, 1.0).expand([2, 2]), "linear.b": dist.Cauchy()}
     sites = sites_of(lambda: nd.random_haiku_module("net", plain, by_name, kernel=ONE_OUTPUT, event_shape=(2,)))
@@ -201,8 +211,4 @@ def test_bad_event_shape_and_priors_are_named():
             lambda: nd.random_haiku_module(
                 "n", plain, dist.Normal(jnp.zeros(3), 1), kernel=ONE_OUTPUT, event_shape=(2,)
             )
-        )
-    with pytest.raises(ValueError, match="a network without state"):
-        sites_of(
-            lambda: nd.random_haiku_module("n", with_a_counter, dist.Normal(), kernel=ONE_OUTPUT, event_shape=(2,))
         )
