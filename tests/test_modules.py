@@ -133,7 +133,7 @@ def test_random_weights_of_a_network_with_state_keep_it_in_a_mutable_site():
 
     sites = sites_of(model)
     assert {name for name, site in sites.items() if site["type"] == "sample"} == {"net/linear.w", "net/linear.b"}
-    assert jax.tree.leaves(sites["net$state"]["value"]) == [1]
+    assert jax.tree.leaves(sites["net$state"]["value"]) == [0]
     assert seed(model, 0)()(jnp.ones((1, 2)), 1).shape == (1, 2)
 
 
