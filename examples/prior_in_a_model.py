@@ -30,6 +30,7 @@ from swiss_roll import train
 import numpyro_diffusion as nd
 
 NUM_READINGS = 5
+numpyro.set_host_device_count(2)  # one for each chain, on their own cores
 
 
 # %% [markdown] Nothing in the model is special but the distribution's name. For NUTS the site is written in its
@@ -52,7 +53,7 @@ def infer(prior: nd.Diffusion, readings: jax.Array, *, num_samples: int = 300, p
         num_warmup=num_samples,
         num_samples=num_samples,
         num_chains=2,
-        chain_method="sequential",
+        chain_method="parallel",
         progress_bar=progress_bar,
     )
     mcmc.run(jax.random.key(5), prior, readings)
