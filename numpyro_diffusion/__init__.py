@@ -1,6 +1,6 @@
 """Diffusion probabilistic models as NumPyro distributions."""
 
-from . import datasets, infer, networks, plots, schedules
+from . import analytic, datasets, infer, networks, plots, schedules
 from .chains import AllSteps, ForwardChain, ImportanceWeighted, RandomStep, ReverseChain, paper_bound
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
@@ -21,6 +21,7 @@ __all__ = [
     "ReverseChain",
     "Schedule",
     "Transition",
+    "analytic",
     "datasets",
     "fit",
     "haiku_module",
