@@ -20,7 +20,7 @@ from ._pytree import register_pytree
 from ._typing import Array, ArrayLike, PyTree, Shape, TransitionFunction
 from .kernels import Kernel
 
-__all__ = ["Transition", "reverse_step"]
+__all__ = ["Transition", "network_output", "reverse_step"]
 
 
 @register_pytree(data=("params", "state"), static=("function", "event_shape", "context_shape"))
@@ -83,7 +83,7 @@ class Transition:
 
 
 def reverse_step(kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLike, context: Array | None) -> Any:
-    """p(x^{t-1} | x^t) as an elementwise distribution: the only place where a chain calls a network.
+    """p(x^{t-1} | x^t) as an elementwise distribution.
 
     Args:
         kernel: turns the output into a law.
@@ -95,13 +95,22 @@ def reverse_step(kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLik
     Raises:
         TypeError, ValueError: if the output's structure, dtype or shape is not what the kernel needs.
     """
+    output = network_output(kernel, transition, x_t, t, context)
+    return kernel.reverse(output, x_t, expand_right(t, transition.event_dim))
+
+
+def network_output(kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLike, context: Array | None) -> PyTree:
+    """What the network says of x_t, checked: for engines that need more of it than the reverse step's law.
+
+    Arguments and errors are those of :func:`reverse_step`.
+    """
     if context is not None and transition.context_shape is not None:
         batch_shape = jnp.shape(x_t)[: jnp.ndim(x_t) - transition.event_dim]
         context = jnp.broadcast_to(context, batch_shape + transition.context_shape)
     encoded = kernel.encode(x_t)
     output = transition(encoded, t, context)
     check_output(kernel, output, encoded)
-    return kernel.reverse(output, x_t, expand_right(t, transition.event_dim))
+    return output
 
 
 def check_output(kernel: Kernel, output: PyTree, x_t: Array) -> None:

@@ -1,0 +1,46 @@
+"""Arguments of a model split into arrays, which a compiled function takes, and the rest, for which it is compiled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["Static", "join", "split"]
+
+
+class Static:
+    """The non-array arguments of a call; equal when they are, so that an equal call is not compiled again."""
+
+    def __init__(self, leaves: tuple, tree: Any) -> None:
+        self.leaves = leaves
+        self.tree = tree
+
+    def __hash__(self) -> int:
+        return hash(self.tree)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Static) or self.tree != other.tree or len(self.leaves) != len(other.leaves):
+            return False
+        return all(_same(a, b) for a, b in zip(self.leaves, other.leaves, strict=True))
+
+
+def split(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Static]:
+    """Arrays (None for other leaves), and the other leaves with the tree's structure."""
+    leaves, tree = jax.tree.flatten((args, dict(kwargs)))
+    arrays = [leaf if isinstance(leaf, (jax.Array, np.ndarray)) else None for leaf in leaves]
+    rest = tuple(None if array is not None else leaf for array, leaf in zip(arrays, leaves, strict=True))
+    return arrays, Static(rest, tree)
+
+
+def join(arrays: list, static: Static) -> tuple[tuple, dict[str, Any]]:
+    """Positional and keyword arguments again."""
+    leaves = [rest if array is None else array for array, rest in zip(arrays, static.leaves, strict=True)]
+    return jax.tree.unflatten(static.tree, leaves)
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except (TypeError, ValueError):  # things without a truth value are the same only if they are one thing
+        return a is b

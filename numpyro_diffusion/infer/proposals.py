@@ -1,0 +1,142 @@
+r"""Laws from which particles move to the next level, and the weight p/q that each move costs.
+
+A step is a pytree whose leaves lead with (N, E...), so that resampling can gather it like the particles themselves.
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from .._pytree import register_pytree
+from .._typing import Array
+from .target import States, Target
+
+__all__ = ["ConditionedStep", "Step", "TiltedStep"]
+
+
+class Step(Protocol):
+    """How particles move down one level."""
+
+    def sample(self, key: jax.Array) -> States:
+        """Next states."""
+
+    def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
+        """Log p(x^{t-1} | x^t) - log q(x^{t-1} | x^t), shape (N, E...)."""
+
+
+@register_pytree(data=("laws", "tilted"), static=())
+class TiltedStep:
+    """Independent coordinates: q is another law of the same kind.
+
+    Args:
+        laws: p, by site.
+        tilted: q, by site; a site that is missing moves by p.
+    """
+
+    laws: dict[str, Any]
+    tilted: dict[str, Any]
+
+    def __init__(self, laws: dict[str, Any], tilted: dict[str, Any]) -> None:
+        self.laws = laws
+        self.tilted = tilted
+
+    def sample(self, key: jax.Array) -> States:
+        keys = jax.random.split(key, len(self.laws))
+        return {
+            name: self.tilted.get(name, law).sample(key)
+            for (name, law), key in zip(sorted(self.laws.items()), keys, strict=True)
+        }
+
+    def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
+        total: Array = jnp.zeros(())
+        for name, tilted in self.tilted.items():
+            difference = self.laws[name].log_prob(x_previous[name]) - tilted.log_prob(x_previous[name])
+            total = total + jnp.where(target.moves(name, step), target.by_element(difference), 0.0)
+        return total
+
+
+@register_pytree(data=("laws", "slope", "residual", "remaining"), static=("sizes",))
+class ConditionedStep:
+    r"""Gaussian coordinates conditioned on m numbers that are taken to be linear in them.
+
+    q(x) is proportional to N(x; mean, s^2) N(residual; slope (x - mean), remaining), normalised in closed form and drawn
+    by conditioning a joint draw (Matheron's rule), in m x m matrices only:
+
+        log p/q = log N(residual; 0, remaining + slope s^2 slope^T) - log N(residual - slope (x - mean); 0, remaining)
+
+    Args:
+        laws: p, Normal by site.
+        slope: (N, E..., m, D), D the coordinates of all sites of one element.
+        residual: (N, E..., m).
+        remaining: (N, E..., m, m), positive definite.
+        sizes: D of each site, in sorted order of names.
+    """
+
+    laws: dict[str, Any]
+    slope: Array
+    residual: Array
+    remaining: Array
+    sizes: tuple[int, ...]
+
+    def __init__(
+        self, laws: dict[str, Any], slope: Array, residual: Array, remaining: Array, sizes: tuple[int, ...]
+    ) -> None:
+        self.laws, self.slope, self.residual, self.remaining, self.sizes = laws, slope, residual, remaining, sizes
+
+    def sample(self, key: jax.Array) -> States:
+        key_x, key_y = jax.random.split(key)
+        scale = self._flat({name: law.scale for name, law in self.laws.items()})
+        deviation = scale * jax.random.normal(key_x, scale.shape, scale.dtype)
+        noise = jax.random.normal(key_y, self.residual.shape, scale.dtype)
+        seen = _apply(self.slope, deviation) + _apply(jnp.linalg.cholesky(self.remaining), noise)
+        gain = jnp.einsum("...md,...d->...md", self.slope, scale**2)
+        correction = _solve(self._total(scale), self.residual - seen)
+        deviation = deviation + jnp.einsum("...md,...m->...d", gain, correction)
+        return {name: self.laws[name].loc + part for name, part in self._parts(deviation).items()}
+
+    def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
+        scale = self._flat({name: law.scale for name, law in self.laws.items()})
+        deviation = self._flat({name: x_previous[name] - law.loc for name, law in self.laws.items()})
+        left = self.residual - _apply(self.slope, deviation)
+        return normal_log_density(self.residual, self._total(scale)) - normal_log_density(left, self.remaining)
+
+    def _total(self, scale: Array) -> Array:
+        return self.remaining + jnp.einsum("...md,...d,...nd->...mn", self.slope, scale**2, self.slope)
+
+    def _flat(self, values: States) -> Array:
+        return flatten(values, self.residual.ndim - 1)
+
+    def _parts(self, flat: Array) -> States:
+        parts, start = {}, 0
+        for (name, law), size in zip(sorted(self.laws.items()), self.sizes, strict=True):
+            parts[name] = flat[..., start : start + size].reshape(jnp.shape(law.loc))
+            start += size
+        return parts
+
+
+def flatten(values: States, num_leading: int) -> Array:
+    """All sites' coordinates behind ``num_leading`` axes as one vector, sites in sorted order."""
+    flat = [values[name].reshape(values[name].shape[:num_leading] + (-1,)) for name in sorted(values)]
+    return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
+
+
+def normal_log_density(residual: Array, covariance: Array) -> Array:
+    """Log N(residual; 0, covariance) over trailing axes (m,) and (m, m)."""
+    if residual.shape[-1] == 1:
+        variance = covariance[..., 0, 0]
+        return -0.5 * (residual[..., 0] ** 2 / variance + jnp.log(2 * jnp.pi * variance))
+    factor = jnp.linalg.cholesky(covariance)
+    white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)[..., 0]
+    log_scale = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
+    return -0.5 * ((white**2).sum(-1) + residual.shape[-1] * jnp.log(2 * jnp.pi)) - log_scale
+
+
+def _solve(covariance: Array, right: Array) -> Array:
+    if right.shape[-1] == 1:
+        return right / covariance[..., 0]
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(covariance), True), right[..., None])[..., 0]
+
+
+def _apply(matrix: Array, vector: Array) -> Array:
+    return jnp.einsum("...mn,...n->...m", matrix, vector)

@@ -1,0 +1,357 @@
+r"""Twisted sequential Monte Carlo over the levels of a diffusion: posterior draws, and the evidence.
+
+Particles start at noise and walk the reverse chain down to data, guided by a twist and corrected by weights
+(:mod:`.filter`, :mod:`.twists`), in several independent islands (:mod:`.pooling`). Nothing is learned and nothing
+tuned; the answer is exact for the T-step model as particles grow, at every separation of modes. What can go
+wrong shows in two numbers that are always reported: the smallest effective size over levels, and the spread
+of the islands' evidence.
+
+Other latent sites are conditioned on by the user (``numpyro.handlers.condition``), or drawn from their prior, one draw
+for each island, and weighted by the island's evidence. With a prior much wider than the posterior few islands carry
+all the weight; DiffusionGibbs does better there.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from .._checks import check_integer_at_least, expected
+from .._typing import Array, PyTree
+from . import _arguments
+from .filter import Cloud, run_filter
+from .islands import Islands, check_weights, report, warn
+from .linear_gaussian import LinearGaussian
+from .pooling import draw_particles, log_mean_and_error
+from .proposals import TiltedStep
+from .sites import SplitModel, Values
+from .target import States, Target
+from .twists import Custom, NoTwist, Tempered, Twist
+
+__all__ = ["TwistedSMC", "as_twist"]
+
+_NAMED_TWISTS: dict[str, Twist] = {"tempered": Tempered(), "gaussian": LinearGaussian(), "none": NoTwist()}
+_MAX_ROWS = 2**16  # particles that walk at once
+
+
+def as_twist(twist: Any) -> Twist:
+    """A twist from its name, a function or itself.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything else.
+    """
+    if isinstance(twist, str):
+        if twist not in _NAMED_TWISTS:
+            raise ValueError(
+                expected(
+                    f"a twist among {', '.join(_NAMED_TWISTS)}", repr(twist), "Choose one of these, or pass a function."
+                )
+            )
+        return _NAMED_TWISTS[twist]
+    if hasattr(twist, "prepare") and hasattr(twist, "look"):
+        return twist
+    if callable(twist):
+        return Custom(twist)
+    raise TypeError(expected("a twist's name, a Twist or a function", repr(twist), "For example twist='tempered'."))
+
+
+class TwistedSMC:
+    """Posterior draws and evidence of a model with diffusion sites.
+
+    Args:
+        model: a NumPyro model with one or more latent ``Diffusion`` sites.
+        num_particles: N in each island, >= 2.
+        num_islands: K independent runs; two or more give standard errors.
+        twist: ``"tempered"`` (any differentiable likelihood), ``"gaussian"`` (Normal observations, locally linear in
+            x: fewest particles), ``"none"`` (bootstrap), a :class:`Twist`, or a function
+            ``(x_t, t, x_0, log_r) -> log psi_t`` of one particle.
+        proposal: None, or site name -> tilt ``(kernel, transition, x_t, t, context) -> law`` that replaces the twist's
+            move, for example ``AutoDiffusionGuide.proposals(params)``.
+        elements: whether a plate of diffusion variables is filtered element by element: ``"auto"`` (found out),
+            ``"independent"`` or ``"joint"`` (told). What was done is in ``elements_reason`` and in the summary.
+        keep_paths: keep x^{0:T} of every particle, in memory that grows with T; draws gain ``<site>_path``.
+        progress_bar: show one while islands run in batches.
+
+    Attributes (after :meth:`run`):
+        log_evidence: log p(y) in nats (of all elements together); with ``condition``-ed sites their prior is in it.
+        log_evidence_error: its standard error over islands; NaN for one island.
+        log_evidence_by_element: shape E; equal to ``log_evidence`` up to the shared terms when E is ().
+        effective_sizes: shape (K, T + 1, E...), by level, before resampling.
+        min_ess: the smallest of them.
+        num_network_calls: for one particle, in forward passes; a pass back counts as two.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, analytic, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(20), parameterization="x0", variance="denoiser")
+    >>> prior = Diffusion(kernel, analytic.gaussian_mixture(kernel, jnp.array([[0.0]]), 1.0, jnp.ones(1)))
+    >>> def model(y=None):
+    ...     x = numpyro.sample("x", prior)
+    ...     numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+    >>> smc = TwistedSMC(model, num_particles=500, num_islands=4, twist="gaussian", progress_bar=False)
+    >>> smc.run(jax.random.key(0), y=jnp.array([3.0]))
+    >>> abs(smc.log_evidence - (-3.515)) < 0.05, smc.get_samples(num_samples=1000)["x"].shape
+    (True, (1000, 1))
+
+    References: Guarniero, Johansen and Lee 2017; Wu et al. 2023; Cardoso et al. 2024.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        num_particles: int = 1024,
+        num_islands: int = 4,
+        twist: Any = "tempered",
+        *,
+        proposal: Mapping[str, Any] | None = None,
+        elements: str = "auto",
+        keep_paths: bool = False,
+        progress_bar: bool = True,
+    ) -> None:
+        self.model = model
+        self.num_particles = check_integer_at_least(
+            "num_particles", num_particles, 2, "One particle has nothing to be compared with; take hundreds."
+        )
+        self.num_islands = check_integer_at_least("num_islands", num_islands, 1, "Take 4 or so for standard errors.")
+        self.twist = as_twist(twist)
+        self.proposal = dict(proposal or {})
+        self.elements = elements
+        self.keep_paths = keep_paths
+        self.progress_bar = progress_bar
+        self._islands = jax.jit(self._run_islands, static_argnums=(3, 4))
+        self._prior = jax.jit(self._draw_prior, static_argnums=(2, 3))
+        self._replay = jax.jit(self._compute_deterministic, static_argnums=(2, 3))
+        self._result: Islands | None = None
+
+    def run(self, key: jax.Array, *args: Any, **kwargs: Any) -> None:
+        """Filter the model at these arguments.
+
+        Args:
+            key: JAX random key.
+            *args: the model's.
+            **kwargs: the model's.
+
+        Raises:
+            ValueError: for a model that cannot be filtered; or if all weights were zero, with the level.
+        """
+        split = SplitModel(self.model, args, kwargs, elements=self.elements)
+        unknown = sorted(set(self.proposal) - {site.name for site in split.sites})
+        if unknown:
+            raise ValueError(
+                expected(
+                    f"proposals for sites among {[site.name for site in split.sites]}", unknown, "Name diffusion sites."
+                )
+            )
+        elements = "independent" if split.element_shape else "joint"
+        arrays, static = _arguments.split(args, kwargs)
+        key_prior, key_islands, key_draws = jax.random.split(key, 3)
+        prior_draws = self._prior(key_prior, arrays, static, elements)
+        keys = jax.random.split(key_islands, self.num_islands)
+        batch = max(1, min(self.num_islands, _MAX_ROWS // self.num_particles))
+        parts = []
+        starts = range(0, self.num_islands, batch)
+        for start in tqdm(starts, desc="islands", disable=not self.progress_bar or len(starts) == 1):
+            # The last batch begins earlier rather than be compiled for another size.
+            first = min(start, self.num_islands - batch)
+            part = self._islands(keys[first : first + batch], arrays, prior_draws, static, elements)
+            parts.append(jax.tree.map(lambda leaf, skip=start - first: np.asarray(leaf)[skip:], part))
+        cloud, others, shared = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        self._result = Islands(split, arrays, static, elements, cloud, others, shared, key_draws)
+        self._summarise()
+
+    def get_samples(self, key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
+        """Equally weighted draws of all latent and deterministic sites.
+
+        Args:
+            key: for the resampling; by default derived from the key of the run, always the same draws.
+            num_samples: how many; by default as many as there are particles. No more than that is worth having.
+
+        Returns:
+            Site name -> (num_samples, site shape...); with ``keep_paths`` also ``<site>_path``,
+            (num_samples, T + 1, site shape...).
+        """
+        result = self._require_result()
+        count = check_integer_at_least(
+            "num_samples", num_samples or self.num_islands * self.num_particles, 1, "It is the number of draws."
+        )
+        key = result.key if key is None else key
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+        by_element = bool(result.split.element_shape) and not result.islands_differ
+        evidence = result.cloud.log_evidence if by_element else result.log_evidence_by_island()
+        islands, particles = draw_particles(rng, result.cloud.log_weights, evidence, count)
+        samples = {name: _take(x, islands, particles) for name, x in result.cloud.x.items()}
+        first_island = islands.reshape(count, -1)[:, 0]
+        samples |= {name: value[first_island] for name, value in result.others.items()}
+        if result.split.deterministic:
+            samples |= self._replay(samples, result.arrays, result.static, result.elements)
+        if self.keep_paths:
+            samples |= self._paths(islands, particles)
+        return {name: jnp.asarray(value) for name, value in samples.items()}
+
+    def get_weighted_samples(self) -> tuple[dict[str, Array], Array]:
+        """All particles with their weights.
+
+        Returns:
+            Site name -> (K N, site shape...), and normalised log weights, (K N, E...).
+        """
+        result = self._require_result()
+        evidence = result.cloud.log_evidence
+        if result.islands_differ or not result.split.element_shape:
+            evidence = np.reshape(result.log_evidence_by_island(), (-1,) + (1,) * (evidence.ndim - 1))
+        within = result.cloud.log_weights - _log_sum(result.cloud.log_weights, axis=1)
+        log_weights = within + np.expand_dims(evidence - _log_sum(evidence, axis=0), 1)
+        flat = lambda x: jnp.asarray(np.reshape(x, (-1, *x.shape[2:])))  # noqa: E731
+        values = {name: flat(x) for name, x in result.cloud.x.items()}
+        values |= {n: jnp.repeat(jnp.asarray(v), self.num_particles, axis=0) for n, v in result.others.items()}
+        return values, flat(log_weights)
+
+    @property
+    def elements_reason(self) -> str:
+        """How a plate was filtered, and why."""
+        split = self._require_result().split
+        how = f"element by element, {split.element_shape}" if split.element_shape else "jointly"
+        return f"{how}: {split.reason}"
+
+    def print_summary(self) -> None:
+        """Print evidence, effective sizes and the posterior's moments."""
+        print(report(self._require_result(), self.log_evidence, self.log_evidence_error, self.elements_reason))
+        frame = az.summary(self.to_inference_data(), kind="stats", round_to=3)
+        print(frame.to_string())
+
+    def to_inference_data(self, num_samples: int | None = None) -> Any:
+        """The run for ArviZ: equally weighted draws as one chain, observations, diagnostics as attributes."""
+        result = self._require_result()
+        draws = {name: np.asarray(value)[None] for name, value in self.get_samples(num_samples=num_samples).items()}
+        attributes = {
+            "inference_library": "numpyro_diffusion",
+            "log_evidence": self.log_evidence,
+            "log_evidence_error": self.log_evidence_error,
+            "min_ess": self.min_ess,
+            "elements": self.elements_reason,
+        }
+        observed = {name: np.asarray(value) for name, value in result.split.observations().items()}
+        return az.from_dict(posterior=draws, observed_data=observed, attrs=attributes)
+
+    # Compiled parts -------------------------------------------------------------------------------
+
+    def _target(self, arrays: list, static: _arguments.Static, elements: str, others: Values) -> Target:
+        args, kwargs = _arguments.join(arrays, static)
+        return Target(SplitModel(self.model, args, kwargs, elements=elements), others)
+
+    def _draw_prior(self, key: jax.Array, arrays: list, static: _arguments.Static, elements: str) -> States:
+        args, kwargs = _arguments.join(arrays, static)
+        split = SplitModel(self.model, args, kwargs, elements=elements)
+        others, _ = split.draw_others(key)
+        return draw_prior(Target(split, others), key, self.twist.num_prior_draws)
+
+    def _run_islands(
+        self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
+    ) -> tuple[Cloud, dict[str, Array], Array]:
+        args, kwargs = _arguments.join(arrays, static)
+        split = SplitModel(self.model, args, kwargs, elements=elements)
+
+        def island(key: jax.Array) -> tuple[Cloud, dict[str, Array], Array]:
+            key_others, key_filter = jax.random.split(key)
+            others, log_density = split.draw_others(key_others)
+            target = Target(split, others)
+            constants = self.twist.prepare(target, prior_draws)
+            twist = _Proposed(self.twist, self.proposal) if self.proposal else self.twist
+            cloud = run_filter(target, twist, constants, key_filter, self.num_particles, keep_paths=self.keep_paths)
+            return cloud, others, target.shared_factor() - log_density
+
+        return jax.vmap(island)(keys)
+
+    def _compute_deterministic(
+        self, samples: dict[str, Array], arrays: list, static: _arguments.Static, elements: str
+    ) -> dict[str, Array]:
+        args, kwargs = _arguments.join(arrays, static)
+        split = SplitModel(self.model, args, kwargs, elements=elements)
+        return jax.vmap(split.deterministic_values)(samples)
+
+    # What was found -------------------------------------------------------------------------------
+
+    def _require_result(self) -> Islands:
+        if self._result is None:
+            raise RuntimeError(expected("a finished run", "none", "Call run(key, *model_arguments) first."))
+        return self._result
+
+    def _summarise(self) -> None:
+        """Evidence and diagnostics; warnings and errors for what must not pass in silence."""
+        result = self._require_result()
+        check_weights(result)
+        by_element, error_by_element = log_mean_and_error(result.cloud.log_evidence)
+        if result.islands_differ or not result.split.element_shape:
+            total, error = log_mean_and_error(result.log_evidence_by_island())
+        else:
+            total, error = by_element.sum() + result.shared[0], np.sqrt((error_by_element**2).sum())
+        self.log_evidence = float(total)
+        self.log_evidence_error = float(error)
+        self.log_evidence_by_element = by_element
+        self.effective_sizes = result.cloud.effective_sizes
+        self.min_ess = float(self.effective_sizes.min())
+        self.num_network_calls = result.split.num_steps * (1.0 + 2.0 * self.twist.num_passes_back(result.split))
+        warn(result, self.log_evidence_error)
+
+    def _paths(self, islands: np.ndarray, particles: np.ndarray) -> dict[str, Array]:
+        result = self._require_result()
+        paths = {}
+        levels: Any = result.cloud.levels
+        ancestors: Any = result.cloud.ancestors
+        at = particles
+        states = {name: [_take(x, islands, at)] for name, x in result.cloud.x.items()}
+        for step in range(result.split.num_steps):
+            at = _take(ancestors[:, step], islands, at)
+            for name in states:
+                states[name].append(_take(levels[name][:, step], islands, at))
+        for site in result.split.sites:
+            paths[f"{site.name}_path"] = np.stack(states[site.name][: site.num_steps + 1], axis=1)
+        return paths
+
+
+class _Proposed:
+    """A twist whose moves are replaced by tilts, for some sites."""
+
+    def __init__(self, twist: Twist, proposal: Mapping[str, Any]) -> None:
+        self.twist = twist
+        self.proposal = proposal
+
+    def look(self, target: Target, constants: PyTree, x: States, step: Array) -> tuple[Array, TiltedStep]:
+        log_psi, move = self.twist.look(target, constants, x, step)
+        if not isinstance(move, TiltedStep):
+            move = TiltedStep(move.laws, {})
+        tilted = dict(move.tilted)
+        for name, tilt in self.proposal.items():
+            chain = target.chains[name]
+            context = None if chain.context is None else jnp.asarray(chain.context)
+            law = tilt(chain.kernel, chain.transition, x[name], target.level(name, step), context)
+            tilted[name] = jax.tree.map(lambda leaf, like=x[name]: jnp.broadcast_to(leaf, like.shape), law)
+        return log_psi, TiltedStep(move.laws, tilted)
+
+
+def draw_prior(target: Target, key: jax.Array, num_draws: int) -> States:
+    """Draws of the diffusion sites from their prior, (num_draws, site shape...); none for num_draws = 0."""
+    if num_draws == 0:
+        return {}
+    draws = {}
+    keys = jax.random.split(key, len(target.split.sites))
+    for site, site_key in zip(target.split.sites, keys, strict=True):
+        x = target.chains[site.name].sample_last(site_key, (num_draws,))
+        draws[site.name] = x.reshape((num_draws, *site.shape))
+    return draws
+
+
+def _take(x: np.ndarray, islands: np.ndarray, particles: np.ndarray) -> np.ndarray:
+    """X of shape (K, N, E..., rest...) at (draws, E...)."""
+    elements = np.indices(islands.shape)[1:]
+    return x[(islands, particles, *elements)]
+
+
+def _log_sum(log_values: np.ndarray, axis: int) -> np.ndarray:
+    top = log_values.max(axis=axis, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(log_values - top).sum(axis=axis, keepdims=True)) + top

@@ -1,0 +1,86 @@
+r"""The law that a particle engine walks through: chains times factor, for many particles at once.
+
+States are dictionaries, site name -> (N, site shape...), where N counts particles and the site's shape begins with the
+elements E that are filtered one by one (see :mod:`.sites`). Numbers of an element are (N, E...): whatever is
+left of a site's shape is summed.
+
+Levels run from the longest chain's T down to 0. A chain with fewer steps rests at its x^T until its own
+levels come.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._typing import Array, PyTree, Shape
+from ..chains import ReverseChain
+from ..transition import network_output
+from .sites import SplitModel, Values
+
+__all__ = ["States", "Target"]
+
+States = dict[str, Array]
+
+
+class Target:
+    """Chains and factor of a split model at given values of its other latent sites."""
+
+    def __init__(self, split: SplitModel, others: Values) -> None:
+        self.split = split
+        self.others = dict(others)
+        self.chains: dict[str, ReverseChain] = split.chains(others)
+        self.element_shape: Shape = split.element_shape
+        self.num_steps = split.num_steps
+
+    def level(self, name: str, step: Array | int) -> Array:
+        """The level t of one chain when the longest is at ``step``."""
+        return jnp.minimum(step, self.chains[name].kernel.num_steps)
+
+    def is_discrete(self, name: str) -> bool:
+        """Whether a site's states are bits."""
+        return self.chains[name].kernel.is_discrete
+
+    def start(self, key: jax.Array, num_particles: int) -> States:
+        """Particles of pi, at every chain's own T."""
+        keys = jax.random.split(key, len(self.split.sites))
+        return {
+            site.name: self.chains[site.name].kernel.stationary((num_particles, *site.shape)).sample(key)
+            for site, key in zip(self.split.sites, keys, strict=True)
+        }
+
+    def network(self, name: str, x_t: Array, step: Array) -> tuple[PyTree, Any]:
+        """A network's output at x_t, and the law of x^{t-1} with all its arrays of x_t's shape."""
+        chain = self.chains[name]
+        t = self.level(name, step)
+        context = None if chain.context is None else jnp.asarray(chain.context)
+        output = network_output(chain.kernel, chain.transition, x_t, t, context)
+        law = chain.kernel.reverse(output, x_t, t)
+        return output, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, jnp.shape(x_t)), law)
+
+    def denoised(self, name: str, output: PyTree, x_t: Array, step: Array) -> Array:
+        """The estimate of x^0 that goes with a network's output, of x_t's shape."""
+        return jnp.asarray(self.chains[name].kernel.denoised(output, x_t, self.level(name, step)))
+
+    def advance(self, name: str, x_t: Array, x_previous: Array, step: Array) -> Array:
+        """The new state, or the old one while a shorter chain rests."""
+        num_steps = self.chains[name].kernel.num_steps
+        return x_previous if num_steps == self.num_steps else jnp.where(step <= num_steps, x_previous, x_t)
+
+    def moves(self, name: str, step: Array) -> Array:
+        """Whether a chain moves in this step."""
+        return jnp.asarray(step) <= self.chains[name].kernel.num_steps
+
+    def log_factor(self, x_0: Mapping[str, Array]) -> Array:
+        """Log r without the shared term, shape (N, E...)."""
+        return jax.vmap(lambda x: self.split.log_factor(x, self.others).elements)(dict(x_0))
+
+    def shared_factor(self) -> Array:
+        """The part of log r that depends on no diffusion site, ()."""
+        x = {site.name: jnp.zeros(site.shape, int if site.is_discrete else float) for site in self.split.sites}
+        return self.split.log_factor(x, self.others).shared if self.element_shape else jnp.zeros(())
+
+    def by_element(self, values: Array) -> Array:
+        """Sum to (N, E...)."""
+        return values.sum(tuple(range(1 + len(self.element_shape), values.ndim)))
