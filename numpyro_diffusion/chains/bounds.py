@@ -32,6 +32,7 @@ __all__ = [
     "Estimator",
     "ImportanceWeighted",
     "RandomStep",
+    "log_path_ratio",
     "paper_bound",
     "prior_term",
     "sum_of_step_terms",
@@ -211,6 +212,35 @@ def _log_trajectory_weight(
     (x_1, log_weight), _ = jax.lax.scan(step, (x_top, log_weight), jnp.arange(2, top + 1), reverse=True)
     log_weight = log_weight + reverse_step(kernel, transition, x_1, 1, context).log_prob(x_0)
     return _sum_event(transition, log_weight)
+
+
+def log_path_ratio(kernel: Kernel, transition: Transition, path: Array, context: Array | None = None) -> Array:
+    """Log p(x^{0:T}) - log q(x^{1:T} | x^0) of given paths, the terms of Eq. 9, one pass through the network.
+
+    Each term compares two laws of the same x^{t-1}, so that nothing large is subtracted.
+
+    Args:
+        kernel: one step.
+        transition: the network.
+        path: shape (batch..., T + 1, event...), index 0 of the time axis is x^0.
+        context: as for the transition, or None.
+
+    Returns:
+        Shape (batch...), nats.
+    """
+    axis = path.ndim - 1 - transition.event_dim
+    before, after = (jax.lax.slice_in_dim(path, start, stop, axis=axis) for start, stop in ((0, -1), (1, None)))
+    x_0, x_top = (jax.lax.index_in_dim(path, index, axis=axis, keepdims=False) for index in (0, -1))
+    if context is not None:
+        context = jnp.expand_dims(context, context.ndim - len(transition.context_shape or ()))
+    t = jnp.arange(1, kernel.num_steps + 1)
+    law = reverse_step(kernel, transition, after, t, context)
+    t_event = expand_right(t, transition.event_dim)
+    bridge = kernel.bridge(after, jnp.expand_dims(x_0, axis), t_event)
+    # At t = 1 the bridge is the point x^0 itself, and p's density stands alone.
+    steps = law.log_prob(before) - jnp.where(t_event == 1, 0.0, bridge.log_prob(before))
+    ends = kernel.stationary(jnp.shape(x_top)).log_prob(x_top) - kernel.marginal(x_0, kernel.num_steps).log_prob(x_top)
+    return steps.sum(tuple(range(axis, steps.ndim))) + _sum_event(transition, ends)
 
 
 def _sum_event(transition: Transition, x: Array) -> Array:

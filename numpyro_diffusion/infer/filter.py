@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array
-from .particles import effective_size, gather, log_mean_exp, multinomial_keeping_first, systematic
+from .particles import effective_size, gather, log_mean_exp, multinomial, systematic
 from .target import States, Target
 
 __all__ = ["Cloud", "choose_path", "run_filter"]
@@ -45,6 +45,7 @@ def run_filter(
     num_particles: int,
     *,
     retained: States | None = None,
+    independent: bool = False,
     keep_paths: bool = False,
 ) -> Cloud:
     """Walk from level T to 0.
@@ -56,6 +57,7 @@ def run_filter(
         key: randomness.
         num_particles: N.
         retained: paths, site name -> (T_site + 1, site shape...), that particle 0 follows.
+        independent: resample independently, as with a retained path, and not systematically.
         keep_paths: keep every level and its ancestors.
     """
     weights_shape = (num_particles, *target.element_shape)
@@ -73,12 +75,12 @@ def run_filter(
         log_psi = _positive(log_psi)
         log_weights, gained = _renormalise(log_weights + log_psi - log_psi_before)
         size = effective_size(log_weights)
-        draw = systematic if retained is None else multinomial_keeping_first
+        ancestors = _resample(key_resample, log_weights, retained is not None, independent)
         kept = jnp.broadcast_to(
             jnp.arange(num_particles).reshape((-1,) + (1,) * (len(weights_shape) - 1)), weights_shape
         )
         resample = size < 0.5 * num_particles
-        ancestors = jnp.where(resample, draw(key_resample, log_weights), kept)
+        ancestors = jnp.where(resample, ancestors, kept)
         moved_from, move, log_psi = gather((x, move, log_psi), ancestors)
         log_weights = jnp.where(resample, 0.0, log_weights)
         proposed = keep(move.sample(key_move), level - 1)
@@ -126,6 +128,12 @@ def choose_path(target: Target, cloud: Cloud, index: Array) -> States:
     return {
         name: jnp.concatenate([last[name][None], above[name][: target.chains[name].kernel.num_steps]]) for name in last
     }
+
+
+def _resample(key: jax.Array, log_weights: Array, retain: bool, independent: bool) -> Array:
+    if retain:
+        return multinomial(key, log_weights).at[0].set(0)
+    return multinomial(key, log_weights) if independent else systematic(key, log_weights)
 
 
 def _renormalise(log_weights: Array) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@ r"""Weighted particles: log weights of shape (N, E...), one weight for each part
 Weights are kept as logarithms with the largest subtracted before anything is exponentiated. N particles whose
 weights are all zero have no law; they are reported, and treated as equal so that no NaN spreads.
 
-References: Kitagawa 1996 (systematic resampling); Andrieu, Doucet, Holenstein 2010 (the retained particle).
+References: Kitagawa 1996 (systematic resampling); Andrieu, Doucet, Holenstein 2010 (multinomial, with a retained particle).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from .._typing import Array, PyTree, Shape
 
-__all__ = ["effective_size", "gather", "log_mean_exp", "multinomial_keeping_first", "normalised", "systematic"]
+__all__ = ["effective_size", "gather", "log_mean_exp", "multinomial", "normalised", "systematic"]
 
 
 def log_mean_exp(log_weights: Array) -> Array:
@@ -44,10 +44,9 @@ def systematic(key: jax.Array, log_weights: Array, num_draws: int | None = None)
     return _invert(jnp.broadcast_to(points, (count, *log_weights.shape[1:])), log_weights)
 
 
-def multinomial_keeping_first(key: jax.Array, log_weights: Array) -> Array:
-    """Ancestors drawn independently, but for the first, which is particle 0: the retained one."""
-    drawn = _invert(jax.random.uniform(key, log_weights.shape, log_weights.dtype), log_weights)
-    return drawn.at[0].set(0)
+def multinomial(key: jax.Array, log_weights: Array) -> Array:
+    """Ancestors drawn independently of each other, shape (N, E...)."""
+    return _invert(jax.random.uniform(key, log_weights.shape, log_weights.dtype), log_weights)
 
 
 def gather(tree: PyTree, ancestors: Array) -> PyTree:

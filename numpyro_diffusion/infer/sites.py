@@ -72,7 +72,8 @@ class SplitModel:
 
     Attributes:
         sites: the latent diffusion sites, in the model's order.
-        others: names of the other latent sites.
+        others: names of the other latent sites; ``discrete_others`` those of them with discrete support.
+        deterministic: names of deterministic sites.
         element_shape: E when elements are filtered one by one, else ().
         reason: why they are or are not, in words.
 
@@ -90,6 +91,7 @@ class SplitModel:
         names = {site.name for site in self.sites}
         latent = [name for name, site in prototype.items() if _is_latent(site)]
         self.others = tuple(name for name in latent if name not in names)
+        self.discrete_others = tuple(name for name in self.others if prototype[name]["fn"].support.is_discrete)
         self.deterministic = tuple(name for name, site in prototype.items() if site["type"] == "deterministic")
         _check_sites(prototype, self.sites)
         self._provenance = self._find_provenance({name: prototype[name]["value"] for name in latent})

@@ -25,39 +25,16 @@ from .._typing import Array, PyTree
 from . import _arguments
 from .filter import Cloud, run_filter
 from .islands import Islands, check_weights, report, warn
-from .linear_gaussian import LinearGaussian
+from .named_twists import as_twist
 from .pooling import draw_particles, log_mean_and_error
 from .proposals import TiltedStep
 from .sites import SplitModel, Values
-from .target import States, Target
-from .twists import Custom, NoTwist, Tempered, Twist
+from .target import States, Target, draw_prior
+from .twists import Twist
 
-__all__ = ["TwistedSMC", "as_twist"]
+__all__ = ["TwistedSMC"]
 
-_NAMED_TWISTS: dict[str, Twist] = {"tempered": Tempered(), "gaussian": LinearGaussian(), "none": NoTwist()}
 _MAX_ROWS = 2**16  # particles that walk at once
-
-
-def as_twist(twist: Any) -> Twist:
-    """A twist from its name, a function or itself.
-
-    Raises:
-        ValueError: for an unknown name.
-        TypeError: for anything else.
-    """
-    if isinstance(twist, str):
-        if twist not in _NAMED_TWISTS:
-            raise ValueError(
-                expected(
-                    f"a twist among {', '.join(_NAMED_TWISTS)}", repr(twist), "Choose one of these, or pass a function."
-                )
-            )
-        return _NAMED_TWISTS[twist]
-    if hasattr(twist, "prepare") and hasattr(twist, "look"):
-        return twist
-    if callable(twist):
-        return Custom(twist)
-    raise TypeError(expected("a twist's name, a Twist or a function", repr(twist), "For example twist='tempered'."))
 
 
 class TwistedSMC:
@@ -330,18 +307,6 @@ class _Proposed:
             law = tilt(chain.kernel, chain.transition, x[name], target.level(name, step), context)
             tilted[name] = jax.tree.map(lambda leaf, like=x[name]: jnp.broadcast_to(leaf, like.shape), law)
         return log_psi, TiltedStep(move.laws, tilted)
-
-
-def draw_prior(target: Target, key: jax.Array, num_draws: int) -> States:
-    """Draws of the diffusion sites from their prior, (num_draws, site shape...); none for num_draws = 0."""
-    if num_draws == 0:
-        return {}
-    draws = {}
-    keys = jax.random.split(key, len(target.split.sites))
-    for site, site_key in zip(target.split.sites, keys, strict=True):
-        x = target.chains[site.name].sample_last(site_key, (num_draws,))
-        draws[site.name] = x.reshape((num_draws, *site.shape))
-    return draws
 
 
 def _take(x: np.ndarray, islands: np.ndarray, particles: np.ndarray) -> np.ndarray:

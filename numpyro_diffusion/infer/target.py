@@ -19,7 +19,7 @@ from ..chains import ReverseChain
 from ..transition import network_output
 from .sites import SplitModel, Values
 
-__all__ = ["States", "Target"]
+__all__ = ["States", "Target", "draw_prior"]
 
 States = dict[str, Array]
 
@@ -84,3 +84,15 @@ class Target:
     def by_element(self, values: Array) -> Array:
         """Sum to (N, E...)."""
         return values.sum(tuple(range(1 + len(self.element_shape), values.ndim)))
+
+
+def draw_prior(target: Target, key: jax.Array, num_draws: int) -> States:
+    """Draws of the diffusion sites from their prior, (num_draws, site shape...); none for num_draws = 0."""
+    if num_draws == 0:
+        return {}
+    draws = {}
+    keys = jax.random.split(key, len(target.split.sites))
+    for site, site_key in zip(target.split.sites, keys, strict=True):
+        x = target.chains[site.name].sample_last(site_key, (num_draws,))
+        draws[site.name] = x.reshape((num_draws, *site.shape))
+    return draws

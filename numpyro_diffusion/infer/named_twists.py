@@ -1,0 +1,31 @@
+"""Twists by name."""
+
+from typing import Any
+
+from .._checks import expected
+from .linear_gaussian import LinearGaussian
+from .twists import Custom, NoTwist, Tempered, Twist
+
+__all__ = ["as_twist"]
+
+_NAMED: dict[str, Twist] = {"tempered": Tempered(), "gaussian": LinearGaussian(), "none": NoTwist()}
+
+
+def as_twist(twist: Any) -> Twist:
+    """A twist from its name, a function or itself.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything else.
+    """
+    if isinstance(twist, str):
+        if twist not in _NAMED:
+            raise ValueError(
+                expected(f"a twist among {', '.join(_NAMED)}", repr(twist), "Choose one of these, or pass a function.")
+            )
+        return _NAMED[twist]
+    if hasattr(twist, "prepare") and hasattr(twist, "look"):
+        return twist
+    if callable(twist):
+        return Custom(twist)
+    raise TypeError(expected("a twist's name, a Twist or a function", repr(twist), "For example twist='tempered'."))
