@@ -27,7 +27,7 @@ _TWIST_FLOOR = 50.0  # nats below the smallest finite twist
 class Cloud(NamedTuple):
     """What one island of particles ends with. Numbers of elements have shape (E...)."""
 
-    x: States  # (N, site shape...)
+    x: dict[str, Any]  # (N, site shape...)
     log_weights: Array  # (N, E...), not normalised
     log_evidence: Array  # (E...), without the shared factor
     effective_sizes: Array  # (T + 1, E...), index = level, before resampling
@@ -124,7 +124,8 @@ def choose_path(target: Target, cloud: Cloud, index: Array) -> States:
         return at, pick(values, at)
 
     last = pick(cloud.x, index)
-    _, above = jax.lax.scan(step, index, (cloud.levels, cloud.ancestors))
+    history: Any = (cloud.levels, cloud.ancestors)
+    _, above = jax.lax.scan(step, index, history)
     return {
         name: jnp.concatenate([last[name][None], above[name][: target.chains[name].kernel.num_steps]]) for name in last
     }

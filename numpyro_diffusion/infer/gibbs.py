@@ -7,7 +7,7 @@ The state is a whole path x^{0:T} for each diffusion site and a value of every o
     2. independence      (optional) N fresh particles, accepted with probability min(1, Z_new / Z_current).
     3. refresh           given x^0, propose x^{1:T} ~ q(x^{1:T} | x^0) by noising, accept with probability
                          min(1, w_new / w_old), w = p(x^{0:T}) / q(x^{1:T} | x^0). Near noise a retained path hardly
-                         changes by itself; this move, whose acceptance tends to 1 as the model learns its data, frees it.
+                         changes by itself; this move frees it, accepted ever more as the model learns its data.
     4. the inner kernel  moves the other sites given x^0 (and given the path, if they enter the chain's law).
 
 Elements of a plate that the likelihood does not couple are filtered, chosen and accepted one by one.
@@ -71,8 +71,8 @@ class DiffusionGibbs(MCMCKernel):
     """Particle Gibbs for the diffusion sites of a model, a kernel of the user's for its other sites.
 
     Args:
-        inner_kernel: NUTS, HMC or any kernel with ``wrap_model`` and ``refresh``, built on the user's model; it is not run
-            when the model has no other latent site.
+        inner_kernel: NUTS, HMC or any kernel with ``wrap_model`` and ``refresh``, built on the user's model; it is not
+            run when the model has no other latent site.
         num_particles: N of the conditional SMC.
         twist: as for ``TwistedSMC``.
         refresh: whether to refresh the path by noising.

@@ -7,20 +7,19 @@ import jax
 import numpy as np
 
 from .._checks import expected
-from .filter import Cloud
 from .sites import SplitModel
 
 __all__ = ["Islands", "check_weights", "report", "warn"]
 
 
 class Islands(NamedTuple):
-    """All islands of one run; arrays of the cloud lead with K."""
+    """All islands of one run."""
 
     split: SplitModel
     arrays: list
     static: Any
     elements: str
-    cloud: Cloud
+    cloud: Any  # a filter.Cloud of NumPy arrays, each leading with K
     others: dict[str, np.ndarray]  # (K, site shape...)
     shared: np.ndarray  # (K,), log r's shared term less the density at which ``others`` were drawn
     key: jax.Array
@@ -42,9 +41,18 @@ class Islands(NamedTuple):
 
     @property
     def smallest(self) -> tuple[float, int]:
-        """The smallest effective size, and its level."""
-        sizes = self.cloud.effective_sizes
+        """The smallest effective size among islands that carry weight, and its level."""
+        sizes = self.cloud.effective_sizes[self.weights > 0.1 / len(self.shared)]
         return float(sizes.min()), int(np.argwhere(sizes == sizes.min())[0][1])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The islands' weights, summing to one; equal where elements are pooled by themselves."""
+        if not self.islands_differ:
+            return np.full(len(self.shared), 1 / len(self.shared))
+        log_weights = self.log_evidence_by_island()
+        weights = np.exp(log_weights - log_weights.max())
+        return weights / weights.sum()
 
 
 def check_weights(result: Islands) -> None:
@@ -88,24 +96,22 @@ def warn(result: Islands, log_evidence_error: float) -> None:
     undefined = int(np.sum(result.cloud.num_undefined))
     if undefined:
         messages.append(
-            f"The likelihood was NaN at {undefined} of {result.cloud.log_weights.size} particles; they were given weight "
-            "zero. Mend the model's formula there, or the posterior lacks what it should have had."
+            f"The likelihood was NaN at {undefined} of {result.cloud.log_weights.size} particles; they were given "
+            "weight zero. Mend the model's formula there, or the posterior lacks what it should have had."
         )
     size, level = result.smallest
     if size < max(2.0, 0.005 * result.num_particles):
         messages.append(
             f"The effective size fell to {size:.1f} of {result.num_particles} particles at level {level} of "
-            f"{result.split.num_steps}: a few stand for all, and draws and evidence are unreliable. Take more particles, "
-            "a closer twist ('gaussian' for Normal observations), or a schedule with more steps."
+            f"{result.split.num_steps}: a few stand for all, and draws and evidence are unreliable. Take more "
+            "particles, a closer twist ('gaussian' for Normal observations), or a schedule with more steps."
         )
     if result.islands_differ:
-        log_weights = result.log_evidence_by_island()
-        weights = np.exp(log_weights - log_weights.max())
-        carried = weights.sum() ** 2 / (weights**2).sum()
+        carried = 1 / (result.weights**2).sum()
         if carried < 10:
             messages.append(
                 f"Other latent sites {sorted(result.others)} were drawn from their prior, and {carried:.1f} of "
-                f"{len(weights)} islands carry the weight. Take more islands, or DiffusionGibbs."
+                f"{len(result.shared)} islands carry the weight. Take more islands, or DiffusionGibbs."
             )
     elif log_evidence_error > 1:
         messages.append(

@@ -7,15 +7,15 @@ For y = g(x^0) + N(0, R), with G the Jacobian of g at x0hat(x^t) and C_t an esti
 which is exact when p(x^0 | x^t) is Gaussian and g linear. Given x^t, x^{t-1} = c_t x^0 + ... has covariance c_t G C_t
 with y, so particles move by p(x^{t-1} | x^t) = N(mean, s^2) conditioned on y as if
 
-    y = g(x0hat) + c_t G C_t s^-2 (x^{t-1} - mean) + N(0, R + tau_t G C_t G^T),   tau_t = lower_t / (lower_t + c_t^2 r_t^2)
+    y = g(x0hat) + c_t G C_t s^-2 (x^{t-1} - mean) + N(0, R + tau_t G C_t G^T)
 
-where tau_t is the share of the variance of x^0 that x^{t-1} leaves open (its bridge's part of the step). At t = 1
+where tau_t = lower_t / (lower_t + c_t^2 r_t^2) is the share of the variance of x^0 that x^{t-1} leaves open (its bridge's part of the step). At t = 1
 C_1 = s^2 and nothing is left open: the last step is the exact product p(x^0 | x^1) r(x^0).
 
 C_t by ``covariance``:
 
-    "jacobian"   v_t / sqrt(abar_t) d x0hat / d x^t (exact for an exact denoiser): one pass back through the network for
-                 each of the m observed numbers of an element
+    "jacobian"   v_t / sqrt(abar_t) d x0hat / d x^t (exact for an exact denoiser): one pass back through the network
+                 for each of the m observed numbers of an element
     "diagonal"   the variance of x^0 that the reverse step's variance stands for, (s^2 - lower_t) / c_t^2: no pass back
     "scale"      r_t^2: no pass back
 

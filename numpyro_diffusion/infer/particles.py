@@ -3,7 +3,7 @@ r"""Weighted particles: log weights of shape (N, E...), one weight for each part
 Weights are kept as logarithms with the largest subtracted before anything is exponentiated. N particles whose
 weights are all zero have no law; they are reported, and treated as equal so that no NaN spreads.
 
-References: Kitagawa 1996 (systematic resampling); Andrieu, Doucet, Holenstein 2010 (multinomial, with a retained particle).
+References: Kitagawa 1996 (systematic resampling); Andrieu, Doucet, Holenstein 2010 (a retained particle).
 """
 
 from typing import Any

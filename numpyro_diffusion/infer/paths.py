@@ -2,8 +2,8 @@ r"""Whole paths x^{0:T} of diffusion sites: given to a model, drawn by noising, 
 
 A path has shape (T + 1, site shape...), time first, x^0 at index 0.
 
-In a model whose diffusion sites have given paths they count as observed: with the path's exact density where another site
-enters the chain's law, else with none, for a constant is of no use to a sampler of the other sites.
+In a model whose diffusion sites have given paths they count as observed: with the path's exact density where another
+site enters the chain's law, else with none, for a constant is of no use to a sampler of the other sites.
 """
 
 from collections.abc import Callable

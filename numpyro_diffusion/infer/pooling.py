@@ -1,10 +1,10 @@
 r"""Islands of particles pooled into one weighted sample.
 
-Island k of K estimates the evidence by Z_k, without bias, and stands for its particles with total weight Z_k / sum Z: the
-pooled sample converges whatever the number of particles in an island. The mean of the Z_k is the estimate of the
-evidence, their spread its standard error. When other unknowns were drawn from their prior, one draw for each island, the
-same weights make the islands an importance sample of them (IS^2). Elements that were filtered by themselves and share
-nothing are pooled by themselves.
+Island k of K estimates the evidence by Z_k, without bias, and stands for its particles with total weight Z_k / sum Z:
+the pooled sample converges whatever the number of particles in an island. The mean of the Z_k is the estimate of the
+evidence, their spread its standard error. When other unknowns were drawn from their prior, one draw for each island,
+the same weights make the islands an importance sample of them (IS^2). Elements that were filtered by themselves and
+share nothing are pooled by themselves.
 
 References: Whiteley, Lee, Heine 2016 (islands); Tran et al. 2013 (IS^2).
 """

@@ -16,7 +16,13 @@ __all__ = ["ConditionedStep", "Step", "TiltedStep"]
 
 
 class Step(Protocol):
-    """How particles move down one level."""
+    """How particles move down one level.
+
+    Attributes:
+        laws: p, by site.
+    """
+
+    laws: dict[str, Any]
 
     def sample(self, key: jax.Array) -> States:
         """Next states."""
@@ -60,7 +66,7 @@ class TiltedStep:
 class ConditionedStep:
     r"""Gaussian coordinates conditioned on m numbers that are taken to be linear in them.
 
-    q(x) is proportional to N(x; mean, s^2) N(residual; slope (x - mean), remaining), normalised in closed form and drawn
+    q(x) is proportional to N(x; mean, s^2) N(residual; slope (x - mean), remaining), normalised in closed form, drawn
     by conditioning a joint draw (Matheron's rule), in m x m matrices only:
 
         log p/q = log N(residual; 0, remaining + slope s^2 slope^T) - log N(residual - slope (x - mean); 0, remaining)

@@ -160,7 +160,7 @@ class TwistedSMC:
         by_element = bool(result.split.element_shape) and not result.islands_differ
         evidence = result.cloud.log_evidence if by_element else result.log_evidence_by_island()
         islands, particles = draw_particles(rng, result.cloud.log_weights, evidence, count)
-        samples = {name: _take(x, islands, particles) for name, x in result.cloud.x.items()}
+        samples: dict[str, Any] = {name: _take(x, islands, particles) for name, x in result.cloud.x.items()}
         first_island = islands.reshape(count, -1)[:, 0]
         samples |= {name: value[first_island] for name, value in result.others.items()}
         if result.split.deterministic:
@@ -269,11 +269,11 @@ class TwistedSMC:
         self.log_evidence_error = float(error)
         self.log_evidence_by_element = by_element
         self.effective_sizes = result.cloud.effective_sizes
-        self.min_ess = float(self.effective_sizes.min())
+        self.min_ess, _ = result.smallest
         self.num_network_calls = result.split.num_steps * (1.0 + 2.0 * self.twist.num_passes_back(result.split))
         warn(result, self.log_evidence_error)
 
-    def _paths(self, islands: np.ndarray, particles: np.ndarray) -> dict[str, Array]:
+    def _paths(self, islands: np.ndarray, particles: np.ndarray) -> dict[str, np.ndarray]:
         result = self._require_result()
         paths = {}
         levels: Any = result.cloud.levels
