@@ -134,19 +134,17 @@ class MixtureProblem:
         return scores.argmax(-1)
 
     def mode_weights_distance(self, x: np.ndarray) -> float:
-        """Total variation between the shares of the modes among draws and their exact posterior weights."""
-        shares = np.bincount(self.assign(x), minlength=len(self.weights)) / len(x)
-        return 0.5 * float(np.abs(shares - self.exact_mode_weights).sum())
+        """Total variation between the shares of the modes among draws and their exact posterior weights.
+
+        A draw that is not finite is in no mode.
+        """
+        finite = np.isfinite(x).all(-1)
+        shares = np.bincount(self.assign(x[finite]), minlength=len(self.weights)) / len(x)
+        return 0.5 * float(np.abs(shares - self.exact_mode_weights).sum() + 1 - finite.mean())
 
     def model(self, prior: dist.Distribution) -> Callable[..., None]:
         """The plain NumPyro model of this problem under a diffusion prior; to be run on ``y``."""
-        matrix, sigma = jnp.asarray(self.matrix, float), jnp.asarray(self.sigma, float)
-
-        def model(y: Any = None) -> None:
-            x = numpyro.sample("x", prior)
-            numpyro.sample("y", dist.Normal(x @ matrix.T, sigma).to_event(1), obs=y)
-
-        return model
+        return linear_model(prior, self.matrix, self.sigma)
 
     @cached_property
     def _svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -162,6 +160,17 @@ class MixtureProblem:
         squares = (inside**2 / total).sum(-1) + ((residual - inside @ left.T) ** 2).sum(-1) / self.sigma**2
         log_det = np.log(total).sum() + (len(self.y) - len(total)) * 2 * math.log(self.sigma)
         return np.log(self.weights) - 0.5 * (squares + log_det + len(self.y) * math.log(2 * math.pi))
+
+
+def linear_model(law: dist.Distribution, matrix: np.ndarray, sigma: float) -> Callable[..., None]:
+    """The model x ~ law, y ~ Normal(A x, sigma), to be run on ``y``."""
+    matrix, sigma = jnp.asarray(matrix, float), jnp.asarray(sigma, float)
+
+    def model(y: Any = None) -> None:
+        x = numpyro.sample("x", law)
+        numpyro.sample("y", dist.Normal(x @ matrix.T, sigma).to_event(1), obs=y)
+
+    return model
 
 
 def problem(seed: int, dimension: int, observed: int) -> MixtureProblem:
@@ -210,8 +219,12 @@ def prior(
     of: MixtureProblem, num_steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
 ) -> nd.Diffusion:
     """The problem's prior as a diffusion of ``num_steps`` steps with the exact denoiser in place of a network."""
+    centred = of.means - of.weights @ of.means
     kernel = nd.GaussianKernel(
-        nd.schedules.log_snr(num_steps, sigma_min, sigma_max), parameterization="x0", variance="denoiser"
+        nd.schedules.log_snr(num_steps, sigma_min, sigma_max),
+        parameterization="x0",
+        variance="denoiser",
+        data_scale=math.sqrt(1 + (of.weights @ centred**2).mean()),
     )
     return nd.Diffusion(kernel, nd.analytic.gaussian_mixture(kernel, of.means, 1.0, of.weights))
 

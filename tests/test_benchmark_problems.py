@@ -13,6 +13,8 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer.util import log_density
 
+import numpyro_diffusion as nd
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -26,6 +28,9 @@ def load(name):
 
 
 problems = load("mixture_problems")
+joint = load("joint_problems")
+grids = load("grid_problems")
+gaussian_chain = load("gaussian_chain")
 
 
 def log_prior(problem, x):
@@ -143,3 +148,93 @@ def test_model_has_the_likelihood_of_the_problem():
     joint, _ = log_density(model, (jnp.asarray(problem.y, float),), {}, {"x": jnp.asarray(x[0], float)})
     expected = log_likelihood(problem, x)[0] + float(dist.Normal(0, 1).log_prob(jax.device_put(x[0])).sum())
     np.testing.assert_allclose(joint, expected, rtol=1e-4)
+
+
+def positive_draws(unknown, count):
+    rng = np.random.default_rng(5)
+    return np.exp(0.5 * rng.standard_normal(count)) if unknown == "amplitude" else 2 * abs(rng.standard_normal(count))
+
+
+@pytest.mark.parametrize("unknown", ["amplitude", "sigma"])
+def test_marginal_of_the_unknown_equals_weighted_draws_of_the_joint_prior(unknown):
+    problem = joint.joint_problem(4, unknown)
+    base, count = problem.base, 400_000
+    rng = np.random.default_rng(6)
+    x = base.means[rng.choice(4, p=base.weights, size=count)] + rng.standard_normal((count, 2))
+    value = positive_draws(unknown, count)
+    mean, sigma = (
+        (value[:, None] * (x @ base.matrix.T), base.sigma)
+        if unknown == "amplitude"
+        else (x @ base.matrix.T, value[:, None])
+    )
+    weight = np.exp((-0.5 * ((base.y - mean) / sigma) ** 2 - np.log(sigma)).sum(-1))
+    weight /= weight.sum()
+    effective = 1 / (weight**2).sum()
+    assert effective > 500
+    for level in (0.1, 0.5, 0.9):
+        below = weight[value <= problem.marginal.quantiles(np.array([level]))[0]].sum()
+        assert abs(below - level) < 5 * math.sqrt(level * (1 - level) / effective)
+    spread = math.sqrt(weight @ (value - weight @ value) ** 2)
+    np.testing.assert_allclose(problem.marginal.standard_deviation, spread, rtol=5 / math.sqrt(effective))
+
+
+def test_marginal_distance_is_that_of_a_shift_and_falls_with_the_count():
+    normal = joint.Marginal(np.linspace(-8, 8, 4001) + 10, -0.5 * np.linspace(-8, 8, 4001) ** 2)
+    np.testing.assert_allclose(normal.standard_deviation, 1, rtol=1e-5)
+    even = normal.quantiles((np.arange(1000) + 0.5) / 1000)
+    np.testing.assert_allclose(normal.distance(even + 0.3), 0.3, rtol=1e-4)
+    # For independent draws: the mean of |Brownian bridge| of variance F(1 - F) over the line, divided by sqrt(count).
+    levels = normal.cumulative
+    expected = math.sqrt(2 / math.pi) * np.sqrt(levels * (1 - levels)).sum() * np.diff(normal.grid)[0]
+    np.testing.assert_allclose(normal.floor(400, repeats=200), expected / 20, rtol=0.15)
+
+
+def test_joint_model_has_the_density_of_the_problem():
+    for unknown in ("amplitude", "sigma"):
+        problem = joint.joint_problem(0, unknown)
+        model = problem.model(dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        x, value = np.array([0.3, -1.0]), 1.3
+        density, _ = log_density(
+            model, (jnp.asarray(problem.base.y, float),), {}, {"x": jnp.asarray(x, float), unknown: value}
+        )
+        expected = log_likelihood(problem.given(value), x[None])[0] + float(
+            dist.Normal(0, 1).log_prob(jnp.asarray(x, float)).sum()
+        )
+        np.testing.assert_allclose(density, expected + float(joint.PRIOR[unknown].log_prob(value)), rtol=1e-4)
+
+
+def test_grid_agrees_with_the_closed_form_of_a_linear_likelihood():
+    base = problems.planar_problem(1, 3, 0.5)
+    matrix = jnp.asarray(base.matrix, float)
+    problem = grids.GridProblem(
+        base, lambda x: dist.Normal(x @ matrix.T, base.sigma).to_event(1), base.y.astype(np.float32)
+    )
+    np.testing.assert_allclose(problem.posterior.log_evidence, base.exact_log_evidence, atol=1e-3)
+    floor = problems.floor(base.exact_draws, 1000)
+    assert problems.distance_to_exact(base.exact_draws, problem.posterior.draws(9, 1000)) < 2 * floor
+
+
+@pytest.mark.parametrize("name", grids.NAMES)
+def test_nonlinear_posteriors_lie_inside_their_grid(name):
+    for seed in range(3):
+        law = grids.grid_problem(seed, name).posterior
+        edge = abs(law.centres).max(-1) > grids.HALF_SIDE - 1
+        assert np.isfinite(law.log_evidence)
+        assert np.exp(law.log_mass[edge] - law.log_evidence).sum() < 1e-6
+
+
+def test_gaussian_chain_has_the_moments_of_its_draws():
+    """With noise that does not drown the data, so that the chain is far from the data's moments."""
+    schedule = nd.schedules.log_snr(5, 0.1, 2.0)
+    kernel = nd.GaussianKernel(schedule, parameterization="x0", variance="denoiser")
+    loc = np.array([1.0, -3.0])
+    mean, variance = gaussian_chain.chain_moments(schedule, loc, 0.7)
+    law = nd.Diffusion(kernel, nd.analytic.gaussian_mixture(kernel, loc[None], 0.7, np.ones(1)))
+    x = problems.draw(law, 0, 100_000)
+    assert (abs(x.mean(0) - mean) < 5 * math.sqrt(variance / len(x))).all()
+    assert (abs(x.var(0) - variance) < 5 * variance * math.sqrt(2 / len(x))).all()
+    assert abs(mean - loc).max() > 0.2
+    residual = np.array([0.5, -0.2])
+    exact = dist.MultivariateNormal(jnp.zeros(2), jnp.diag(jnp.array([0.3 + 0.04, 4 * 0.3 + 0.04]))).log_prob(residual)
+    ours = gaussian_chain.log_evidence(np.zeros(2), 0.3, np.diag([1.0, 2.0]), 0.2, residual)
+    np.testing.assert_allclose(ours, exact, rtol=1e-5)
