@@ -3,7 +3,7 @@ r"""Laws from which particles move to the next level, and the weight p/q that ea
 A step is a pytree whose leaves lead with (N, E...), so that resampling can gather it like the particles themselves.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from .target import States, Target
 __all__ = ["ConditionedStep", "Step", "TiltedStep"]
 
 
+@runtime_checkable
 class Step(Protocol):
     """How particles move down one level.
 

@@ -26,7 +26,7 @@ References: Guarniero, Johansen and Lee 2017 (twisted filters); Wu et al. 2023 (
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ __all__ = ["Custom", "NoTwist", "Tempered", "Twist", "prior_power"]
 _SLOPE_LIMIT = 30.0  # nats: a bit is never forbidden outright by an estimate
 
 
+@runtime_checkable
 class Twist(Protocol):
     """A look ahead. Hashable; what it computes from data is in ``constants``.
 
