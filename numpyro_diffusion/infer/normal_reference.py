@@ -1,0 +1,175 @@
+r"""A model seen from a standard normal law: its density on unconstrained space divided by N(u; 0, I).
+
+    log density(u) = log N(u; 0, I) + log L(u),    u = all latent sites, diffusion sites as their noises.
+
+On a site whose law is exactly N(0, 1), as the noises are, the prior cancels and is not computed: its sum over all
+steps and coordinates would cost the likelihood its last digits. On every other site L also turns N(0, 1) into the
+site's own law.
+
+Assumed: real latent sites with their supports, and a model that is a function of its arguments.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions import biject_to
+from numpyro.handlers import reparam, seed, substitute, trace
+from numpyro.infer import init_to_sample
+from numpyro.infer.util import constrain_fn, potential_energy
+from numpyro.primitives import Messenger
+
+from .._checks import expected
+from .._typing import Array
+from ..diffusion import Diffusion
+from .reparam import DiffusionReparam
+
+__all__ = ["NormalReference", "Values"]
+
+Values = dict[str, Any]  # site name -> array
+
+
+class NormalReference:
+    """A model with its arguments; latent Diffusion sites are reparameterised, unless the model did so itself.
+
+    Args:
+        model: a NumPyro model.
+        args, kwargs: its arguments.
+    """
+
+    def __init__(self, model: Callable, args: tuple, kwargs: Values) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+
+    def log_likelihood(self, u: Values) -> Array:
+        """The number log L(u) in nats: finite, or -inf where the density is 0, infinite or NaN."""
+        model = _CancelStandardNormals(self._noncentred(jax.random.key(0)))
+        log_density = -potential_energy(model, self.args, self.kwargs, u)
+        others = [value for name, value in u.items() if name not in model.cancelled]
+        value = jnp.asarray(log_density - sum(dist.Normal(0.0, 1.0).log_prob(other).sum() for other in others), float)
+        return jnp.where(jnp.isfinite(value), value, -jnp.inf)
+
+    def constrain(self, u: Values) -> Values:
+        """Values of all latent sites in their supports, and of all deterministic ones."""
+        return constrain_fn(self._noncentred(jax.random.key(0)), self.args, self.kwargs, u, return_deterministic=True)
+
+    def prior_draw(self, key: Array) -> dict[str, Array]:
+        """Unconstrained values of the latent sites, drawn from their prior.
+
+        Raises:
+            TypeError: for a discrete latent site.
+            ValueError: for a model without a latent diffusion site, with a subsampled plate or untrained parameters.
+        """
+        draw = {name: biject_to(site["fn"].support).inv(site["value"]) for name, site in self._latent_sites(key)}
+        return {name: jnp.asarray(u, jnp.result_type(u)) for name, u in draw.items()}
+
+    def transforms(self) -> Values:
+        """Each latent site's transform from the real line.
+
+        Raises:
+            ValueError: if one depends on an array, which may be the value of another site.
+        """
+        supports = {}
+
+        def look(key: Array) -> None:
+            supports.update({name: site["fn"].support for name, site in self._latent_sites(key)})
+
+        jax.eval_shape(look, jax.random.key(0))
+        for name, support in supports.items():
+            if not all(isinstance(leaf, (int, float)) for leaf in jax.tree.leaves(support)):
+                raise ValueError(
+                    expected(
+                        "supports that are known beforehand, in a block of a Gibbs kernel",
+                        f"one that is computed, at site {name!r}",
+                        "Draw the site from a fixed support and rescale it in the model.",
+                    )
+                )
+        return {name: biject_to(support) for name, support in supports.items()}
+
+    def _noncentred(self, key: Array) -> Callable:
+        return reparam(seed(self.model, key), config=_noises_for_diffusions)
+
+    def _latent_sites(self, key: Array) -> list[tuple[str, Values]]:
+        model = substitute(self._noncentred(key), substitute_fn=_initial_value)
+        sites = trace(model).get_trace(*self.args, **self.kwargs)
+        latent = [(n, site) for n, site in sites.items() if site["type"] == "sample" and not site["is_observed"]]
+        _check_sites(sites, dict(latent))
+        return latent
+
+
+class _CancelStandardNormals(Messenger):
+    """Takes the prior of every latent site that is exactly N(0, 1) out of the density, and remembers its name."""
+
+    def __init__(self, fn: Callable) -> None:
+        super().__init__(fn)
+        self.cancelled: set[str] = set()
+
+    def process_message(self, msg: Values) -> None:
+        # A scaled site is a power of its law: no longer N(0, 1).
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["scale"] is None:
+            law = _unwrap(msg["fn"])
+            if type(law) is dist.Normal and _is_number(law.loc, 0) and _is_number(law.scale, 1):
+                self.cancelled.add(msg["name"])
+                msg["fn"] = msg["fn"].mask(False)
+
+
+def _unwrap(law: Any) -> Any:
+    while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
+        law = law.base_dist
+    return law
+
+
+def _is_number(value: Any, wanted: int) -> bool:
+    """Whether a parameter is a Python number, known while tracing, of this value."""
+    return isinstance(value, (int, float)) and value == wanted
+
+
+def _noises_for_diffusions(site: Values) -> DiffusionReparam | None:
+    law = site["fn"]
+    while hasattr(law, "base_dist"):  # masked ones too: DiffusionReparam says what is wrong with them
+        law = law.base_dist
+    is_latent_diffusion = isinstance(law, Diffusion) and not site["is_observed"]
+    return DiffusionReparam() if is_latent_diffusion and not law.kernel.is_discrete else None
+
+
+def _initial_value(site: Values) -> Array | None:
+    """A draw from the prior for a latent site; a parameter must come with its value."""
+    if site["type"] == "param" and site["value"] is None and not site["args"]:
+        raise ValueError(
+            expected(
+                f"a value of parameter {site['name']!r}",
+                "the function that draws its first one",
+                "Pass numpyro.handlers.substitute(model, data=params) with trained parameters.",
+            )
+        )
+    return init_to_sample(site) if site["type"] == "sample" and site["value"] is None else None
+
+
+def _check_sites(sites: Values, latent: Values) -> None:
+    for name, site in latent.items():
+        if site["fn"].support.is_discrete:
+            raise TypeError(
+                expected(
+                    "real latent sites",
+                    f"the discrete site {name!r}, {type(_unwrap(site['fn'])).__name__}",
+                    "An ellipse has no bits: use DiffusionGibbs, or sum the site out of the model.",
+                )
+            )
+    for name, site in sites.items():
+        if site["type"] == "plate" and site["args"][1] is not None and site["args"][1] < site["args"][0]:
+            raise ValueError(
+                expected(
+                    "a model with all its data",
+                    f"plate {name!r} with {site['args'][1]} of {site['args'][0]}",
+                    "Drop subsample_size: a posterior needs every datum.",
+                )
+            )
+    # DiffusionReparam, the user's or ours, leaves a deterministic site x and its noises.
+    diffusions = [name for name, site in sites.items() if site["type"] == "deterministic" and f"{name}_noise" in latent]
+    if not diffusions:
+        raise ValueError(
+            expected("a latent Diffusion site", f"latent sites {list(latent)}", "Without one, use numpyro.infer.NUTS.")
+        )

@@ -1,0 +1,537 @@
+"""EllipticalSlice: the exact posterior of the T-step model, on plain NumPyro models, in everything that MCMC offers."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.diagnostics import effective_sample_size
+from numpyro.handlers import reparam, substitute
+from numpyro.infer import MCMC, NUTS, Gibbs
+from numpyro.infer.util import potential_energy
+from precision import enable_x64
+from scipy.stats import norm, truncnorm
+
+import numpyro_diffusion as nd
+from numpyro_diffusion.infer import DiffusionReparam
+from numpyro_diffusion.infer.normal_reference import NormalReference
+from numpyro_diffusion.infer.slice import EllipticalSlice, _slice_step
+
+NORMAL = dist.Normal(0.0, 1.0)
+
+
+def zero_network(params, x_t, t, context):
+    return 0 * x_t
+
+
+KERNEL = nd.GaussianKernel(nd.schedules.log_snr(5, 0.1, 100.0), variance="upper")
+STANDARD_NORMAL = nd.Diffusion(KERNEL, nd.Transition(zero_network, None, ()))
+STANDARD_NORMALS = nd.Diffusion(KERNEL, nd.Transition(zero_network, None, (2,)))
+
+
+def conjugate(y):
+    x = numpyro.sample("x", STANDARD_NORMAL)
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def unknown_scale(y):
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    x = numpyro.sample("x", STANDARD_NORMAL)
+    with numpyro.plate("n", len(y)):
+        numpyro.sample("y", dist.Normal(x, sigma), obs=y)
+
+
+SCALED_DATA = np.array([1.2, 0.4, 2.1, 0.9], np.float32)
+
+
+def noncentred(model):
+    return reparam(model, config={"x": DiffusionReparam()})
+
+
+def sampler(model, num_samples=10, num_chains=1, num_warmup=5, chain_method="vectorized", **kwargs):
+    return MCMC(
+        EllipticalSlice(model),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        chain_method=chain_method,
+        progress_bar=False,
+        **kwargs,
+    )
+
+
+def z_score(values, wanted):
+    """Of the mean of values, shape (chains, draws), with the standard error of their effective number."""
+    values = np.asarray(values, float)
+    return abs(values.mean() - wanted) / (values.std() / np.sqrt(effective_sample_size(values)))
+
+
+# The target ---------------------------------------------------------------------------------------------
+
+
+def test_log_likelihood_is_the_density_over_the_standard_normal():
+    """In float64, on a model with a plate, a bounded site, a scaled site and a standard normal one."""
+
+    def model(y):
+        sigma = numpyro.sample("sigma", dist.Uniform(0.5, 3.0))
+        shift = numpyro.sample("shift", NORMAL)
+        with numpyro.handlers.scale(scale=0.5):
+            power = numpyro.sample("power", NORMAL)
+        with numpyro.plate("n", 3):
+            x = numpyro.sample("x", STANDARD_NORMALS)
+            numpyro.sample("y", dist.Normal(x.sum(-1) + shift + power, sigma), obs=y)
+
+    with enable_x64(True):
+        y = jnp.asarray([0.3, -1.0, 2.0])
+        reference = NormalReference(model, (y,), {})
+        u = reference.prior_draw(jax.random.key(0))
+        assert {name: value.shape for name, value in u.items()} == {
+            "sigma": (),
+            "shift": (),
+            "power": (),
+            "x_noise": (3, 6, 2),
+        }
+        density = -potential_energy(noncentred(model), (y,), {}, u)
+        normal = sum(NORMAL.log_prob(value).sum() for value in u.values())
+        np.testing.assert_allclose(reference.log_likelihood(u), density - normal, rtol=1e-12)
+
+
+def test_log_likelihood_of_noises_is_the_likelihood_to_the_last_digit():
+    """The prior of 6 x 2000 noises is about -17,000 nats: computed and subtracted it would cost 1e-3 of them."""
+    prior = nd.Diffusion(KERNEL, nd.Transition(zero_network, None, (2000,)))
+
+    def model():
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(x[0], 1.0), obs=0.25)
+
+    noise = jax.random.normal(jax.random.key(0), (6, 2000))
+    x = prior.chain.from_noise(noise)
+    found = NormalReference(model, (), {}).log_likelihood({"x_noise": noise})
+    assert found == pytest.approx(float(dist.Normal(x[0], 1.0).log_prob(0.25)), abs=1e-6)
+
+
+# Posteriors ---------------------------------------------------------------------------------------------
+
+
+def test_conjugate_posterior():
+    """x ~ N(0, 1), y = 3 ~ N(x, 1): mean 1.5, variance 0.5."""
+    mcmc = sampler(conjugate, num_samples=1000, num_chains=16, num_warmup=50)
+    mcmc.run(jax.random.key(0), 3.0)
+    x = mcmc.get_samples(group_by_chain=True)["x"]
+    assert effective_sample_size(np.asarray(x)) > 1000
+    assert z_score(x, 1.5) < 5
+    assert z_score((x - 1.5) ** 2, 0.5) < 5
+
+
+def test_two_modes_have_their_weights():
+    """Against importance sampling from the T-step model, exact for it, and the posterior of the data's law."""
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(20, 0.05, 50.0), parameterization="x0", variance="denoiser")
+    means, weights, scale, slope, y = np.array([[-1.5, 0.0], [1.5, 0.5]]), np.array([0.3, 0.7]), 0.5, np.ones(2), -0.5
+    prior = nd.Diffusion(kernel, nd.analytic.gaussian_mixture(kernel, means, scale, weights))
+
+    def model():
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(x @ jnp.asarray(slope, x.dtype), 1.0), obs=y)
+
+    mcmc = sampler(model, num_samples=600, num_chains=16, num_warmup=50)
+    mcmc.run(jax.random.key(1))
+    is_right = np.asarray(mcmc.get_samples(group_by_chain=True)["x"][..., 0] > 0, float)
+    size = effective_sample_size(is_right)
+    assert size > 1500
+
+    draws = np.asarray(jax.jit(lambda key: prior.sample(key, (100_000,)))(jax.random.key(2)), float)
+    likelihood = norm.pdf(y, draws @ slope, 1.0)
+    share = likelihood / likelihood.sum()
+    wanted = share @ (draws[:, 0] > 0)
+    error = np.sqrt(share**2 @ ((draws[:, 0] > 0) - wanted) ** 2)
+    assert abs(is_right.mean() - wanted) < 5 * np.hypot(error, is_right.std() / np.sqrt(size))
+
+    total = scale**2 * slope @ slope + 1
+    evidence = weights * norm.pdf(y, means @ slope, np.sqrt(total))
+    moved = means[:, 0] + scale**2 * slope[0] * (y - means @ slope) / total
+    sd = scale * np.sqrt(1 - scale**2 * slope[0] ** 2 / total)
+    data_law = evidence @ norm.sf(0, moved, sd) / evidence.sum()
+    assert abs(is_right.mean() - data_law) < 0.03  # what 20 steps leave: 0.012, and five standard errors
+
+
+def test_an_unknown_scale_is_drawn_with_x():
+    """Both marginals against quadrature."""
+    mcmc = sampler(unknown_scale, num_samples=1000, num_chains=16, num_warmup=50)
+    mcmc.run(jax.random.key(3), SCALED_DATA)
+    draws = mcmc.get_samples(group_by_chain=True)
+
+    check_scale_posterior(draws["x"], draws["sigma"], prior_sd=1.0, least_size=1000)
+
+
+def check_scale_posterior(x_draws, sigma_draws, prior_sd, least_size):
+    """Means and variances of both marginals of ``unknown_scale``, where x ~ N(0, prior_sd^2)."""
+    x, sigma = np.meshgrid(np.linspace(-6, 6, 801), np.linspace(0.005, 8, 1600), indexing="ij")
+    log_density = norm.logpdf(x, 0, prior_sd) + norm.logpdf(sigma)
+    log_density += norm.logpdf(SCALED_DATA[:, None, None], x, sigma).sum(0)
+    density = np.exp(log_density - log_density.max())
+    density /= density.sum()
+    for draws, value in ((x_draws, x), (sigma_draws, sigma)):
+        mean = (density * value).sum()
+        assert effective_sample_size(np.asarray(draws)) > least_size
+        assert z_score(draws, mean) < 5
+        assert z_score((draws - mean) ** 2, (density * (value - mean) ** 2).sum()) < 5
+
+
+def test_a_density_of_zero_or_nan_is_never_moved_to():
+    """0 <= x <= 1 by a likelihood that is 0 below and NaN above: a truncated normal."""
+
+    def model():
+        x = numpyro.sample("x", STANDARD_NORMAL)
+        numpyro.factor("inside", jnp.where(x < 0, -jnp.inf, jnp.where(x > 1, jnp.nan, 0.0)))
+
+    mcmc = sampler(model, num_samples=500, num_chains=8)
+    mcmc.run(jax.random.key(4))
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
+    assert ((x >= 0) & (x <= 1)).all()
+    assert z_score(x, truncnorm(0, 1).mean()) < 5
+
+
+def test_a_state_of_zero_density_is_left_for_a_finite_one():
+    """As a Gibbs sibling may leave it: the density is NaN at x = -3, and 0 or infinite in most other places."""
+
+    def model():
+        x = numpyro.sample("x", STANDARD_NORMAL)
+        bad = jnp.where(x < -2, jnp.nan, jnp.where(x < -0.5, -jnp.inf, jnp.inf))
+        numpyro.factor("inside", jnp.where((x > 0) & (x < 0.5), 0.0, bad))
+
+    kernel = EllipticalSlice(model)
+    noise = {"x_noise": jnp.zeros(6).at[0].set(-3 / KERNEL.reverse(0.0, 0.0, 1).scale)}
+    state = kernel.init(jax.random.key(0), 0, {"x_noise": jnp.zeros(6).at[0].set(0.01)}, (), {})
+    state = kernel.refresh(state._replace(z=noise), (), {})
+    assert state.log_likelihood == -jnp.inf
+    keys = jax.random.split(jax.random.key(1), 200)
+    after = jax.jit(jax.vmap(lambda key: kernel.sample(state._replace(rng_key=key), (), {})))(keys)
+    x = jax.vmap(STANDARD_NORMAL.chain.from_noise)(after.z["x_noise"])
+    is_moved = after.log_likelihood == 0
+    assert is_moved.sum() > 20
+    assert ((x > 0) & (x < 0.5))[is_moved].all()
+    assert (after.log_likelihood == -jnp.inf)[~is_moved].all()
+    np.testing.assert_allclose(x[~is_moved], -3.0, rtol=1e-5)
+
+
+def test_a_slice_that_is_never_found_leaves_the_state():
+    """151 evaluations: the first angle and 150 shrinks."""
+    state = EllipticalSlice(conjugate).init(jax.random.key(0), 0, None, (3.0,), {})
+    state = state._replace(log_likelihood=jnp.asarray(1e3, float))
+    after = _slice_step(NormalReference(conjugate, (3.0,), {}).log_likelihood, state)
+    np.testing.assert_array_equal(after.z["x_noise"], state.z["x_noise"])
+    assert after.log_likelihood == state.log_likelihood
+    assert after.num_evaluations == 151
+
+
+# What MCMC offers ---------------------------------------------------------------------------------------
+
+
+def test_samples_are_constrained_with_noises_and_deterministic_sites():
+    """As NUTS returns them; a model reparameterised before gives the same draws."""
+    start = {"x_noise": jnp.arange(6.0), "sigma": jnp.asarray(-1.0)}
+    samplers = [sampler(unknown_scale), sampler(noncentred(unknown_scale))]
+    for mcmc in samplers:
+        mcmc.run(jax.random.key(0), SCALED_DATA, init_params=start)
+    draws, before = (mcmc.get_samples() for mcmc in samplers)
+    assert {name: value.shape for name, value in draws.items()} == {"x": (10,), "sigma": (10,), "x_noise": (10, 6)}
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), draws, before)
+    np.testing.assert_allclose(draws["x"], STANDARD_NORMAL.chain.from_noise(draws["x_noise"]), rtol=1e-5, atol=1e-6)
+    assert (draws["sigma"] > 0).all()
+
+
+def test_sequential_and_vectorized_chains_make_the_same_draws():
+    keys = jax.random.split(jax.random.key(0), 2)
+    results = []
+    for method in ("sequential", "vectorized"):
+        mcmc = sampler(conjugate, num_chains=2, chain_method=method)
+        mcmc.run(keys, 3.0)
+        results.append(mcmc.get_samples(group_by_chain=True))
+    assert results[0]["x"].shape == (2, 10)
+    assert len(np.unique(results[0]["x"][:, -1])) == 2
+    for name, value in results[0].items():
+        np.testing.assert_allclose(results[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+PARALLEL = """
+import jax, numpyro, numpyro.distributions as dist, numpyro_diffusion as nd
+from numpyro.infer import MCMC
+from numpyro_diffusion.infer.slice import EllipticalSlice
+kernel = nd.GaussianKernel(nd.schedules.log_snr(3, 0.1, 100.0), variance="upper")
+prior = nd.Diffusion(kernel, nd.Transition(lambda params, x_t, t, context: 0 * x_t, None, ()))
+def model(y):
+    numpyro.sample("y", dist.Normal(numpyro.sample("x", prior), 1.0), obs=y)
+assert jax.local_device_count() == 2
+for method in ("sequential", "parallel"):
+    mcmc = MCMC(EllipticalSlice(model), num_warmup=2, num_samples=4, num_chains=2, chain_method=method,
+                progress_bar=False)
+    mcmc.run(jax.random.key(0), 3.0, extra_fields=("num_evaluations",))
+    print(mcmc.get_samples()["x"].round(4).tolist())
+"""
+
+
+def test_parallel_chains_on_two_devices():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", PARALLEL], capture_output=True, text=True, env=environment, check=True, timeout=200
+    )
+    sequential, parallel = done.stdout.strip().splitlines()
+    assert sequential == parallel
+    assert len(set(sequential.strip("[]").split(", "))) > 4
+
+
+def test_thinning_keeps_every_second_draw():
+    full, thinned = sampler(conjugate), sampler(conjugate, thinning=2)
+    for mcmc in (full, thinned):
+        mcmc.run(jax.random.key(0), 3.0)
+    np.testing.assert_array_equal(thinned.get_samples()["x"], full.get_samples()["x"][1::2])
+
+
+def test_a_resumed_run_continues_the_draws():
+    long = sampler(conjugate, 20, num_chains=2)
+    long.run(jax.random.key(0), 3.0, extra_fields=("i",))
+    halves = sampler(conjugate, 10, num_chains=2)
+    halves.run(jax.random.key(0), 3.0, extra_fields=("i",))
+    parts = [halves.get_samples(group_by_chain=True)["x"]]
+    halves.post_warmup_state = halves.last_state
+    halves.run(halves.post_warmup_state.rng_key, 3.0, extra_fields=("i",))
+    parts.append(halves.get_samples(group_by_chain=True)["x"])
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), long.get_samples(group_by_chain=True)["x"])
+    assert halves.get_extra_fields(group_by_chain=True)["i"][0].tolist() == list(range(16, 26))
+
+
+def test_a_state_resumes_in_another_sampler_and_survives_pickling():
+    first = sampler(conjugate)
+    first.run(jax.random.key(0), 3.0)
+    copied = pickle.loads(pickle.dumps(first))  # noqa: S301
+    fresh = sampler(conjugate)
+    state, draws = first.last_state, []
+    for mcmc in (first, copied, fresh):
+        mcmc.post_warmup_state = state
+        mcmc.run(jax.random.key(7), 3.0)
+        draws.append(mcmc.get_samples()["x"])
+    np.testing.assert_array_equal(draws[0], draws[1])
+    np.testing.assert_array_equal(draws[0], draws[2])
+
+
+def test_extra_fields_and_diagnostics_count_evaluations():
+    mcmc = sampler(conjugate, num_warmup=0)
+    mcmc.run(jax.random.key(0), 3.0, extra_fields=("~z.x_noise", "num_evaluations", "log_likelihood"))
+    fields = mcmc.get_extra_fields()
+    assert set(mcmc.get_samples()) == {"x"}
+    assert (fields["num_evaluations"] >= 1).all()
+    assert mcmc.last_state.mean_num_evaluations == pytest.approx(fields["num_evaluations"].mean())
+    np.testing.assert_allclose(
+        fields["log_likelihood"], dist.Normal(mcmc.get_samples()["x"], 1.0).log_prob(3.0), rtol=1e-5
+    )
+    text = mcmc.sampler.get_diagnostics_str(mcmc.last_state)
+    assert text == f"{fields['num_evaluations'].mean():.1f} likelihood evaluations a draw"
+
+
+def test_each_angle_costs_one_evaluation_of_the_model():
+    calls = []
+
+    def model():
+        x = numpyro.sample("x", STANDARD_NORMAL)
+        jax.debug.callback(lambda: calls.append(1))
+        numpyro.sample("y", dist.Normal(x, 0.01), obs=3.0)
+
+    kernel = EllipticalSlice(model)
+    state = kernel.init(jax.random.key(0), 0, None, (), {})
+    step = jax.jit(lambda state: kernel.sample(state, (), {}))
+    jax.effects_barrier()
+    calls.clear()
+    counts = []
+    for _ in range(5):
+        state = step(state)
+        counts.append(int(state.num_evaluations))
+    jax.effects_barrier()
+    assert len(calls) == sum(counts) > 5
+
+
+def test_states_are_of_the_default_float(x64):
+    """Under strict promotion, with a key of the old and a batch of the new kind."""
+    kernel = EllipticalSlice(unknown_scale)
+    data = jnp.asarray(SCALED_DATA, float)
+    with jax.numpy_dtype_promotion("strict"):
+        for key in (jax.random.PRNGKey(0), jax.random.split(jax.random.key(0), 3)):
+            start = kernel.init(key, 0, None, (data,), {})
+            state = kernel.sample(start, (data,), {})
+            assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, state)
+            assert jax.tree.map(jnp.result_type, start[:-1]) == jax.tree.map(jnp.result_type, state[:-1])
+            assert state.z["x_noise"].dtype == state.log_likelihood.dtype == jnp.float64
+
+
+def test_a_second_run_traces_the_model_no_more():
+    traces = []
+
+    def model(y, flag):
+        traces.append(flag)
+        conjugate(y)
+
+    mcmc = sampler(model, num_chains=2)
+    y = jnp.asarray(3.0)
+    mcmc.run(jax.random.key(0), y, flag="same")
+    first = len(traces)
+    mcmc.run(jax.random.key(1), y, flag="same")
+    assert 0 < len(traces) == first
+    mcmc.run(jax.random.key(1), jnp.asarray(-3.0), flag="same")
+    assert len(traces) > first
+    assert mcmc.get_samples()["x"].mean() < 0  # the new data, not what was kept
+
+
+def test_jit_model_args_takes_new_data():
+    mcmc = sampler(conjugate, num_samples=400, jit_model_args=True)
+    means = []
+    for y in (3.0, -3.0):
+        mcmc.run(jax.random.key(0), jnp.asarray(y))
+        means.append(mcmc.get_samples()["x"].mean())
+    assert means[0] > 1 > -1 > means[1]
+
+
+def shifted(y):
+    shift = numpyro.sample("shift", NORMAL)
+    unknown_scale(y - shift)
+
+
+def test_a_block_of_gibbs_draws_noises_and_scale_beside_nuts():
+    """x + shift ~ N(0, 2): both marginals against quadrature."""
+    model = noncentred(shifted)
+    kernel = Gibbs([(EllipticalSlice(model), ["x_noise", "sigma"]), (NUTS(model), ["shift"])])
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=4000, progress_bar=False)
+    mcmc.run(jax.random.key(0), SCALED_DATA, extra_fields=("block_states.0.num_evaluations",))
+    assert (mcmc.get_extra_fields()["block_states.0.num_evaluations"] >= 1).all()
+    draws = mcmc.get_samples(group_by_chain=True)
+    check_scale_posterior(draws["x"] + draws["shift"], draws["sigma"], prior_sd=np.sqrt(2.0), least_size=300)
+
+
+def test_gibbs_starts_where_it_is_told():
+    """Gibbs hands over constrained values."""
+    model = noncentred(shifted)
+    kernel = Gibbs([(EllipticalSlice(model), ["x_noise", "sigma"]), (NUTS(model), ["shift"])])
+    state = kernel.init(jax.random.key(0), 0, {"sigma": jnp.asarray(0.7)}, (SCALED_DATA,), {})
+    np.testing.assert_allclose(state.z["sigma"], np.log(0.7), rtol=1e-6)
+
+
+def test_init_params_are_the_start():
+    values = {"x_noise": jnp.arange(6.0), "sigma": jnp.asarray(-1.0)}
+    kernel = EllipticalSlice(unknown_scale)
+    state = kernel.init(jax.random.key(0), 0, values, (SCALED_DATA,), {})
+    for name, value in values.items():
+        np.testing.assert_array_equal(state.z[name], value)
+    stacked = jax.tree.map(lambda value: jnp.stack([value, 2 * value]), values)
+    state = kernel.init(jax.random.split(jax.random.key(0)), 0, stacked, (SCALED_DATA,), {})
+    np.testing.assert_array_equal(state.z["x_noise"], stacked["x_noise"])
+    assert state.log_likelihood.shape == (2,)
+
+
+# Bad input ----------------------------------------------------------------------------------------------
+
+
+def run(model, *args, **kwargs):
+    sampler(model).run(jax.random.key(0), *args, **kwargs)
+
+
+def test_a_model_without_a_diffusion_site_is_sent_to_nuts():
+    with pytest.raises(ValueError, match=r"Expected a latent Diffusion site; got latent sites \['z'\].*NUTS"):
+        run(lambda: numpyro.sample("z", NORMAL))
+
+
+def test_an_observed_diffusion_site_is_none():
+    with pytest.raises(ValueError, match="Expected a latent Diffusion site; got latent sites"):
+        run(lambda: numpyro.sample("x", STANDARD_NORMAL, obs=jnp.zeros(())))
+
+
+def test_a_bernoulli_site_is_named_with_its_cure():
+    kernel = nd.BernoulliKernel(nd.schedules.constant_fraction(3))
+    prior = nd.Diffusion(kernel, nd.Transition(zero_network, None, (2,)))
+    with pytest.raises(TypeError, match=r"the discrete site 'x', Diffusion.*DiffusionGibbs"):
+        run(lambda: numpyro.sample("x", prior))
+
+
+def test_a_discrete_site_is_named_with_its_cure():
+    def model():
+        numpyro.sample("x", STANDARD_NORMAL)
+        numpyro.sample("k", dist.Bernoulli(0.5))
+
+    with pytest.raises(TypeError, match=r"the discrete site 'k', BernoulliProbs.*DiffusionGibbs"):
+        run(model)
+
+
+def test_a_masked_site_is_named():
+    with pytest.raises(TypeError, match=r"a Diffusion at site 'x'; got MaskedDistribution.*unmasked"):
+        run(lambda: numpyro.sample("x", STANDARD_NORMAL.mask(False)))
+
+
+def test_a_subsampled_plate_is_named():
+    def model():
+        x = numpyro.sample("x", STANDARD_NORMAL)
+        with numpyro.plate("n", 10, subsample_size=5):
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=jnp.zeros(5))
+
+    with pytest.raises(ValueError, match=r"plate 'n' with 5 of 10.*subsample_size"):
+        run(model)
+
+
+def test_an_untrained_network_is_named():
+    def model():
+        params = numpyro.param("network", lambda key: jax.random.normal(key, ()))
+        numpyro.sample("x", nd.Diffusion(KERNEL, nd.Transition(lambda p, x, t, c: p * x, params, ())))
+
+    with pytest.raises(ValueError, match=r"a value of parameter 'network'.*substitute"):
+        run(model)
+    run(substitute(model, data={"network": jnp.asarray(0.1)}))
+
+
+def test_a_density_of_zero_at_every_start_is_an_error():
+    def model():
+        numpyro.sample("x", STANDARD_NORMAL)
+        numpyro.factor("never", -jnp.inf)
+
+    with pytest.raises(RuntimeError, match=r"finite density; got 0.*100 draws from the prior.*init_params"):
+        run(model)
+
+
+def test_a_start_of_zero_density_is_an_error():
+    def model():
+        x = numpyro.sample("x", STANDARD_NORMAL)
+        numpyro.factor("positive", jnp.where(x > 0, 0.0, -jnp.inf))
+
+    with pytest.raises(RuntimeError, match=r"finite density; got 0, infinity or NaN at init_params"):
+        run(model, init_params={"x_noise": -jnp.ones(6)})
+
+
+def test_init_params_of_other_sites_are_named():
+    with pytest.raises(ValueError, match=r"'x_noise': \(6,\).*got \{'x': \(\)\}"):
+        run(conjugate, 3.0, init_params={"x": jnp.zeros(())})
+
+
+def test_a_plain_model_in_gibbs_is_told_to_reparameterise():
+    kernel = Gibbs([(EllipticalSlice(unknown_scale), ["x"]), (NUTS(unknown_scale), ["sigma"])])
+    message = r"In a Gibbs kernel give all blocks the model.*name the site 'x_noise'"
+    with pytest.warns(UserWarning, match="not a density"), pytest.raises(ValueError, match=message):
+        kernel.init(jax.random.key(0), 0, None, (SCALED_DATA,), {})
+
+
+def test_a_support_that_moves_is_refused_in_gibbs():
+    def model():
+        x = numpyro.sample("x", STANDARD_NORMAL)
+        bound = numpyro.sample("bound", dist.Uniform(0.0, 1.0))
+        numpyro.sample("below", dist.Uniform(0.0, bound))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=0.0)
+
+    model = noncentred(model)
+    kernel = Gibbs([(EllipticalSlice(model), ["x_noise", "below"]), (NUTS(model), ["bound"])])
+    with pytest.raises(ValueError, match=r"supports that are known beforehand.*computed, at site 'below'"):
+        kernel.init(jax.random.key(0), 0, None, (), {})
+
+
+def test_no_model_is_named(no_type_checks):
+    with pytest.raises(TypeError, match="Expected a NumPyro model; got 3"):
+        EllipticalSlice(3)
