@@ -9,19 +9,21 @@ with y, so particles move by p(x^{t-1} | x^t) = N(mean, s^2) conditioned on y as
 
     y = g(x0hat) + c_t G C_t s^-2 (x^{t-1} - mean) + N(0, R + tau_t G C_t G^T)
 
-where tau_t = lower_t / (lower_t + c_t^2 r_t^2) is the share of the variance of x^0 that x^{t-1} leaves open (its bridge's part of the step). At t = 1
+where tau_t = lower_t / (lower_t + c_t^2 r_t^2) is the share of the variance of x^0 that x^{t-1} leaves open. At t = 1
 C_1 = s^2 and nothing is left open: the last step is the exact product p(x^0 | x^1) r(x^0).
 
 C_t by ``covariance``:
 
     "jacobian"   v_t / sqrt(abar_t) d x0hat / d x^t (exact for an exact denoiser): one pass back through the network
                  for each of the m observed numbers of an element
-    "diagonal"   the variance of x^0 that the reverse step's variance stands for, (s^2 - lower_t) / c_t^2: no pass back
-    "scale"      r_t^2: no pass back
+    "secant"     the positive definite matrix nearest to r_t^2 I that agrees with the Jacobian along the one direction
+                 in which y pulls x^0: one pass back whatever m; for m = 1 the same as "jacobian"
+    "scale"      r_t^2 I: no pass back
 
 Assumed: R does not depend on x strongly (it is taken at x0hat). Not assumed: that g is linear.
 
-References: Boys et al. 2023, Rozet et al. 2024 (moment matching); Cardoso et al. 2024; Doucet et al. 2000.
+References: Boys et al. 2023, Rozet et al. 2024 (moment matching); Nocedal and Wright 2006, Eq. 6.19
+(BFGS); Cardoso et al. 2024; Doucet et al. 2000.
 """
 
 import dataclasses
@@ -33,14 +35,14 @@ import numpyro.distributions as dist
 
 from .._checks import expected
 from .._typing import Array
-from .proposals import ConditionedStep, Step, flatten, normal_log_density
+from .proposals import ConditionedStep, Step, flatten, normal_log_density, solve
 from .sites import SplitModel, Values, unwrap_diffusion
 from .target import States, Target
 from .twists import denoised_variance, prior_power
 
 __all__ = ["LinearGaussian"]
 
-Covariance = Literal["jacobian", "diagonal", "scale"]
+Covariance = Literal["secant", "jacobian", "scale"]
 
 
 class _Observation(NamedTuple):
@@ -53,10 +55,10 @@ class LinearGaussian:
     """Moment-matched Gaussian look-ahead, and conditioned moves.
 
     Args:
-        covariance: ``"jacobian"``, ``"diagonal"`` or ``"scale"``.
+        covariance: ``"secant"``, ``"jacobian"`` or ``"scale"``.
     """
 
-    covariance: Covariance = "jacobian"
+    covariance: Covariance = "secant"
     num_prior_draws: int = 64
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class LinearGaussian:
 
     def num_passes_back(self, split: SplitModel) -> int:
         if self.covariance != "jacobian":
-            return 0
+            return 1 if self.covariance == "secant" else 0
         x = {site.name: jnp.zeros(site.shape) for site in split.sites}
         others = split.draw_others(jax.random.key(0))[0]
         return jax.eval_shape(lambda x: _observe(split, others, x).residual, x).shape[-1]
@@ -99,65 +101,60 @@ class LinearGaussian:
             seen = jax.vmap(lambda x_0: _observe(target.split, target.others, x_0))(x_0)
             return seen.residual, (laws, x_0, seen.covariance)
 
-        if self.covariance == "jacobian":
-            innovation, pull, (laws, x_0, noise) = jax.vjp(residual, x, has_aux=True)
-            through = {name: -slope for name, slope in _rows(pull, innovation).items()}
-        else:
-            innovation, (laws, x_0, noise) = residual(x)
-            through = {}
-        seen, pull_observation = jax.vjp(
+        innovation, pull, (laws, x_0, noise) = jax.vjp(residual, x, has_aux=True)
+        seen, pull_seen = jax.vjp(
             lambda x_0: jax.vmap(lambda x_0: _observe(target.split, target.others, x_0).residual)(x_0), x_0
         )
-        slopes = {name: -slope for name, slope in _rows(pull_observation, seen).items()}  # G
-
-        crossed, shares, gains = {}, {}, {}
-        for name, law in laws.items():
-            gain, lower = _bridge(target, name, step, law.loc)
-            radius = denoised_variance(target, name, step, constants[name])
-            crossed[name] = self._cross(target, name, step, slopes[name], through.get(name), law, gain, lower, radius)
-            share = lower / (lower + gain**2 * radius)
-            shares[name] = jnp.where(target.moves(name, step), share, 1.0)
-            gains[name] = jnp.where(target.moves(name, step), gain, 0.0)
-
         order = sorted(laws)
-        flat_slopes = {name: _matrix(slopes[name], leading) for name in order}
-        flat_crossed = {name: _matrix(crossed[name], leading) for name in order}
-        spread = {name: _symmetric(flat_crossed[name] @ jnp.swapaxes(flat_slopes[name], -1, -2)) for name in order}
+        slopes = {name: -_matrix(rows, leading) for name, rows in _rows(pull_seen, seen).items()}  # G
+        radius = {name: denoised_variance(target, name, step, constants[name]) for name in order}
+        variance = {name: flatten({name: laws[name].scale ** 2}, leading) for name in order}
+        crossed = {name: radius[name] * slopes[name] for name in order}  # G C
+
+        if self.covariance == "jacobian":
+            through = {name: -_matrix(rows, leading) for name, rows in _rows(pull, innovation).items()}
+            crossed = {name: _where_signal(target, name, step, through[name], crossed[name]) for name in order}
+        elif self.covariance == "secant":
+            assumed = noise + sum(crossed[name] @ _transposed(slopes[name]) for name in order)
+            direction = solve(assumed, innovation)
+            (back,) = pull(direction)
+            for name in order:
+                along = jnp.einsum("...md,...m->...d", slopes[name], direction)
+                image = _where_signal(target, name, step, -flatten({name: back[name]}, leading), radius[name] * along)
+                crossed[name] = _secant(slopes[name], radius[name], along, image)
+
+        shares, gains = {}, {}
+        for name in order:
+            at_last = target.level(name, step) == 1
+            crossed[name] = jnp.where(at_last, slopes[name] * variance[name][..., None, :], crossed[name])  # C_1 = s^2
+            gain, lower = _bridge(target, name, step, laws[name].loc)
+            shares[name] = jnp.where(target.moves(name, step), lower / (lower + gain**2 * radius[name]), 1.0)
+            gains[name] = jnp.where(target.moves(name, step), gain, 0.0)
+        spread = {name: _symmetric(crossed[name] @ _transposed(slopes[name])) for name in order}
         remaining = noise + sum(shares[name] * spread[name] for name in order)
         log_psi = normal_log_density(innovation, noise + sum(spread[name] for name in order))
-        variance = {name: flatten({name: laws[name].scale ** 2}, leading) for name in order}
-        slope = jnp.concatenate(
-            [gains[name] * flat_crossed[name] / variance[name][..., None, :] for name in order], axis=-1
-        )
+        slope = jnp.concatenate([gains[name] * crossed[name] / variance[name][..., None, :] for name in order], axis=-1)
         sizes = tuple(int(variance[name].shape[-1]) for name in order)
         return log_psi, ConditionedStep(laws, slope, innovation, remaining, sizes)
 
-    def _cross(
-        self,
-        target: Target,
-        name: str,
-        step: Array,
-        slope: Array,
-        through: Any,
-        law: Any,
-        gain: Array,
-        lower: Array,
-        radius: Array,
-    ) -> Array:
-        """G C_t, of G's shape (m, N, site shape...)."""
-        at_last = slope * law.scale**2  # C_1 = s^2
-        if self.covariance == "scale":
-            cross = slope * radius
-        elif self.covariance == "diagonal":
-            cross = slope * jnp.maximum(law.scale**2 - lower, 0.0) / gain**2
-        else:
-            schedule, t = target.chains[name].kernel.schedule, target.level(name, step)
-            alpha_bar, noise = (jnp.asarray(v, float)[t] for v in (schedule.alpha_bar, schedule.noise_variance))
-            # Where no signal is left, x^t says nothing of x^0: its variance is the prior's.
-            has_signal = alpha_bar > jnp.finfo(alpha_bar.dtype).tiny
-            factor = noise / jnp.sqrt(jnp.where(has_signal, alpha_bar, 1.0))
-            cross = jnp.where(has_signal, factor * through, slope * radius)
-        return jnp.where(target.level(name, step) == 1, at_last, cross)
+
+def _where_signal(target: Target, name: str, step: Array, through: Array, otherwise: Array) -> Array:
+    """v_t / sqrt(abar_t) times what came through the network; where no signal is left, x^t says nothing of x^0."""
+    schedule, t = target.chains[name].kernel.schedule, target.level(name, step)
+    alpha_bar, noise = (jnp.asarray(v, float)[t] for v in (schedule.alpha_bar, schedule.noise_variance))
+    has_signal = alpha_bar > jnp.finfo(alpha_bar.dtype).tiny
+    return jnp.where(has_signal, noise / jnp.sqrt(jnp.where(has_signal, alpha_bar, 1.0)) * through, otherwise)
+
+
+def _secant(slope: Array, radius: Array, along: Array, image: Array) -> Array:
+    """G C for the C nearest to radius I with C along = image (the BFGS formula); radius G where none is positive."""
+    square = (along**2).sum(-1)
+    product = (along * image).sum(-1)
+    usable = (product > 1e-6 * jnp.sqrt(square * (image**2).sum(-1))) & jnp.isfinite(product)
+    square, product = (jnp.where(usable, number, 1.0)[..., None, None] for number in (square, product))
+    removed = radius * jnp.einsum("...md,...d->...m", slope, along)[..., None] * along[..., None, :] / square
+    added = jnp.einsum("...md,...d->...m", slope, image)[..., None] * image[..., None, :] / product
+    return radius * slope + jnp.where(usable[..., None, None], added - removed, 0.0)
 
 
 def _observe(split: SplitModel, others: Values, x_0: States) -> _Observation:
@@ -226,11 +223,15 @@ def _matrix(rows: Array, leading: int) -> Array:
     return jnp.moveaxis(flat, 0, -2)
 
 
+def _transposed(matrix: Array) -> Array:
+    return jnp.swapaxes(matrix, -1, -2)
+
+
 def _symmetric(matrix: Array) -> Array:
     """The nearest symmetric matrix, with no negative variance."""
     if matrix.shape[-1] == 1:
         return jnp.maximum(matrix, 0.0)
-    values, vectors = jnp.linalg.eigh(0.5 * (matrix + jnp.swapaxes(matrix, -1, -2)))
+    values, vectors = jnp.linalg.eigh(0.5 * (matrix + _transposed(matrix)))
     return jnp.einsum("...ij,...j,...kj->...ik", vectors, jnp.maximum(values, 0.0), vectors)
 
 

@@ -98,7 +98,7 @@ class ConditionedStep:
         noise = jax.random.normal(key_y, self.residual.shape, scale.dtype)
         seen = _apply(self.slope, deviation) + _apply(jnp.linalg.cholesky(self.remaining), noise)
         gain = jnp.einsum("...md,...d->...md", self.slope, scale**2)
-        correction = _solve(self._total(scale), self.residual - seen)
+        correction = solve(self._total(scale), self.residual - seen)
         deviation = deviation + jnp.einsum("...md,...m->...d", gain, correction)
         return {name: self.laws[name].loc + part for name, part in self._parts(deviation).items()}
 
@@ -139,7 +139,8 @@ def normal_log_density(residual: Array, covariance: Array) -> Array:
     return -0.5 * ((white**2).sum(-1) + residual.shape[-1] * jnp.log(2 * jnp.pi)) - log_scale
 
 
-def _solve(covariance: Array, right: Array) -> Array:
+def solve(covariance: Array, right: Array) -> Array:
+    """Covariance^-1 right, over trailing axes (m, m) and (m,)."""
     if right.shape[-1] == 1:
         return right / covariance[..., 0]
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(covariance), True), right[..., None])[..., 0]
