@@ -7,11 +7,7 @@ For diffusion sites x, other latent sites theta and observations y the joint den
 An engine needs p's chains and log r; both come from tracing the user's model with values substituted, so that
 any model works: several diffusion sites, plates, chains that depend on theta, any likelihood.
 
-Elements. When all diffusion sites share one batch shape E (a plate) and log r is a sum of terms of one element each,
-log r(x) = shared + sum_i log r_i(x_i), the posterior factorises and each element can be filtered by itself. A model
-cannot be asked whether it does; it is tried: between two random states, exchanging any subset of elements must
-exchange exactly those elements' terms. Eight random subsets are tried, and each pair of elements is told apart
-by one of them with probability 1 - 2^-8 at least; a model whose terms are not finite there counts as coupled.
+Elements of a plate that log r does not couple are filtered one by one (:mod:`.elements`).
 
 Not assumed: that theta is continuous, or independent of x.
 """
@@ -21,9 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
-import numpyro.distributions as dist
 from numpyro.handlers import seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
 
@@ -31,20 +25,12 @@ from .._checks import expected
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
+from .elements import by_element, exchange, why_coupled
+from .model_sites import DiffusionSite, diffusion_sites, is_latent, random_state, site_log_prob, unwrap_diffusion
 
 __all__ = ["DiffusionSite", "LogFactor", "SplitModel", "unwrap_diffusion"]
 
 Values = Mapping[str, Any]
-
-
-class DiffusionSite(NamedTuple):
-    """What is static about one latent diffusion site."""
-
-    name: str
-    batch_shape: Shape  # of the site: its plates
-    shape: Shape  # of one value: plates, dimensions turned to events, event
-    num_steps: int
-    is_discrete: bool
 
 
 class LogFactor(NamedTuple):
@@ -52,14 +38,6 @@ class LogFactor(NamedTuple):
 
     elements: Array
     shared: Array
-
-
-def unwrap_diffusion(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
-    """What is inside of ``expand`` and ``to_event``, with the full batch shape that it has there."""
-    shape = fn.shape()
-    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn, shape[: len(shape) - fn.event_dim]
 
 
 class SplitModel:
@@ -87,16 +65,15 @@ class SplitModel:
         self.args = args
         self.kwargs = dict(kwargs)
         prototype = self._trace({}, jax.random.key(0))
-        self.sites = tuple(_diffusion_sites(prototype))
+        self.sites = diffusion_sites(prototype)
         names = {site.name for site in self.sites}
-        latent = [name for name, site in prototype.items() if _is_latent(site)]
+        latent = [name for name, site in prototype.items() if is_latent(site)]
         self.others = tuple(name for name in latent if name not in names)
         self.discrete_others = tuple(name for name in self.others if prototype[name]["fn"].support.is_discrete)
         self.deterministic = tuple(name for name, site in prototype.items() if site["type"] == "deterministic")
-        _check_sites(prototype, self.sites)
         self._provenance = self._find_provenance({name: prototype[name]["value"] for name in latent})
         self._check_not_nested()
-        self.element_shape, self.reason = self._find_elements(elements)
+        self.element_shape, self.reason = self._find_elements(elements, prototype)
 
     @property
     def num_steps(self) -> int:
@@ -110,7 +87,7 @@ class SplitModel:
         """
         sites = self._trace({}, key)
         values = {name: jnp.asarray(sites[name]["value"]) for name in self.others}
-        return values, sum((_log_prob(sites[name]).sum() for name in self.others), jnp.zeros(()))
+        return values, sum((site_log_prob(sites[name]).sum() for name in self.others), jnp.zeros(()))
 
     def chains(self, others: Values) -> dict[str, ReverseChain]:
         """The chain of each diffusion site, given the other sites."""
@@ -123,17 +100,13 @@ class SplitModel:
 
     def log_factor(self, x: Values, others: Values) -> LogFactor:
         """The factor log r(x, theta) in nats: shape E for the elements, () for what they share."""
-        names = {site.name for site in self.sites}
         elements, shared = jnp.zeros(self.element_shape), jnp.zeros(())
-        for name, site in self._trace({**x, **others}, jax.random.key(0)).items():
-            if site["type"] == "sample" and name not in names:
-                term = self._by_element(_log_prob(site))
-                if term is None:
-                    shared = shared + _log_prob(site).sum()
-                else:
-                    elements = elements + term
-        if not self.element_shape:
-            return LogFactor(elements + shared, jnp.zeros(()))
+        for log_prob in self._log_probs(x, others).values():
+            term = by_element(log_prob, self.element_shape)
+            if term is None:
+                shared = shared + log_prob.sum()
+            else:
+                elements = elements + term
         return LogFactor(elements, shared)
 
     def sites_seen(self, x: Values, others: Values) -> dict[str, dict]:
@@ -165,10 +138,18 @@ class SplitModel:
             if message["name"] in values:
                 return values[message["name"]]
             law, _ = unwrap_diffusion(message["fn"])
-            return _random_state(law, message["fn"].shape(), key) if isinstance(law, Diffusion) else None
+            if not isinstance(law, Diffusion):
+                return None
+            return random_state(law, message["fn"].shape(), message["kwargs"]["rng_key"])
 
         with numpyro.handlers.block():
             return trace(substitute(seed(self.model, key), substitute_fn=fill)).get_trace(*self.args, **self.kwargs)
+
+    def _log_probs(self, x: Values, others: Values) -> dict[str, Array]:
+        """The log_prob of every site but diffusions."""
+        names = {site.name for site in self.sites}
+        sites = self._trace({**x, **others}, jax.random.key(0))
+        return {n: site_log_prob(site) for n, site in sites.items() if site["type"] == "sample" and n not in names}
 
     def _find_provenance(self, values: Values) -> dict[str, frozenset[str]]:
         """For each sample site, on which latent sites its law (a diffusion) or its density (any other) depends."""
@@ -179,7 +160,7 @@ class SplitModel:
             for name, site in self._trace(values, jax.random.key(0)).items():
                 if site["type"] == "sample":
                     is_diffusion = name in names
-                    leaves = jax.tree.leaves(unwrap_diffusion(site["fn"])[0]) if is_diffusion else [_log_prob(site)]
+                    leaves = jax.tree.leaves(unwrap_diffusion(site["fn"])[0]) if is_diffusion else [site_log_prob(site)]
                     floats = [leaf for leaf in leaves if jnp.issubdtype(jnp.result_type(leaf), jnp.number)]
                     result[name] = sum((jnp.sum(leaf) for leaf in floats), jnp.zeros(()))
             return result
@@ -199,147 +180,51 @@ class SplitModel:
                     )
                 )
 
-    def _by_element(self, log_prob: Array) -> Array | None:
-        """Sum a site's log_prob to E; None if it has no axis of the elements."""
-        shape = self.element_shape
-        if log_prob.ndim < len(shape):
-            return None
-        log_prob = log_prob.sum(tuple(range(log_prob.ndim - len(shape))))
-        ones = tuple(axis for axis, size in enumerate(shape) if size == 1)
-        log_prob = log_prob.sum(ones, keepdims=True)
-        return log_prob if log_prob.shape == shape else None
-
-    def _find_elements(self, elements: str) -> tuple[Shape, str]:
+    def _find_elements(self, elements: str, prototype: dict[str, dict]) -> tuple[Shape, str]:
         if elements not in ("auto", "independent", "joint"):
             raise ValueError(
                 expected("elements 'auto', 'independent' or 'joint'", repr(elements), "Choose one of these names.")
             )
-        shapes = {site.batch_shape for site in self.sites}
         if elements == "joint":
             return (), "told so"
-        if len(shapes) > 1:
-            reason = "the diffusion sites have different plates"
-        elif not max(shapes):
-            reason = "no diffusion site is in a plate"
-        elif elements == "independent":
-            return max(shapes), "told so"
-        else:
-            self.element_shape = max(shapes)
-            if self._exchange_separates():
-                return self.element_shape, "exchanging elements exchanges their terms of the likelihood"
-            reason = "the likelihood couples the elements of the plate"
+        shape = self.sites[0].batch_shape
+        reason = self._why_no_elements(shape, prototype)
         if elements == "independent":
-            raise ValueError(expected("a plate shared by all diffusion sites", reason, "Say elements='auto'."))
-        return (), reason
-
-    def _exchange_separates(self) -> bool:
-        with jax.ensure_compile_time_eval():
-            keys = jax.random.split(jax.random.key(1), 4)
-            first, second = (self._trace({}, key) for key in keys[:2])
-            others = {name: first[name]["value"] for name in self.others}
-            x, z = ({site.name: states[site.name]["value"] for site in self.sites} for states in (first, second))
-            masks = jax.random.bernoulli(keys[2], 0.5, (8, *self.element_shape))
-
-            def mixed(mask: Array, ours: Array, theirs: Array) -> Array:
-                extra = ours.ndim - mask.ndim
-                return jnp.where(mask.reshape(mask.shape + (1,) * extra), theirs, ours)
-
-            factor = jax.jit(lambda x: self.log_factor(x, others))
-            at_x, at_z = factor(x), factor(z)
-            for mask in masks:
-                found = factor({name: mixed(mask, x[name], z[name]) for name in x})
-                wanted = LogFactor(mixed(mask, at_x.elements, at_z.elements), at_x.shared)
-                if not all(_agree(a, b) for a, b in zip(found, wanted, strict=True)):
-                    return False
-            return _agree(at_x.shared, at_z.shared)
-
-
-def _agree(found: Array, wanted: Array) -> bool:
-    """Equal to rounding, and finite."""
-    a, b = np.asarray(found, float), np.asarray(wanted, float)
-    return bool(np.all(np.isfinite(a)) and np.all(np.abs(a - b) <= 1e-5 * (1 + np.abs(b))))
-
-
-def _is_latent(site: dict) -> bool:
-    return site["type"] == "sample" and not site["is_observed"]
-
-
-def _random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:
-    """Some state of a chain, no draw of it: a place to try the model at."""
-    if law.kernel.is_discrete:
-        return jax.random.bernoulli(key, 0.5, shape).astype(int)
-    return jax.random.normal(key, shape)
-
-
-def _log_prob(site: dict) -> Array:
-    """A site's log_prob with its scale.
-
-    Raises:
-        ValueError: if the value does not fit the law's shape.
-    """
-    value, law = site["value"], site["fn"]
-    try:
-        jnp.broadcast_shapes(jnp.shape(value), law.shape())
-    except ValueError as error:
-        raise ValueError(
-            expected(
-                f"a value of shape {law.shape()} at site {site['name']!r}",
-                f"shape {jnp.shape(value)}",
-                "Check the observation against the law that the model gives it.",
-            )
-        ) from error
-    intermediates = site["intermediates"]
-    log_prob = law.log_prob(value, intermediates) if intermediates else law.log_prob(value)
-    return log_prob if site["scale"] is None else site["scale"] * log_prob
-
-
-def _diffusion_sites(prototype: dict[str, dict]) -> list[DiffusionSite]:
-    sites = []
-    for name, site in prototype.items():
-        if _is_latent(site):
-            law, _ = unwrap_diffusion(site["fn"])
-            if isinstance(law, Diffusion):
-                kernel = law.kernel
-                shapes = site["fn"].batch_shape, site["fn"].shape()
-                sites.append(DiffusionSite(name, *shapes, kernel.num_steps, kernel.is_discrete))
-    return sites
-
-
-def _check_sites(prototype: dict[str, dict], sites: tuple[DiffusionSite, ...]) -> None:
-    for name, site in prototype.items():
-        if site["type"] == "plate" and site["args"][1] is not None and site["args"][0] > site["args"][1]:
-            raise ValueError(
-                expected(
-                    "a model with all its data",
-                    f"plate {name!r} with {site['args'][1]} of {site['args'][0]}",
-                    "Drop subsample_size: a posterior needs every datum.",
+            if reason:
+                raise ValueError(
+                    expected("elements that the likelihood does not couple", reason, "Say elements='joint'.")
                 )
-            )
-        if isinstance(site.get("fn"), dist.MaskedDistribution) and isinstance(
-            unwrap_diffusion(site["fn"].base_dist)[0], Diffusion
-        ):
-            raise ValueError(
-                expected(
-                    f"an unmasked diffusion site {name!r}",
-                    "a masked one",
-                    "Mask the likelihood; where a prior is masked out, leave the site away.",
-                )
-            )
-    if not sites:
-        latent = [name for name, site in prototype.items() if _is_latent(site)]
-        raise ValueError(
-            expected(
-                "a model with a latent Diffusion site",
-                f"latent sites {latent}",
-                "Give one a numpyro_diffusion.Diffusion law; without one, NUTS alone will do.",
-            )
-        )
-    for found in sites:
-        if prototype[found.name]["scale"] is not None:
-            raise ValueError(
-                expected(
-                    f"an unscaled diffusion site {found.name!r}",
-                    f"scale {prototype[found.name]['scale']}",
-                    "A power of a diffusion's law has no chain; scale the likelihood instead.",
-                )
-            )
+            return shape, "told so"
+        reason = reason or why_coupled(lambda key: self._exchange_elements(shape, key))
+        return ((), reason) if reason else (shape, "exchanging elements exchanges their terms of the likelihood")
+
+    def _why_no_elements(self, shape: Shape, prototype: dict[str, dict]) -> str:
+        """What forbids filtering by elements, as far as shapes and dependences tell."""
+        names = {site.name for site in self.sites}
+        if any(site.batch_shape != shape for site in self.sites):
+            return "the diffusion sites have different plates"
+        if not shape:
+            return "no diffusion site is in a plate"
+        for name, above in self._provenance.items():
+            if name in names or not above & names:
+                continue
+            term = jax.eval_shape(lambda site=prototype[name]: by_element(site_log_prob(site), shape))
+            if term is None:
+                return f"site {name!r} depends on the elements of the plate together"
+        return ""
+
+    def _exchange_elements(self, shape: Shape, key: jax.Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        """One trial of :func:`.elements.why_coupled`."""
+        key_ours, key_theirs, key_subset = jax.random.split(key, 3)
+        subset = jax.random.bernoulli(key_subset, 0.5, shape)
+        traced = self._trace({}, key_ours), self._trace({}, key_theirs)
+        ours, theirs = ({site.name: sites[site.name]["value"] for site in self.sites} for sites in traced)
+        others = {name: traced[0][name]["value"] for name in self.others}
+
+        def terms(x: Values) -> dict[str, Array]:
+            every = {name: by_element(log_prob, shape) for name, log_prob in self._log_probs(x, others).items()}
+            return {name: term for name, term in every.items() if term is not None}
+
+        mixed = {name: exchange(subset, ours[name], theirs[name]) for name in ours}
+        at_ours, at_theirs = terms(ours), terms(theirs)
+        return terms(mixed), {name: exchange(subset, at_ours[name], at_theirs[name]) for name in at_ours}

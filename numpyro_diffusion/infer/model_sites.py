@@ -1,0 +1,132 @@
+"""Single sites of a traced model: which are diffusions, what they must not be, and the density of the others."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from .._checks import expected
+from .._typing import Array, Shape
+from ..diffusion import Diffusion
+
+__all__ = ["DiffusionSite", "diffusion_sites", "is_latent", "random_state", "site_log_prob", "unwrap_diffusion"]
+
+
+class DiffusionSite(NamedTuple):
+    """What is static about one latent diffusion site."""
+
+    name: str
+    batch_shape: Shape  # of the site: its plates
+    shape: Shape  # of one value: plates, dimensions turned to events, event
+    num_steps: int
+    is_discrete: bool
+
+
+def unwrap_diffusion(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
+    """What is inside of ``expand`` and ``to_event``, with the full batch shape that it has there."""
+    shape = fn.shape()
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn, shape[: len(shape) - fn.event_dim]
+
+
+def is_latent(site: dict) -> bool:
+    """Whether a site of a trace is a sample site that is not observed."""
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
+    """The latent diffusion sites of a trace.
+
+    Raises:
+        ValueError: if there is none, if one is scaled or masked, or if a plate is subsampled.
+    """
+    sites = []
+    for name, site in prototype.items():
+        if site["type"] == "plate":
+            _check_plate(name, *site["args"][:2])
+        elif is_latent(site):
+            law, _ = unwrap_diffusion(site["fn"])
+            if isinstance(law, Diffusion):
+                _check_unscaled(name, site)
+                shapes = site["fn"].batch_shape, site["fn"].shape()
+                sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.is_discrete))
+            elif isinstance(law, dist.MaskedDistribution) and isinstance(unwrap_diffusion(law.base_dist)[0], Diffusion):
+                raise ValueError(
+                    expected(
+                        f"an unmasked diffusion site {name!r}",
+                        "a masked one",
+                        "Mask the likelihood; where a prior is masked out, leave the site away.",
+                    )
+                )
+    if not sites:
+        raise ValueError(
+            expected(
+                "a model with a latent Diffusion site",
+                f"latent sites {[name for name, site in prototype.items() if is_latent(site)]}",
+                "Give one a numpyro_diffusion.Diffusion law; without one, NUTS alone will do.",
+            )
+        )
+    return tuple(sites)
+
+
+def random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:
+    """Some state of a chain, no draw of it: a place to try the model at."""
+    if law.kernel.is_discrete:
+        return jax.random.bernoulli(key, 0.5, shape).astype(int)
+    return jax.random.normal(key, shape)
+
+
+def site_log_prob(site: dict) -> Array:
+    """A site's log_prob with its scale.
+
+    Raises:
+        ValueError: if the value does not fit the law's shape.
+    """
+    value, law = site["value"], site["fn"]
+    if not _fits(jnp.shape(value), law):
+        raise ValueError(
+            expected(
+                f"a value of shape {law.shape()} at site {site['name']!r}",
+                f"shape {jnp.shape(value)}",
+                "Check the observation against the law that the model gives it.",
+            )
+        )
+    intermediates = site["intermediates"]
+    log_prob = law.log_prob(value, intermediates) if intermediates else law.log_prob(value)
+    return log_prob if site["scale"] is None else site["scale"] * log_prob
+
+
+def _fits(shape: Shape, law: dist.Distribution) -> bool:
+    """Whether a value has the law's event shape, and one of the two batch shapes broadcasts to the other."""
+    split = len(shape) - law.event_dim
+    if split < 0 or shape[split:] != law.event_shape:
+        return False
+    try:
+        return jnp.broadcast_shapes(shape[:split], law.batch_shape) in (shape[:split], law.batch_shape)
+    except ValueError:
+        return False
+
+
+def _check_plate(name: str, size: int, subsample_size: int | None) -> None:
+    if subsample_size is not None and size > subsample_size:
+        raise ValueError(
+            expected(
+                "a model with all its data",
+                f"plate {name!r} with {subsample_size} of {size}",
+                "Drop subsample_size: a posterior needs every datum.",
+            )
+        )
+
+
+def _check_unscaled(name: str, site: dict) -> None:
+    if site["scale"] is not None:
+        raise ValueError(
+            expected(
+                f"an unscaled diffusion site {name!r}",
+                f"scale {site['scale']}",
+                "A power of a diffusion's law has no chain; scale the likelihood instead.",
+            )
+        )
