@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._checks import expected
-from .._typing import Array
+from .._typing import Array, Shape
 from .proposals import ConditionedStep, Step, flatten, normal_log_density, solve
 from .sites import SplitModel, Values, unwrap_diffusion
 from .target import States, Target
@@ -176,16 +176,18 @@ def _observe(split: SplitModel, others: Values, x_0: States) -> _Observation:
                     "Use twist='tempered', which takes any likelihood.",
                 )
             )
-        value = jnp.asarray(site["value"])
+        value, event_dim = jnp.asarray(site["value"]), site["fn"].event_dim
         shape = jnp.broadcast_shapes(value.shape, site["fn"].shape())
-        residual = jnp.broadcast_to(value - law.mean, shape).reshape((*elements, -1))
+        residual = _elements_first(jnp.broadcast_to(value - law.mean, shape), elements, event_dim)
         size = residual.shape[-1]
         if isinstance(law, dist.Normal):
-            variance = jnp.broadcast_to(law.variance, shape).reshape((*elements, size))
+            variance = _elements_first(jnp.broadcast_to(law.variance, shape), elements, event_dim)
             covariance = variance[..., None] * jnp.eye(size)
         else:
             event = law.event_shape[0]
-            blocks = jnp.broadcast_to(law.covariance_matrix, (*shape, event)).reshape((*elements, -1, event, event))
+            blocks = _elements_first(
+                jnp.broadcast_to(law.covariance_matrix, (*shape, event)), elements, event_dim + 1
+            ).reshape((*elements, -1, event, event))
             covariance = jnp.einsum("...bij,bc->...bicj", blocks, jnp.eye(blocks.shape[-3])).reshape(
                 (*elements, size, size)
             )
@@ -198,6 +200,13 @@ def _observe(split: SplitModel, others: Values, x_0: States) -> _Observation:
             )
         )
     return _Observation(jnp.concatenate(residuals, axis=-1), _block_diagonal(covariances))
+
+
+def _elements_first(values: Array, elements: Shape, num_event_dims: int) -> Array:
+    """(plates..., E..., event...) as (E..., rest); where E has a 1, a plate that it is not in is part of the rest."""
+    start = values.ndim - num_event_dims - len(elements)
+    axes = tuple(start + axis for axis, size in enumerate(elements) if size > 1)
+    return jnp.moveaxis(values, axes, range(len(axes))).reshape((*elements, -1))
 
 
 def _block_diagonal(blocks: list[Array]) -> Array:
