@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from numpyro_diffusion import (
     AllSteps,
@@ -27,6 +28,7 @@ from numpyro_diffusion import (
     networks,
     schedules,
 )
+from numpyro_diffusion.chains import GaussianFactor, MomentMatching, PaperTilt, TiltedChain
 from numpyro_diffusion.kernels.bernoulli import BernoulliLogits
 from numpyro_diffusion.modules import HaikuFunction
 
@@ -89,6 +91,11 @@ def haiku_mlp() -> Transition:
     return Transition(function, jax.tree.unflatten(structure, weights), (2,))
 
 
+def log_r(weights: Any, x: Any) -> Any:
+    """A factor for a tilt: smooth, neither linear nor a sum over coordinates."""
+    return jnp.tanh((weights * x).sum()) - 0.1 * (x**2).sum()
+
+
 # Kernels -------------------------------------------------------------------------------------------
 
 
@@ -131,7 +138,7 @@ class Case:
     @property
     def is_chain(self) -> bool:
         """Whether the class is one of the package's chains (and not a law of single numbers)."""
-        return self.name.split()[0] in ("forward", "reverse", "diffusion")
+        return self.name.split()[0] in ("forward", "reverse", "tilted", "diffusion")
 
     def value(self, *leading: int, seed: int = 0) -> jax.Array:
         """A value in the support, of shape leading + batch_shape + event_shape, independent of the package."""
@@ -247,6 +254,34 @@ CASES = [
         (T,),
         is_discrete=True,
     ),
+    # tilted chains
+    Case(
+        "tilted gaussian number factor stop",
+        lambda **k: TiltedChain(
+            ReverseChain(gaussian(variance="upper"), affine(()), stop=1), GaussianFactor(0.4, 1.5, noised=True), **k
+        ),
+        (),
+        (T,),
+    ),
+    Case(
+        "tilted gaussian vector context batch",
+        lambda **k: TiltedChain(
+            ReverseChain(gaussian(), affine((2,), 2, (2,)), context=floats(3, 2)),
+            MomentMatching(floats(2, 2), floats(3, 2), 0.7),
+            **k,
+        ),
+        (3,),
+        (T + 1, 2),
+    ),
+    Case(
+        "tilted bernoulli vector paper",
+        lambda **k: TiltedChain(
+            ReverseChain(bernoulli(), affine((2,))), PaperTilt(Partial(log_r, floats(2)), "annealed"), **k
+        ),
+        (),
+        (T + 1, 2),
+        is_discrete=True,
+    ),
     # marginals
     Case(
         "diffusion gaussian vector haiku random-step",
@@ -310,6 +345,7 @@ FEW = [
         "reverse gaussian vector context batch",
         "reverse gaussian vector haiku",
         "reverse bernoulli number logits stop",
+        "tilted gaussian vector context batch",
         "diffusion gaussian vector context batch all-steps",
         "diffusion bernoulli vector context batch random-step",
         "diffusion gaussian number importance-weighted",

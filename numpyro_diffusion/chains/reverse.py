@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._checks import check_integer_at_least, check_trailing_shape, expected
+from .._numerics import expand_right
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
 from ..transition import Transition, reverse_step
@@ -73,7 +74,7 @@ class ReverseChain(ChainDistribution):
             A distribution with ``event_shape`` (event...).
         """
         check_trailing_shape("x_t", x_t, self.transition.event_shape, "Batch dimensions go to the left.")
-        law = reverse_step(self.kernel, self.transition, jnp.asarray(x_t), t, self._context())
+        law = self._step_law(jnp.asarray(x_t), t)
         return dist.Independent(law, self.transition.event_dim) if self.transition.event_dim else law
 
     def sample_last(self, key: jax.Array, sample_shape: Shape = ()) -> Array:
@@ -105,8 +106,7 @@ class ReverseChain(ChainDistribution):
 
         def step(x_t: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, None]:
             t, eps = t_and_noise
-            law = reverse_step(self.kernel, self.transition, x_t, t, self._context())
-            return self.kernel.from_noise(law, eps), None
+            return self.kernel.from_noise(self._step_law(x_t, t), eps), None
 
         last, _ = jax.lax.scan(step, start, (self._steps(), noise[:-1]), reverse=True)
         return last
@@ -120,8 +120,7 @@ class ReverseChain(ChainDistribution):
         start = self.kernel.stationary(batch_shape + self.transition.event_shape).sample(jax.random.fold_in(key, top))
 
         def step(x_t: Array, t: Array) -> tuple[Array, Array | None]:
-            law = reverse_step(self.kernel, self.transition, x_t, t, self._context())
-            x_previous = law.sample(jax.random.fold_in(key, t - 1))
+            x_previous = self._step_law(x_t, t).sample(jax.random.fold_in(key, t - 1))
             return x_previous, x_previous if keep_path else None
 
         last, path = jax.lax.scan(step, start, self._steps(), reverse=True)
@@ -130,18 +129,28 @@ class ReverseChain(ChainDistribution):
         return jnp.moveaxis(jnp.concatenate([path, start[None]]), 0, len(batch_shape))
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
-        axis = len(batch_shape)
-        before, after = (jax.lax.slice_in_dim(value, start, stop, axis=axis) for start, stop in ((0, -1), (1, None)))
-        log_prior: Any = self.kernel.stationary(batch_shape + self.transition.event_shape).log_prob(
-            jax.lax.index_in_dim(value, -1, axis=axis, keepdims=False)
-        )
-        context = self._context()
-        if context is not None:
-            context = jnp.expand_dims(context, context.ndim - len(self.transition.context_shape or ()))
+        path, t = self._time_first(value, batch_shape)
+        log_prior: Any = self.kernel.stationary(path.shape[1:]).log_prob(path[-1])
         # All steps at once: given the path they are independent, and the time axis is one more batch axis.
-        log_steps: Any = reverse_step(self.kernel, self.transition, after, self._steps(), context).log_prob(before)
-        event_axes = tuple(range(axis, log_prior.ndim))
-        return log_prior.sum(event_axes) + log_steps.sum((*event_axes, log_prior.ndim))
+        log_steps: Any = self._step_law(path[1:], t).log_prob(path[:-1])
+        event_axes = tuple(range(len(batch_shape), log_prior.ndim))
+        return log_prior.sum(event_axes) + log_steps.sum((0, *(axis + 1 for axis in event_axes)))
+
+    def _step_law(self, x_t: Array, t: ArrayLike) -> Any:
+        """p(x^{t-1} | x^t) for each coordinate: the one law that a variant of the chain changes.
+
+        Args:
+            x_t: shape (batch..., event...).
+            t: integers that broadcast with the batch shape.
+        """
+        return reverse_step(self.kernel, self.transition, x_t, t, self._context())
+
+    def _time_first(self, value: Array, batch_shape: Shape) -> tuple[Array, Array]:
+        """The states with the time axis in front, and the steps t of ``path[1:]``, shaped to broadcast with its batch.
+
+        In front, so that what belongs to the batch (a context, an observation) still broadcasts from the right.
+        """
+        return jnp.moveaxis(value, len(batch_shape), 0), expand_right(self._steps(), len(batch_shape))
 
     def _steps(self) -> Array:
         """The steps t = stop + 1 .. T."""
