@@ -2,9 +2,11 @@ r"""The twist for observations that are Normal with a mean that is locally linea
 
 For y = g(x^0) + N(0, R), with G the Jacobian of g at x0hat(x^t) and C_t an estimate of the covariance of x^0 given x^t,
 
-    psi_t(x^t) = N(y; g(x0hat), R + G C_t G^T)
+    psi_t(x^t) = (1 - d_t) N(y; g(x0hat), R + G C_t G^T) + d_t N(y; prior predictive moments),   d_t = r_t^2 / S^2
 
-which is exact when p(x^0 | x^t) is Gaussian and g linear. Given x^t, x^{t-1} = c_t x^0 + ... has covariance c_t G C_t
+whose first part is exact when p(x^0 | x^t) is Gaussian and g linear. It is not where modes are still open: a mode of small
+probability adds next to nothing to C_t, and a particle that may yet go there would look impossible. The second part, with
+the share d_t of the prior's variance that x^t leaves open, keeps it. Given x^t, x^{t-1} = c_t x^0 + ... has covariance c_t G C_t
 with y, so particles move by p(x^{t-1} | x^t) = N(mean, s^2) conditioned on y as if
 
     y = g(x0hat) + c_t G C_t s^-2 (x^{t-1} - mean) + N(0, R + tau_t G C_t G^T)
@@ -33,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from .._checks import expected
+from .._checks import check_integer_at_least, expected
 from .._typing import Array, Shape
 from .proposals import ConditionedStep, Step, flatten, normal_log_density, solve
 from .sites import SplitModel, Values, unwrap_diffusion
@@ -43,6 +45,12 @@ from .twists import denoised_variance, prior_power
 __all__ = ["LinearGaussian"]
 
 Covariance = Literal["secant", "jacobian", "scale"]
+
+
+class _Constants(NamedTuple):
+    power: dict[str, Array]  # S^2, () each
+    residual: Array  # the mean of y - g(x) over the prior, (E..., m)
+    covariance: Array  # of y over the prior, (E..., m, m)
 
 
 class _Observation(NamedTuple):
@@ -56,6 +64,7 @@ class LinearGaussian:
 
     Args:
         covariance: ``"secant"``, ``"jacobian"`` or ``"scale"``.
+        num_prior_draws: of the prior, for its variance S^2, >= 2.
     """
 
     covariance: Covariance = "secant"
@@ -70,6 +79,7 @@ class LinearGaussian:
                     "Choose one of these names.",
                 )
             )
+        check_integer_at_least("num_prior_draws", self.num_prior_draws, 2, "A variance needs some.")
 
     def num_passes_back(self, split: SplitModel) -> int:
         if self.covariance != "jacobian":
@@ -78,7 +88,7 @@ class LinearGaussian:
         others = split.draw_others(jax.random.key(0))[0]
         return jax.eval_shape(lambda x: _observe(split, others, x).residual, x).shape[-1]
 
-    def prepare(self, target: Target, prior_draws: States) -> dict[str, Array]:
+    def prepare(self, target: Target, prior_draws: States) -> _Constants:
         for name in target.chains:
             if target.is_discrete(name):
                 raise TypeError(
@@ -88,9 +98,13 @@ class LinearGaussian:
                         "Use the tempered twist, which does bits.",
                     )
                 )
-        return {name: prior_power(target, prior_draws, name) for name in prior_draws}
+        seen = jax.vmap(lambda x: _observe(target.split, target.others, x))(prior_draws)
+        centred = seen.residual - seen.residual.mean(0)
+        spread = jnp.einsum("n...i,n...j->...ij", centred, centred) / len(centred)
+        power = {name: prior_power(target, prior_draws, name) for name in prior_draws}
+        return _Constants(power, seen.residual.mean(0), spread + seen.covariance.mean(0))
 
-    def look(self, target: Target, constants: dict[str, Array], x: States, step: Array) -> tuple[Array, Step]:
+    def look(self, target: Target, constants: _Constants, x: States, step: Array) -> tuple[Array, Step]:
         leading = 1 + len(target.element_shape)
 
         def residual(x: States) -> tuple[Array, Any]:
@@ -107,7 +121,7 @@ class LinearGaussian:
         )
         order = sorted(laws)
         slopes = {name: -_matrix(rows, leading) for name, rows in _rows(pull_seen, seen).items()}  # G
-        radius = {name: denoised_variance(target, name, step, constants[name]) for name in order}
+        radius = {name: denoised_variance(target, name, step, constants.power[name]) for name in order}
         variance = {name: flatten({name: laws[name].scale ** 2}, leading) for name in order}
         crossed = {name: radius[name] * slopes[name] for name in order}  # G C
 
@@ -132,8 +146,14 @@ class LinearGaussian:
             gains[name] = jnp.where(target.moves(name, step), gain, 0.0)
         spread = {name: _symmetric(crossed[name] @ _transposed(slopes[name])) for name in order}
         remaining = noise + sum(shares[name] * spread[name] for name in order)
-        log_psi = normal_log_density(innovation, noise + sum(spread[name] for name in order))
-        slope = jnp.concatenate([gains[name] * crossed[name] / variance[name][..., None, :] for name in order], axis=-1)
+        log_sharp = normal_log_density(innovation, noise + sum(spread[name] for name in order))
+        doubt = jnp.max(jnp.stack([radius[name] / constants.power[name] for name in order]))
+        log_broad = jnp.log(doubt) + normal_log_density(constants.residual, constants.covariance)
+        log_psi = jnp.logaddexp(jnp.log1p(-doubt) + log_sharp, log_broad)
+        trust = -jnp.expm1(log_broad - log_psi)  # the share of the first part
+        slope = trust[..., None, None] * jnp.concatenate(
+            [gains[name] * crossed[name] / variance[name][..., None, :] for name in order], axis=-1
+        )
         sizes = tuple(int(variance[name].shape[-1]) for name in order)
         return log_psi, ConditionedStep(laws, slope, innovation, remaining, sizes)
 

@@ -67,8 +67,9 @@ def _column(count: int, log_weights: Array) -> Shape:
 def _invert(points: Array, log_weights: Array) -> Array:
     """The first particle whose cumulative weight exceeds each point; particles of weight zero are never taken."""
     cumulative: Any = jnp.cumsum(normalised(log_weights), axis=0)
-    # The last sum is 1 only to rounding: scaled by it, no point lies beyond the last particle with a weight.
-    points = points * cumulative[-1]
+    # The last sum is 1 only to rounding, and a point may be rounded to 1: so put, each lies below the last sum, which
+    # the last particle with a weight reaches.
+    points = jnp.minimum(points, 1 - jnp.finfo(points.dtype).epsneg) * cumulative[-1]
     search = lambda total, at: jnp.searchsorted(total, at, side="right")  # noqa: E731
     for _ in range(log_weights.ndim - 1):
         search = jax.vmap(search, in_axes=-1, out_axes=-1)

@@ -23,8 +23,9 @@ def log_mean_and_error(log_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         log_mean = np.log(mean) + top
         if len(log_values) == 1:
-            return log_mean, np.full_like(log_mean, np.nan)
-        return log_mean, scaled.std(axis=0, ddof=1) / mean / np.sqrt(len(log_values))
+            return np.asarray(log_mean), np.full_like(log_mean, np.nan)
+        error = scaled.std(axis=0, ddof=1) / mean / np.sqrt(len(log_values))
+    return np.asarray(log_mean), np.asarray(error)
 
 
 def draw_particles(
@@ -55,7 +56,7 @@ def draw_particles(
         shuffle = slice(None) if together else rng.permutation(num_draws)
         found = np.empty(num_draws, int)
         for island, count in zip(*np.unique(order, return_counts=True), strict=True):
-            chosen = _systematic(rng, weights[island, :, element], count)
+            chosen = _systematic(rng, weights[island, :, element], int(count))
             found[order == island] = rng.permutation(chosen)
         islands[:, element], particles[:, element] = order[shuffle], found[shuffle]
     shuffle = rng.permutation(num_draws)
