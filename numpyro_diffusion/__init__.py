@@ -1,7 +1,19 @@
 """Diffusion probabilistic models as NumPyro distributions."""
 
 from . import analytic, datasets, infer, networks, plots, schedules
-from .chains import AllSteps, ForwardChain, ImportanceWeighted, RandomStep, ReverseChain, paper_bound
+from .chains import (
+    AllSteps,
+    ForwardChain,
+    GaussianFactor,
+    ImportanceWeighted,
+    MomentMatching,
+    PaperTilt,
+    RandomStep,
+    ReconstructionGuidance,
+    ReverseChain,
+    TiltedChain,
+    paper_bound,
+)
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
@@ -14,12 +26,17 @@ __all__ = [
     "BernoulliKernel",
     "Diffusion",
     "ForwardChain",
+    "GaussianFactor",
     "GaussianKernel",
     "ImportanceWeighted",
     "Kernel",
+    "MomentMatching",
+    "PaperTilt",
     "RandomStep",
+    "ReconstructionGuidance",
     "ReverseChain",
     "Schedule",
+    "TiltedChain",
     "Transition",
     "analytic",
     "datasets",

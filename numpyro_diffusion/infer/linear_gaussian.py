@@ -4,10 +4,10 @@ For y = g(x^0) + N(0, R), with G the Jacobian of g at x0hat(x^t) and C_t an esti
 
     psi_t(x^t) = (1 - d_t) N(y; g(x0hat), R + G C_t G^T) + d_t N(y; prior predictive moments),   d_t = r_t^2 / S^2
 
-whose first part is exact when p(x^0 | x^t) is Gaussian and g linear. It is not where modes are still open: a mode of small
-probability adds next to nothing to C_t, and a particle that may yet go there would look impossible. The second part, with
-the share d_t of the prior's variance that x^t leaves open, keeps it. Given x^t, x^{t-1} = c_t x^0 + ... has covariance c_t G C_t
-with y, so particles move by p(x^{t-1} | x^t) = N(mean, s^2) conditioned on y as if
+whose first part is exact when p(x^0 | x^t) is Gaussian and g linear. Where modes are still open it is not: a mode of
+small probability adds next to nothing to C_t, and a particle that may yet go there would look impossible. The second
+part, with the share d_t of the prior's variance that x^t leaves open, keeps it. Given x^t, x^{t-1} = c_t x^0 + ... has
+covariance c_t G C_t with y, so particles move by p(x^{t-1} | x^t) = N(mean, s^2) conditioned on y as if
 
     y = g(x0hat) + c_t G C_t s^-2 (x^{t-1} - mean) + N(0, R + tau_t G C_t G^T)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .._pytree import register_pytree
 from .._typing import Array
+from ..chains.tilted import log_ratio
 from .target import States, Target
 
 __all__ = ["ConditionedStep", "Step", "TiltedStep"]
@@ -58,7 +59,7 @@ class TiltedStep:
     def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
         total: Array = jnp.zeros(())
         for name, tilted in self.tilted.items():
-            difference = self.laws[name].log_prob(x_previous[name]) - tilted.log_prob(x_previous[name])
+            difference = log_ratio(self.laws[name], tilted, x_previous[name])
             total = total + jnp.where(target.moves(name, step), target.by_element(difference), 0.0)
         return total
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .._checks import check_integer_at_least, expected
 from .._typing import Array, PyTree
+from ..chains.tilts import ClampedNormal
 from . import _arguments
 from .filter import Cloud, run_filter
 from .islands import Islands, check_weights, report, warn
@@ -305,6 +306,14 @@ class _Proposed:
             chain = target.chains[name]
             context = None if chain.context is None else jnp.asarray(chain.context)
             law = tilt(chain.kernel, chain.transition, x[name], target.level(name, step), context)
+            if isinstance(law, ClampedNormal):
+                raise ValueError(
+                    expected(
+                        f"a proposal with a density in every coordinate of site {name!r}",
+                        "one that can fix coordinates",
+                        "Observe them in the model with a small noise, or use TiltedChain.log_weight.",
+                    )
+                )
             tilted[name] = jax.tree.map(lambda leaf, like=x[name]: jnp.broadcast_to(leaf, like.shape), law)
         return log_psi, TiltedStep(move.laws, tilted)
 
