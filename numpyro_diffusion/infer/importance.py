@@ -1,0 +1,114 @@
+r"""Draws of an approximation q, weighted to be draws of the exact law p, and a diagnosis of the weights.
+
+    w = p(z, y) / q(z),     p(y) = E_q[w],     ESS = (sum of w)^2 / sum of w^2
+
+The estimates converge slowly or not at all when w has a heavy tail. Pareto k-hat, the shape of the generalised Pareto
+law that fits the largest weights, tells: up to 0.7 the estimates can be trusted, above they cannot, whatever the ESS
+says. Neither sees a region that q never visits.
+
+References: Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto smoothed importance sampling.
+"""
+
+import importlib
+import math
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._checks import expected
+from .._typing import Array
+
+__all__ = ["ImportanceResult", "importance_result", "pareto_k"]
+
+_TRUSTED = 0.7
+
+
+class ImportanceResult(NamedTuple):
+    """Draws of a guide with what they are worth.
+
+    Attributes:
+        samples: latent and deterministic sites, each with a leading axis of draws.
+        log_weights: log of the model's density over the guide's, in nats, shape (draws,).
+        log_evidence: log of the mean weight: an estimate of log p(observations), in nats.
+        effective_sample_size: (sum of weights)^2 / (sum of their squares), between 1 and the number of draws.
+        pareto_k: shape of the weights' tail. Up to 0.7 the estimates can be trusted, above they cannot.
+    """
+
+    samples: dict[str, Array]
+    log_weights: Array
+    log_evidence: Array
+    effective_sample_size: Array
+    pareto_k: float
+
+
+def importance_result(samples: dict[str, Array], log_weights: Array, cure: str) -> ImportanceResult:
+    """What follows from draws and their weights; warns when k-hat is above 0.7.
+
+    Args:
+        samples: values of sites, each with a leading axis of draws.
+        log_weights: shape (draws,), in nats.
+        cure: what the warning advises.
+
+    Raises:
+        ValueError: for weights that are NaN, infinite or all zero.
+    """
+    values = np.asarray(log_weights)
+    _check_weights(values)
+    log_sum = jax.nn.logsumexp(log_weights)
+    result = ImportanceResult(
+        samples,
+        log_weights,
+        log_sum - math.log(values.size),
+        jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * log_weights)),
+        pareto_k(values),
+    )
+    if result.pareto_k > _TRUSTED:
+        warnings.warn(
+            expected(
+                f"Pareto k-hat <= {_TRUSTED} of the importance weights",
+                f"{result.pareto_k:.2f}, effective sample size {float(result.effective_sample_size):.1f} "
+                f"of {values.size}",
+                f"The posterior has mass where draws are rare; trust none of these figures: {cure}.",
+            ),
+            stacklevel=3,
+        )
+    return result
+
+
+def _check_weights(values: np.ndarray) -> None:
+    """Raise for weights from which nothing follows."""
+    if np.isnan(values).any() or np.isposinf(values).any():
+        raise ValueError(
+            expected(
+                "log weights that are numbers",
+                f"{int((np.isnan(values) | np.isposinf(values)).sum())} NaN or +inf of {values.size}",
+                "Look for parameters that diverged in training, or a likelihood that is NaN at draws of the guide.",
+            )
+        )
+    if np.isneginf(values).all():
+        raise ValueError(
+            expected(
+                "a draw of the guide at which the model's density is not 0",
+                f"none of {values.size}",
+                "The likelihood excludes all of them: soften it, or train with another optimiser or start.",
+            )
+        )
+
+
+def pareto_k(log_weights: np.ndarray) -> float:
+    """Shape of the generalised Pareto law that fits the largest weights; 0 if all that are not zero are the same.
+
+    References: Vehtari, Simpson, Gelman, Yao, Gabry 2024.
+    """
+    # Equal up to rounding of a sum of many log densities: what is left has no shape.
+    if np.ptp(log_weights[np.isfinite(log_weights)]) < np.sqrt(np.finfo(log_weights.dtype).eps):
+        return 0.0
+    values = log_weights.astype(np.float64)
+    arviz = importlib.import_module("arviz")  # takes two seconds: only for those who ask
+    if hasattr(arviz, "psislw"):
+        return float(arviz.psislw(values)[1])
+    # ArviZ 1 takes log likelihoods, whose inverse are the ratios of leave-one-out.
+    return float(importlib.import_module("arviz_stats.base").array_stats.psislw(-values)[1])
