@@ -23,20 +23,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from numpyro.infer.hmc import HMC
+import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from .._checks import check_integer_at_least, expected
-from .._numerics import expand_right
+from .._checks import check_integer_at_least, expected, is_concrete
 from .._typing import Array, PyTree
-from .filter import choose_path, run_filter
+from .filter import Cloud, run_filter
+from .inner_kernel import InnerKernel
 from .named_twists import as_twist
-from .paths import PATHS, GivenPaths, noised, refresh_paths, with_given_paths
+from .path_moves import conditional_smc, first_paths, independent_paths, refresh_paths
+from .paths import GivenPaths, noised
 from .sites import SplitModel
 from .target import States, Target, draw_prior
 
 __all__ = ["DiffusionGibbs", "DiffusionGibbsState"]
+
+_MAX_STARTS = 10  # draws of the other sites and of paths in search of a likelihood that is not 0
 
 
 class DiffusionGibbsState(NamedTuple):
@@ -65,6 +68,29 @@ class DiffusionGibbsState(NamedTuple):
     refresh_acceptance: Array
     independence_acceptance: Array
     rng_key: jax.Array
+
+
+class _Start(NamedTuple):
+    """What a chain has before the inner kernel starts."""
+
+    rng_key: jax.Array
+    inner_key: jax.Array
+    paths: States
+    prior_draws: States
+    log_r: Array
+
+
+class _Program(NamedTuple):
+    """What was found and compiled for one set of model arguments, used again as long as they are the same objects."""
+
+    structure: Any
+    leaves: list[Any]
+    split: SplitModel
+    start: Callable
+    log_r: Callable
+
+    def is_of(self, structure: Any, leaves: list[Any]) -> bool:
+        return structure == self.structure and all(a is b for a, b in zip(leaves, self.leaves, strict=True))
 
 
 class DiffusionGibbs(MCMCKernel):
@@ -109,24 +135,7 @@ class DiffusionGibbs(MCMCKernel):
         independence: bool = False,
         elements: str = "auto",
     ) -> None:
-        if not isinstance(inner_kernel, MCMCKernel) or getattr(inner_kernel, "model", None) is None:
-            raise TypeError(
-                expected(
-                    "an MCMC kernel built on the model",
-                    repr(inner_kernel),
-                    "For example DiffusionGibbs(NUTS(model)); a potential function has no diffusion sites.",
-                )
-            )
-        if type(inner_kernel).refresh is MCMCKernel.refresh:
-            raise TypeError(
-                expected(
-                    "an inner kernel that can be told of new values of other sites (its `refresh`)",
-                    type(inner_kernel).__name__,
-                    "NUTS, HMC and Gibbs can.",
-                )
-            )
-        self._model = inner_kernel.model
-        self.inner_kernel = inner_kernel.wrap_model(with_given_paths)
+        self._inner = InnerKernel(inner_kernel)
         self.num_particles = check_integer_at_least(
             "num_particles", num_particles, 2, "With one particle the path would never move; 16 is usual."
         )
@@ -134,12 +143,18 @@ class DiffusionGibbs(MCMCKernel):
         self.use_refresh = refresh
         self.independence = independence
         self._elements = elements
-        self._split: SplitModel | None = None  # of the last init: static facts only are read from it
+        self._found: str | None = None  # whether elements are independent or joint, since init
+        self._program: _Program | None = None
 
     @property
     def model(self) -> Callable:
         """The user's model."""
-        return self._model
+        return self._inner.model
+
+    @property
+    def inner_kernel(self) -> MCMCKernel:
+        """The user's kernel, on the model with given paths."""
+        return self._inner.kernel
 
     @property
     def default_fields(self) -> tuple[str, ...]:
@@ -158,159 +173,222 @@ class DiffusionGibbs(MCMCKernel):
         model_args: tuple = (),
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> DiffusionGibbsState:
-        """The first state: a path by SMC at a prior draw of the other sites, then the inner kernel's own start.
+        """The first state: paths by SMC at a prior draw of the other sites, then the inner kernel's own start.
 
-        ``init_params`` may hold x^0 of diffusion sites, and unconstrained values of others.
+        Args:
+            rng_key: one key, or a batch of them for as many chains.
+            num_warmup: draws in which the inner kernel adapts.
+            init_params: x^0 of diffusion sites, and the inner kernel's own start for the others (for NUTS and HMC
+                unconstrained), each with the keys' batch in front.
+            model_args: the model's arguments.
+            model_kwargs: the model's keyword arguments.
+
+        Raises:
+            RuntimeError: if the likelihood is 0, infinite or NaN at the start. Where JAX traces this function
+                (``chain_method="parallel"``) nothing can be raised; such a chain's ``moved`` stays 0.
         """
         kwargs = dict(model_kwargs or {})
-        self._split = SplitModel(self._model, model_args, kwargs, elements=self._elements)
-        self._check(self._split)
-        start = partial(self._init_one, num_warmup=num_warmup, model_args=model_args, model_kwargs=kwargs)
-        if is_prng_key(rng_key):
-            return start(rng_key, init_params)
-        return jax.vmap(start)(rng_key, init_params)
+        program = self._prepare(model_args, kwargs)
+        values = _check_names(init_params or {}, program.split)
+        begin = partial(self._init_one, program, num_warmup=num_warmup, args=model_args, kwargs=kwargs)
+        state, log_r = (begin if is_prng_key(rng_key) else jax.vmap(begin))(rng_key, values)
+        _check_start(log_r)
+        return state
 
     def sample(
         self, state: DiffusionGibbsState, model_args: tuple, model_kwargs: Mapping[str, Any] | None
     ) -> DiffusionGibbsState:
-        step = partial(self._sample_one, model_args=model_args, model_kwargs=dict(model_kwargs or {}))
+        step = partial(self._sample_one, args=model_args, kwargs=dict(model_kwargs or {}))
         return step(state) if is_prng_key(state.rng_key) else jax.vmap(step)(state)
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: Mapping[str, Any] | None) -> Callable:
         """Constrain the other sites, and compute deterministic ones."""
+        kwargs = dict(model_kwargs or {})
 
         def constrain(z: dict[str, Array]) -> dict[str, Array]:
-            split = self._resplit(model_args, dict(model_kwargs or {}))
-            values = {site.name: z[site.name] for site in split.sites}
-            rest = {name: value for name, value in z.items() if name not in values}
-            if rest:
-                values |= self._constrain(rest, model_args, dict(model_kwargs or {}), split, values)
+            split = self._resplit(model_args, kwargs)
+            x_0 = {site.name: z[site.name] for site in split.sites}
+            values = {**x_0, **self._others({name: z[name] for name in split.others}, x_0, model_args, kwargs)}
             return {**values, **split.deterministic_values(values)} if split.deterministic else values
 
         return constrain
 
+    def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> _Program:
+        """The split model and compiled functions of these arguments: those kept, if nothing changed."""
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        program = self._program
+        if program is not None and program.is_of(structure, leaves):
+            return program
+        split = SplitModel(self.model, args, kwargs, elements=self._elements)
+        self._inner.check(split)
+        self._found = "independent" if split.element_shape else "joint"
+        start, log_r = (jax.jit(partial(f, args=args, kwargs=kwargs)) for f in (self._start, self._log_r))
+        program = _Program(structure, leaves, split, start, log_r)
+        self._program = program if is_concrete(leaves) else None
+        return program
+
     def _init_one(
         self,
+        program: _Program,
         rng_key: jax.Array,
-        init_params: dict[str, Array] | None,
+        init_params: Mapping[str, Array],
         *,
         num_warmup: int,
-        model_args: tuple,
-        model_kwargs: dict[str, Any],
-    ) -> DiffusionGibbsState:
-        split = self._resplit(model_args, model_kwargs)
-        key, key_others, key_prior, key_path, key_inner = jax.random.split(rng_key, 5)
-        others, _ = split.draw_others(key_others)
-        target = Target(split, others)
-        draws = draw_prior(target, key_prior, self.twist.num_prior_draws)
-        given = {site.name: init_params[site.name] for site in split.sites if init_params and site.name in init_params}
-        paths = self._first_path(target, draws, key_path)
-        paths |= {name: noised(target.chains[name], jnp.asarray(x), key_path) for name, x in given.items()}
-        inner_state = None
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> tuple[DiffusionGibbsState, Array]:
+        """One chain's first state, and log r there."""
+        split = program.split
+        names = {site.name for site in split.sites}
+        start = program.start(rng_key, {name: x for name, x in init_params.items() if name in names})
+        _check_start(start.log_r)
+        inner_state, log_r = None, start.log_r
         if split.others:
-            rest = {name: value for name, value in (init_params or {}).items() if name not in paths} or None
-            kwargs = {**model_kwargs, PATHS: GivenPaths(paths, split.chains_depend_on_others())}
-            inner_state = self.inner_kernel.init(key_inner, num_warmup, rest, model_args, kwargs)
-        zero = jnp.zeros(())
-        return DiffusionGibbsState(
-            jnp.zeros((), int), self._z(paths, inner_state), paths, inner_state, draws, zero, zero, zero, zero, key
+            rest = {name: value for name, value in init_params.items() if name not in names} or None
+            paths = GivenPaths(start.paths, split.chains_depend_on_others())
+            inner_state = self._inner.init(start.inner_key, num_warmup, rest, args, kwargs, paths, split.others)
+            log_r = program.log_r(start.paths, inner_state)
+        count, zero = jnp.zeros((), int), jnp.zeros(())
+        state = DiffusionGibbsState(
+            i=count,
+            z=self._z(start.paths, inner_state),
+            paths=start.paths,
+            inner_state=inner_state,
+            prior_draws=start.prior_draws,
+            effective_size=zero,
+            moved=zero,
+            refresh_acceptance=zero,
+            independence_acceptance=zero,
+            rng_key=start.rng_key,
         )
+        return state, log_r
 
-    def _sample_one(
-        self, state: DiffusionGibbsState, *, model_args: tuple, model_kwargs: dict[str, Any]
-    ) -> DiffusionGibbsState:
-        split = self._resplit(model_args, model_kwargs)
-        key, key_cloud, key_refresh = jax.random.split(state.rng_key, 3)
+    def _start(self, rng_key: jax.Array, given: Mapping[str, Array], *, args: tuple, kwargs: dict[str, Any]) -> _Start:
+        """Paths at a prior draw of the other sites, at the first of some such draws where log r is finite."""
+        split = self._resplit(args, kwargs)
+        rng_key, inner_key, search_key = jax.random.split(rng_key, 3)
+
+        def attempt(search: tuple) -> tuple:
+            tries, key, *_ = search
+            key, key_others, key_draws, key_paths, key_given = jax.random.split(key, 5)
+            others, _ = split.draw_others(key_others)
+            target = Target(split, others)
+            draws = draw_prior(target, key_draws, self.twist.num_prior_draws)
+            paths = first_paths(target, self._walk(target, draws), key_paths)
+            for index, (name, x_0) in enumerate(sorted(given.items())):
+                x_0 = _check_x_0(name, x_0, paths[name])
+                paths[name] = noised(target.chains[name], x_0, jax.random.fold_in(key_given, index))
+            return tries + 1, key, paths, draws, _log_r(split, paths, others)
+
+        def is_searching(search: tuple) -> Array:
+            tries, *_, log_r = search
+            return (tries < _MAX_STARTS) & ~jnp.isfinite(log_r)
+
+        _, _, paths, draws, _ = jax.eval_shape(attempt, (0, search_key))
+        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (paths, draws))
+        search = (0, search_key, *blank, jnp.asarray(-jnp.inf, float))
+        _, _, paths, draws, log_r = jax.lax.while_loop(is_searching, attempt, search)
+        return _Start(rng_key, inner_key, paths, draws, log_r)
+
+    def _log_r(self, paths: States, inner_state: PyTree, *, args: tuple, kwargs: dict[str, Any]) -> Array:
+        """Log r at the inner kernel's values of the other sites."""
+        x_0 = {name: path[0] for name, path in paths.items()}
+        others = self._others(self._inner.unconstrained(inner_state), x_0, args, kwargs)
+        return _log_r(self._resplit(args, kwargs), paths, others)
+
+    def _sample_one(self, state: DiffusionGibbsState, *, args: tuple, kwargs: dict[str, Any]) -> DiffusionGibbsState:
+        split = self._resplit(args, kwargs)
+        key, key_cloud, key_fresh, key_refresh = jax.random.split(state.rng_key, 4)
         others: dict[str, Array] = {}
         if split.others:
-            rest = getattr(state.inner_state, self.inner_kernel.sample_field)
-            values = {name: path[0] for name, path in state.paths.items()}
-            others = self._constrain(rest, model_args, model_kwargs, split, values)
+            x_0 = {name: path[0] for name, path in state.paths.items()}
+            others = self._others(self._inner.unconstrained(state.inner_state), x_0, args, kwargs)
         target = Target(split, others)
-        paths, effective_size, moved, independent = self._particle_gibbs(target, state, key_cloud)
-        refreshed = jnp.zeros(())
+        walk = self._walk(target, state.prior_draws)
+        paths, cloud, moved = conditional_smc(target, walk, state.paths, key_cloud)
+        accepted = refreshed = jnp.zeros(())
+        if self.independence:
+            paths, accept = independent_paths(target, walk, paths, cloud.log_evidence, key_fresh)
+            moved, accepted = moved | accept, accept.mean(dtype=float)
         if self.use_refresh:
             paths, refreshed = refresh_paths(target, paths, key_refresh)
         inner_state = state.inner_state
         if split.others:
-            kwargs = {**model_kwargs, PATHS: GivenPaths(paths, split.chains_depend_on_others())}
-            inner_state = self.inner_kernel.refresh(inner_state, model_args, kwargs)
-            inner_state = self.inner_kernel.sample(inner_state, model_args, kwargs)
+            given = GivenPaths(paths, split.chains_depend_on_others())
+            inner_state = self._inner.move(inner_state, args, kwargs, given)
         return DiffusionGibbsState(
             i=state.i + 1,
             z=self._z(paths, inner_state),
             paths=paths,
             inner_state=inner_state,
             prior_draws=state.prior_draws,
-            effective_size=effective_size,
-            moved=moved,
+            effective_size=cloud.effective_sizes.min(),
+            moved=moved.mean(dtype=float),
             refresh_acceptance=refreshed,
-            independence_acceptance=independent,
+            independence_acceptance=accepted,
             rng_key=key,
         )
 
-    def _particle_gibbs(
-        self, target: Target, state: DiffusionGibbsState, key: jax.Array
-    ) -> tuple[States, Array, Array, Array]:
-        keys = jax.random.split(key, 4)
-        constants = self.twist.prepare(target, state.prior_draws)
-        walk = partial(run_filter, target, self.twist, constants, num_particles=self.num_particles, keep_paths=True)
-        cloud = walk(keys[0], retained=state.paths)
-        index = jax.random.categorical(keys[1], _no_nan(cloud.log_weights), axis=0)
-        paths, moved, accepted = choose_path(target, cloud, index), index != 0, jnp.zeros(())
-        if self.independence:
-            fresh = walk(keys[2], independent=True)
-            log_ratio = fresh.log_evidence - cloud.log_evidence
-            accept = jnp.log(jax.random.uniform(keys[3], log_ratio.shape)) < log_ratio
-            index = jax.random.categorical(keys[3], _no_nan(fresh.log_weights), axis=0)
-            paths = _choose(accept, choose_path(target, fresh, index), paths)
-            moved, accepted = moved | accept, jnp.mean(accept.astype(float))
-        return paths, cloud.effective_sizes.min(), jnp.mean(moved.astype(float)), accepted
+    def _walk(self, target: Target, prior_draws: States) -> Callable[..., Cloud]:
+        """Particles from noise to data, with all but the key and the retained path said."""
+        constants = self.twist.prepare(target, prior_draws)
+        return partial(run_filter, target, self.twist, constants, num_particles=self.num_particles, keep_paths=True)
 
-    def _first_path(self, target: Target, draws: States, key: jax.Array) -> States:
-        key_walk, key_choice = jax.random.split(key)
-        constants = self.twist.prepare(target, draws)
-        cloud = run_filter(target, self.twist, constants, key_walk, num_particles=self.num_particles, keep_paths=True)
-        index = jax.random.categorical(key_choice, _no_nan(cloud.log_weights), axis=0)
-        return choose_path(target, cloud, index)
-
-    def _constrain(
-        self, rest: dict[str, Array], args: tuple, kwargs: dict[str, Any], split: SplitModel, x_0: States
-    ) -> dict[str, Array]:
-        """The other sites' constrained values."""
-        paths = {name: value[None] for name, value in x_0.items()}
-        kwargs = {**kwargs, PATHS: GivenPaths(paths, False)}
-        values = self.inner_kernel.get_constrain_fn(args, kwargs)(rest)
-        return {name: values[name] for name in split.others}
+    def _others(self, z: Mapping[str, Array], x_0: States, args: tuple, kwargs: dict[str, Any]) -> dict[str, Array]:
+        return self._inner.constrained(z, args, kwargs, x_0) if z else {}
 
     def _z(self, paths: States, inner_state: PyTree) -> dict[str, Array]:
         x_0 = {name: path[0] for name, path in paths.items()}
-        return x_0 if inner_state is None else {**getattr(inner_state, self.inner_kernel.sample_field), **x_0}
+        return x_0 if inner_state is None else {**self._inner.unconstrained(inner_state), **x_0}
 
     def _resplit(self, args: tuple, kwargs: dict[str, Any]) -> SplitModel:
         """The model at arguments that may be tracers, split as it was found to be at ``init``."""
-        if self._split is None:
+        if self._found is None:
             raise RuntimeError(expected("an initialised kernel", "none", "Run it in MCMC, which calls init first."))
-        elements = "independent" if self._split.element_shape else "joint"
-        return SplitModel(self._model, args, kwargs, elements=elements)
+        return SplitModel(self.model, args, kwargs, elements=self._found)
 
-    def _check(self, split: SplitModel) -> None:
-        if isinstance(self.inner_kernel, HMC) and split.discrete_others:
-            raise ValueError(
-                expected(
-                    "continuous sites beside the diffusion for a Hamiltonian inner kernel",
-                    f"discrete {sorted(split.discrete_others)}",
-                    "Sum them out, or use numpyro.infer.Gibbs([(DiscreteGibbs(model), discrete_latent_sites), "
-                    "(NUTS(model), None)]) as the inner kernel.",
-                )
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_program": None}
+
+
+def _log_r(split: SplitModel, paths: States, others: Mapping[str, Array]) -> Array:
+    """All of log r, at x^0 of the paths."""
+    log_r = split.log_factor({name: path[0] for name, path in paths.items()}, others)
+    return log_r.elements.sum() + log_r.shared
+
+
+def _check_start(log_r: Array) -> None:
+    if is_concrete(log_r) and not np.isfinite(log_r).all():
+        raise RuntimeError(
+            expected(
+                "a likelihood that is finite and not 0 where a chain starts",
+                f"log r = {log_r}",
+                "Look at the likelihood of draws from the prior (numpyro.infer.Predictive), or start the chains at "
+                "init_params that have one: x^0 of diffusion sites, unconstrained values of others.",
             )
+        )
 
 
-def _choose(accept: Array, new: States, old: States) -> States:
-    """For each element, the new or the old path; ``accept`` has shape (E...), paths (T + 1, E..., rest...)."""
-    pick = lambda new, old: jnp.where(expand_right(accept, new.ndim - 1 - accept.ndim), new, old)  # noqa: E731
-    return jax.tree.map(pick, new, old)
+def _check_names(init_params: Mapping[str, Array], split: SplitModel) -> Mapping[str, Array]:
+    known = {site.name for site in split.sites} | set(split.others)
+    if not known.issuperset(init_params):
+        raise ValueError(
+            expected(
+                f"init_params among the latent sites {sorted(known)}",
+                f"{sorted(init_params)}",
+                "A diffusion site has one value, x^0, and no noises here.",
+            )
+        )
+    return init_params
 
 
-def _no_nan(log_weights: Array) -> Array:
-    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+def _check_x_0(name: str, x_0: Array, path: Array) -> Array:
+    if jnp.shape(x_0) != path.shape[1:]:
+        raise ValueError(
+            expected(
+                f"init_params[{name!r}] of shape {path.shape[1:]} for each chain",
+                f"shape {jnp.shape(x_0)}",
+                "Several chains need a leading axis of their number.",
+            )
+        )
+    return jnp.asarray(x_0, path.dtype)

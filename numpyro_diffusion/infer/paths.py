@@ -1,4 +1,4 @@
-r"""Whole paths x^{0:T} of diffusion sites: given to a model, drawn by noising, refreshed.
+r"""Whole paths x^{0:T} of diffusion sites: given to a model, drawn by noising.
 
 A path has shape (T + 1, site shape...), time first, x^0 at index 0.
 
@@ -17,11 +17,10 @@ from numpyro.primitives import Messenger
 
 from .._typing import Array, Shape
 from ..chains import ForwardChain, ReverseChain
-from ..chains.bounds import log_path_ratio
 from .sites import unwrap_diffusion
-from .target import States, Target
+from .target import States
 
-__all__ = ["PATHS", "GivenPaths", "noised", "refresh_paths", "with_given_paths"]
+__all__ = ["PATHS", "GivenPaths", "noised", "time_before_event", "with_given_paths"]
 
 PATHS = "_diffusion_paths"
 """The keyword argument of a model through which its paths travel."""
@@ -54,31 +53,7 @@ def noised(chain: ReverseChain, x_0: Array, key: jax.Array) -> Array:
     return jnp.concatenate([x_0[None].astype(above.dtype), above])
 
 
-def refresh_paths(target: Target, paths: States, key: jax.Array) -> tuple[States, Array]:
-    """One Metropolis move of x^{1:T} given x^0: propose by noising, accept each path of a plate by itself.
-
-    Returns:
-        New paths, and the fraction accepted.
-    """
-    refreshed, accepted = {}, []
-    for name, site_key in zip(sorted(paths), jax.random.split(key, len(paths)), strict=True):
-        chain, old = target.chains[name], paths[name]
-        key_path, key_accept = jax.random.split(site_key)
-        new = noised(chain, old[0], key_path).astype(old.dtype)
-        log_ratio = _log_ratio(chain, new) - _log_ratio(chain, old)
-        accept = jnp.log(jax.random.uniform(key_accept, log_ratio.shape)) < log_ratio
-        shape = accept.shape + (1,) * chain.transition.event_dim
-        refreshed[name] = jnp.where(accept.reshape(shape), new, old)
-        accepted.append(jnp.mean(accept.astype(float)))
-    return refreshed, jnp.mean(jnp.stack(accepted))
-
-
-def _log_ratio(chain: ReverseChain, path: Array) -> Array:
-    context = None if chain.context is None else jnp.asarray(chain.context)
-    return log_path_ratio(chain.kernel, chain.transition, _time_before_event(chain, path), context)
-
-
-def _time_before_event(chain: ReverseChain, path: Array) -> Array:
+def time_before_event(chain: ReverseChain, path: Array) -> Array:
     """(T + 1, batch..., event...) as chains have it: (batch..., T + 1, event...)."""
     return jnp.moveaxis(path, 0, path.ndim - 1 - chain.transition.event_dim)
 
@@ -127,5 +102,5 @@ class _GivenPath(dist.Distribution):
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         if self.chain is None:
             return jnp.zeros(self.batch_shape)
-        log_prob = self.chain.log_prob(_time_before_event(self.chain, self.path))
+        log_prob = self.chain.log_prob(time_before_event(self.chain, self.path))
         return log_prob.sum(tuple(range(len(self.batch_shape), log_prob.ndim)))
