@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array
+from .ordering import hilbert_order
 from .particles import effective_size, gather, log_mean_exp, multinomial, systematic
 from .target import States, Target
 
@@ -44,6 +45,7 @@ def run_filter(
     key: jax.Array,
     num_particles: int,
     *,
+    directions: Array | None = None,
     retained: States | None = None,
     independent: bool = False,
     keep_paths: bool = False,
@@ -56,6 +58,7 @@ def run_filter(
         constants: what the twist has prepared.
         key: randomness.
         num_particles: N.
+        directions: (D, 2), the plane in which particles are ordered before systematic resampling; None for no order.
         retained: paths, site name -> (T_site + 1, site shape...), that particle 0 follows.
         independent: resample independently, as with a retained path, and not systematically.
         keep_paths: keep every level and its ancestors.
@@ -75,7 +78,13 @@ def run_filter(
         log_psi = _positive(log_psi)
         log_weights, gained = _renormalise(log_weights + log_psi - log_psi_before)
         size = effective_size(log_weights)
-        ancestors = _resample(key_resample, log_weights, retained is not None, independent)
+        if retained is None and not independent:
+            order = None if directions is None else hilbert_order(target, directions, x)
+            ancestors = systematic(key_resample, log_weights, order=order)
+        else:
+            ancestors = multinomial(key_resample, log_weights)
+        if retained is not None:
+            ancestors = ancestors.at[0].set(0)
         kept = jnp.broadcast_to(
             jnp.arange(num_particles).reshape((-1,) + (1,) * (len(weights_shape) - 1)), weights_shape
         )
@@ -129,12 +138,6 @@ def choose_path(target: Target, cloud: Cloud, index: Array) -> States:
     return {
         name: jnp.concatenate([last[name][None], above[name][: target.chains[name].kernel.num_steps]]) for name in last
     }
-
-
-def _resample(key: jax.Array, log_weights: Array, retain: bool, independent: bool) -> Array:
-    if retain:
-        return multinomial(key, log_weights).at[0].set(0)
-    return multinomial(key, log_weights) if independent else systematic(key, log_weights)
 
 
 def _renormalise(log_weights: Array) -> tuple[Array, Array]:

@@ -32,12 +32,22 @@ def effective_size(log_weights: Array) -> Array:
     return 1 / jnp.sum(normalised(log_weights) ** 2, axis=0)
 
 
-def systematic(key: jax.Array, log_weights: Array, num_draws: int | None = None) -> Array:
+def systematic(
+    key: jax.Array, log_weights: Array, num_draws: int | None = None, *, order: Array | None = None
+) -> Array:
     """Ancestors by systematic resampling: one uniform offset, evenly spaced points on the cumulative weights.
 
+    Args:
+        key: randomness.
+        log_weights: (N, E...).
+        num_draws: how many, by default N.
+        order: the order in which weights are cumulated, a permutation of particles, (N, E...); None for the array's.
+
     Returns:
-        Integers of shape (num_draws, E...), sorted over the first axis.
+        Integers of shape (num_draws, E...), in that order.
     """
+    if order is not None:
+        return gather(order, systematic(key, gather(log_weights, order), num_draws))
     count = num_draws or log_weights.shape[0]
     offset = jax.random.uniform(key, (1, *log_weights.shape[1:]), log_weights.dtype)
     points = (jnp.arange(count, dtype=log_weights.dtype).reshape(_column(count, log_weights)) + offset) / count

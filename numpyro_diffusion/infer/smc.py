@@ -27,6 +27,7 @@ from . import _arguments
 from .filter import Cloud, run_filter
 from .islands import Islands, check_weights, report, warn
 from .named_twists import as_twist
+from .ordering import principal_directions
 from .pooling import draw_particles, log_mean_and_error
 from .proposals import TiltedStep
 from .sites import SplitModel, Values
@@ -60,7 +61,7 @@ class TwistedSMC:
         log_evidence_error: its standard error over islands; NaN for one island.
         log_evidence_by_element: shape E; equal to ``log_evidence`` up to the shared terms when E is ().
         effective_sizes: shape (K, T + 1, E...), by level, before resampling.
-        min_ess: the smallest of them.
+        min_ess: the smallest of them, among islands that carry weight.
         num_network_calls: for one particle, in forward passes; a pass back counts as two.
 
     >>> import numpyro, numpyro.distributions as dist
@@ -116,6 +117,7 @@ class TwistedSMC:
         Raises:
             ValueError: for a model that cannot be filtered; or if all weights were zero, with the level.
         """
+        self._result = None  # what an earlier run found is no answer to this one
         split = SplitModel(self.model, args, kwargs, elements=self.elements)
         unknown = sorted(set(self.proposal) - {site.name for site in split.sites})
         if unknown:
@@ -138,7 +140,9 @@ class TwistedSMC:
             part = self._islands(keys[first : first + batch], arrays, prior_draws, static, elements)
             parts.append(jax.tree.map(lambda leaf, skip=start - first: np.asarray(leaf)[skip:], part))
         cloud, others, shared = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-        self._result = Islands(split, arrays, static, elements, cloud, others, shared, key_draws)
+        result = Islands(split, arrays, static, elements, cloud, others, shared, key_draws)
+        check_weights(result)
+        self._result = result
         self._summarise()
 
     def get_samples(self, key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
@@ -153,9 +157,8 @@ class TwistedSMC:
             (num_samples, T + 1, site shape...).
         """
         result = self._require_result()
-        count = check_integer_at_least(
-            "num_samples", num_samples or self.num_islands * self.num_particles, 1, "It is the number of draws."
-        )
+        count = self.num_islands * self.num_particles if num_samples is None else num_samples
+        count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
         key = result.key if key is None else key
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
         by_element = bool(result.split.element_shape) and not result.islands_differ
@@ -180,8 +183,8 @@ class TwistedSMC:
         evidence = result.cloud.log_evidence
         if result.islands_differ or not result.split.element_shape:
             evidence = np.reshape(result.log_evidence_by_island(), (-1,) + (1,) * (evidence.ndim - 1))
-        within = result.cloud.log_weights - _log_sum(result.cloud.log_weights, axis=1)
-        log_weights = within + np.expand_dims(evidence - _log_sum(evidence, axis=0), 1)
+        within = _log_normalised(result.cloud.log_weights, axis=1)
+        log_weights = within + np.expand_dims(_log_normalised(evidence, axis=0), 1)
         flat = lambda x: jnp.asarray(np.reshape(x, (-1, *x.shape[2:])))  # noqa: E731
         values = {name: flat(x) for name, x in result.cloud.x.items()}
         values |= {n: jnp.repeat(jnp.asarray(v), self.num_particles, axis=0) for n, v in result.others.items()}
@@ -223,8 +226,9 @@ class TwistedSMC:
     def _draw_prior(self, key: jax.Array, arrays: list, static: _arguments.Static, elements: str) -> States:
         args, kwargs = _arguments.join(arrays, static)
         split = SplitModel(self.model, args, kwargs, elements=elements)
-        others, _ = split.draw_others(key)
-        return draw_prior(Target(split, others), key, self.twist.num_prior_draws)
+        key_others, key_draws = jax.random.split(key)
+        others, _ = split.draw_others(key_others)
+        return draw_prior(Target(split, others), key_draws, self.twist.num_prior_draws)
 
     def _run_islands(
         self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
@@ -238,7 +242,16 @@ class TwistedSMC:
             target = Target(split, others)
             constants = self.twist.prepare(target, prior_draws)
             twist = _Proposed(self.twist, self.proposal) if self.proposal else self.twist
-            cloud = run_filter(target, twist, constants, key_filter, self.num_particles, keep_paths=self.keep_paths)
+            directions = principal_directions(target, prior_draws) if prior_draws else None
+            cloud = run_filter(
+                target,
+                twist,
+                constants,
+                key_filter,
+                self.num_particles,
+                directions=directions,
+                keep_paths=self.keep_paths,
+            )
             return cloud, others, target.shared_factor() - log_density
 
         return jax.vmap(island)(keys)
@@ -258,9 +271,8 @@ class TwistedSMC:
         return self._result
 
     def _summarise(self) -> None:
-        """Evidence and diagnostics; warnings and errors for what must not pass in silence."""
+        """Evidence and diagnostics; warnings for what must not pass in silence."""
         result = self._require_result()
-        check_weights(result)
         by_element, error_by_element = log_mean_and_error(result.cloud.log_evidence)
         if result.islands_differ or not result.split.element_shape:
             total, error = log_mean_and_error(result.log_evidence_by_island())
@@ -272,7 +284,7 @@ class TwistedSMC:
         self.effective_sizes = result.cloud.effective_sizes
         self.min_ess, _ = result.smallest
         self.num_network_calls = result.split.num_steps * (1.0 + 2.0 * self.twist.num_passes_back(result.split))
-        warn(result, self.log_evidence_error)
+        warn(result, float(np.max(error_by_element)))
 
     def _paths(self, islands: np.ndarray, particles: np.ndarray) -> dict[str, np.ndarray]:
         result = self._require_result()
@@ -324,8 +336,9 @@ def _take(x: np.ndarray, islands: np.ndarray, particles: np.ndarray) -> np.ndarr
     return x[(islands, particles, *elements)]
 
 
-def _log_sum(log_values: np.ndarray, axis: int) -> np.ndarray:
+def _log_normalised(log_values: np.ndarray, axis: int) -> np.ndarray:
+    """The logs of weights that sum to one; -inf where all are zero, as in an island of no weight."""
     top = log_values.max(axis=axis, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.log(np.exp(log_values - top).sum(axis=axis, keepdims=True)) + top
+    shifted = log_values - np.where(np.isfinite(top), top, 0.0)
+    total = np.exp(shifted).sum(axis=axis, keepdims=True)
+    return shifted - np.log(np.where(total > 0, total, 1.0))
