@@ -34,9 +34,9 @@ import numpyro.distributions as dist
 import numpyro_diffusion as nd
 
 SMALLEST_WEIGHT = 1e-4
-# Noise-to-signal ratios of the prior's chain. The data reach 16 in a coordinate: 1000 leaves sqrt(abar_T) |x| < 0.02 of
-# them. The modes have standard deviation 1, of which noise of 0.1 hides a hundredth of the variance.
-SIGMA_MIN, SIGMA_MAX = 0.1, 1000.0
+# Noise-to-signal ratios of the prior's chain: from half the modes' standard deviation, where x^0 given x^1 is Gaussian, so
+# that the last step is exact, to 25 times the data's reach of 16, so that the start shows less than a twentieth of it.
+SIGMA_MIN, SIGMA_MAX = 0.5, 400.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
