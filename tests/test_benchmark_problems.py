@@ -58,9 +58,9 @@ def test_posterior_satisfies_bayes_rule_at_every_point(problem):
 )
 def test_evidence_equals_the_integral_over_the_plane(problem):
     assert problem.sigma > 0.1  # or the grid is too coarse
-    axis = np.arange(-25, 25, 0.05)
+    axis = np.arange(-25, 25, 0.1)
     x = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-    evidence = np.exp(log_prior(problem, x) + log_likelihood(problem, x)).sum() * 0.05**2
+    evidence = np.exp(log_prior(problem, x) + log_likelihood(problem, x)).sum() * 0.1**2
     np.testing.assert_allclose(problem.exact_log_evidence, math.log(evidence), atol=1e-8)
 
 
