@@ -11,6 +11,9 @@ from .sites import SplitModel
 
 __all__ = ["Islands", "check_weights", "report", "warn"]
 
+# The relative standard error of K values' mean is 1 when one of them is all: above 1/2 it says little of the mean.
+_LARGE_ERROR = 0.5
+
 
 class Islands(NamedTuple):
     """All islands of one run."""
@@ -56,24 +59,49 @@ class Islands(NamedTuple):
 
 
 def check_weights(result: Islands) -> None:
-    """Refuse a run in which all particles of all islands had weight zero, for some element.
+    """Refuse a run without an answer.
 
     Raises:
-        ValueError: with the level and what it means.
+        ValueError: if a weight or a particle with a weight is NaN or infinite, or if for some element all particles of
+            all islands have weight zero; with the level and what it means.
     """
-    cloud = result.cloud
-    if np.isnan(result.shared).any():
+    cloud, num_steps = result.cloud, result.split.num_steps
+    if np.isnan(result.shared).any() or result.shared.max() == -np.inf:
         raise ValueError(
-            expected("a finite log density of the sites that no diffusion enters", "NaN", "Check their laws and data.")
+            expected(
+                "a finite log density of the sites that no diffusion enters",
+                result.shared.max(),
+                "Check their laws and data.",
+            )
         )
-    with_others = result.log_evidence_by_island()[:, None] if result.islands_differ else cloud.log_evidence
-    if np.all(np.isfinite(with_others.max(axis=0))):
+    undefined_levels = np.isnan(cloud.log_means) | (cloud.log_means == np.inf)
+    if undefined_levels.any():
+        level = _highest_level(undefined_levels)
+        cure = (
+            "The network or the twist gave no finite number there; look at its output."
+            if level
+            else "The likelihood is infinite at a particle, or the network's last step no finite number; look at both."
+        )
+        raise ValueError(expected("finite weights", f"NaN or infinite ones at level {level} of {num_steps}", cure))
+    for name, x in cloud.x.items():
+        has_weight = cloud.log_weights > -np.inf
+        lost = has_weight & ~np.isfinite(x).reshape(*has_weight.shape, -1).all(-1)
+        if lost.any():
+            raise ValueError(
+                expected(
+                    f"finite draws of site {name!r}",
+                    f"NaN or infinite ones at {int(lost.sum())} of {lost.size} particles",
+                    "The network gave no finite number; look at its output.",
+                )
+            )
+    log_evidence = result.log_evidence_by_island() if result.islands_differ else cloud.log_evidence
+    dead = log_evidence.max(axis=0) == -np.inf
+    if not dead.any():
         return
-    dead = ~np.isfinite(cloud.log_means)
-    level = int(max(np.argwhere(dead.reshape(*dead.shape[:2], -1).any(axis=(0, 2)))[:, 0], default=0))
+    level = _highest_level(cloud.log_means == -np.inf)
     undefined = int(np.sum(cloud.num_undefined))
     if level:
-        cure = "The network or the twist gave no finite number there; look at its output."
+        cure = "The proposal moves every particle to where the chain never goes; mend it."
     elif undefined:
         cure = f"Level 0 is where particles meet the data: the likelihood is NaN at {undefined} of them; mend it."
     else:
@@ -81,17 +109,28 @@ def check_weights(result: Islands) -> None:
             "Level 0 is where particles meet the data: the likelihood is zero at every one. The data are impossible "
             "under the model, or so far from the prior that no particle comes near; check units and scale."
         )
+    where = f" for elements {np.argwhere(dead).tolist()}" if dead.ndim else ""
     raise ValueError(
         expected(
             "a particle with a positive weight at every level",
-            f"all weights zero at level {level} of {result.split.num_steps}",
+            f"all weights zero at level {level} of {num_steps}{where}",
             cure,
         )
     )
 
 
+def _highest_level(levels: np.ndarray) -> int:
+    """The level, of (K, T + 1, E...) booleans, that went wrong first."""
+    return int(np.argwhere(levels)[:, 1].max())
+
+
 def warn(result: Islands, log_evidence_error: float) -> None:
-    """Warn of what makes the draws unreliable."""
+    """Warn of what makes the draws unreliable.
+
+    Args:
+        result: of the run.
+        log_evidence_error: the largest of any element, in nats.
+    """
     messages = []
     undefined = int(np.sum(result.cloud.num_undefined))
     if undefined:
@@ -113,10 +152,10 @@ def warn(result: Islands, log_evidence_error: float) -> None:
                 f"Other latent sites {sorted(result.others)} were drawn from their prior, and {carried:.1f} of "
                 f"{len(result.shared)} islands carry the weight. Take more islands, or DiffusionGibbs."
             )
-    elif log_evidence_error > 1:
+    elif log_evidence_error > _LARGE_ERROR:
         messages.append(
-            f"The islands disagree on the evidence: its standard error is {log_evidence_error:.1f} nats. Take more "
-            "particles or a closer twist."
+            f"The islands disagree on the evidence: its standard error is {log_evidence_error:.2f} nats, and 1 is "
+            "all that it can be, when one island has all the weight. Take more particles or a closer twist."
         )
     for message in messages:
         warnings.warn(message, stacklevel=4)

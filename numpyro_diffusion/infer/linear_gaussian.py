@@ -155,6 +155,11 @@ class LinearGaussian:
             [gains[name] * crossed[name] / variance[name][..., None, :] for name in order], axis=-1
         )
         sizes = tuple(int(variance[name].shape[-1]) for name in order)
+        # A particle at which the mean or the noise of y is not defined moves by p.
+        defined = jnp.isfinite(log_psi) & jnp.isfinite(slope).all((-2, -1)) & jnp.isfinite(remaining).all((-2, -1))
+        slope = jnp.where(defined[..., None, None], slope, 0.0)
+        remaining = jnp.where(defined[..., None, None], remaining, jnp.eye(remaining.shape[-1]))
+        innovation = jnp.where(defined[..., None], innovation, 0.0)
         return log_psi, ConditionedStep(laws, slope, innovation, remaining, sizes)
 
 

@@ -24,8 +24,10 @@ def as_twist(twist: Any) -> Twist:
                 expected(f"a twist among {', '.join(_NAMED)}", repr(twist), "Choose one of these, or pass a function.")
             )
         return _NAMED[twist]
-    if hasattr(twist, "prepare") and hasattr(twist, "look"):
-        return twist
-    if callable(twist):
-        return Custom(twist)
-    raise TypeError(expected("a twist's name, a Twist or a function", repr(twist), "For example twist='tempered'."))
+    if not isinstance(twist, type):  # a class has a Twist's attributes, and can be called
+        if isinstance(twist, Twist):
+            return twist
+        if callable(twist):
+            return Custom(twist)
+    cure = "For example twist='tempered', or twist=Tempered(num_prior_draws=256): an object, not its class."
+    raise TypeError(expected("a twist's name, a Twist or a function", repr(twist), cure))

@@ -64,16 +64,11 @@ class SplitModel:
         self.model = model
         self.args = args
         self.kwargs = dict(kwargs)
-        prototype = self._trace({}, jax.random.key(0))
-        self.sites = diffusion_sites(prototype)
-        names = {site.name for site in self.sites}
-        latent = [name for name, site in prototype.items() if is_latent(site)]
-        self.others = tuple(name for name in latent if name not in names)
-        self.discrete_others = tuple(name for name in self.others if prototype[name]["fn"].support.is_discrete)
-        self.deterministic = tuple(name for name, site in prototype.items() if site["type"] == "deterministic")
-        self._provenance = self._find_provenance({name: prototype[name]["value"] for name in latent})
+        # Traced and never computed: what is wanted is static, and a random state may be where laws are not defined.
+        latent = jax.eval_shape(self._look, jax.random.key(0))
+        self._provenance = self._find_provenance(latent)
         self._check_not_nested()
-        self.element_shape, self.reason = self._find_elements(elements, prototype)
+        self.element_shape, self.reason = self._find_elements(elements)
 
     @property
     def num_steps(self) -> int:
@@ -101,10 +96,10 @@ class SplitModel:
     def log_factor(self, x: Values, others: Values) -> LogFactor:
         """The factor log r(x, theta) in nats: shape E for the elements, () for what they share."""
         elements, shared = jnp.zeros(self.element_shape), jnp.zeros(())
-        for log_prob in self._log_probs(x, others).values():
-            term = by_element(log_prob, self.element_shape)
+        sites = self._trace({**x, **others}, jax.random.key(0))
+        for name, term in self._terms(sites, self.element_shape).items():
             if term is None:
-                shared = shared + log_prob.sum()
+                shared = shared + site_log_prob(sites[name]).sum()
             else:
                 elements = elements + term
         return LogFactor(elements, shared)
@@ -126,8 +121,23 @@ class SplitModel:
 
     def observations(self) -> dict[str, Array]:
         """Observed sites and their values."""
-        sites = self._trace({}, jax.random.key(0))
-        return {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and s["is_observed"]}
+
+        def observed(key: jax.Array) -> dict[str, Array]:
+            sites = self._trace({}, key)
+            return {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and s["is_observed"]}
+
+        return jax.jit(observed)(jax.random.key(0))
+
+    def _look(self, key: jax.Array) -> dict[str, Array]:
+        """Note what is static of the model's sites; the values of latent ones."""
+        prototype = self._trace({}, key)
+        self.sites = diffusion_sites(prototype)
+        names = {site.name for site in self.sites}
+        latent = {name: site["value"] for name, site in prototype.items() if is_latent(site)}
+        self.others = tuple(name for name in latent if name not in names)
+        self.discrete_others = tuple(name for name in self.others if prototype[name]["fn"].support.is_discrete)
+        self.deterministic = tuple(name for name, site in prototype.items() if site["type"] == "deterministic")
+        return latent
 
     def _trace(self, values: Values, key: jax.Array) -> dict[str, dict]:
         """The model's sites with ``values`` in place; a diffusion site without one gets a random value of its shape."""
@@ -145,11 +155,14 @@ class SplitModel:
         with numpyro.handlers.block():
             return trace(substitute(seed(self.model, key), substitute_fn=fill)).get_trace(*self.args, **self.kwargs)
 
-    def _log_probs(self, x: Values, others: Values) -> dict[str, Array]:
-        """The log_prob of every site but diffusions."""
+    def _terms(self, sites: dict[str, dict], shape: Shape) -> dict[str, Array | None]:
+        """The log_prob of every site but diffusions, by element; None where it has no axis of them."""
         names = {site.name for site in self.sites}
-        sites = self._trace({**x, **others}, jax.random.key(0))
-        return {n: site_log_prob(site) for n, site in sites.items() if site["type"] == "sample" and n not in names}
+        return {
+            name: by_element(site_log_prob(site), shape)
+            for name, site in sites.items()
+            if site["type"] == "sample" and name not in names
+        }
 
     def _find_provenance(self, values: Values) -> dict[str, frozenset[str]]:
         """For each sample site, on which latent sites its law (a diffusion) or its density (any other) depends."""
@@ -180,7 +193,7 @@ class SplitModel:
                     )
                 )
 
-    def _find_elements(self, elements: str, prototype: dict[str, dict]) -> tuple[Shape, str]:
+    def _find_elements(self, elements: str) -> tuple[Shape, str]:
         if elements not in ("auto", "independent", "joint"):
             raise ValueError(
                 expected("elements 'auto', 'independent' or 'joint'", repr(elements), "Choose one of these names.")
@@ -188,7 +201,7 @@ class SplitModel:
         if elements == "joint":
             return (), "told so"
         shape = self.sites[0].batch_shape
-        reason = self._why_no_elements(shape, prototype)
+        reason = self._why_no_elements(shape)
         if elements == "independent":
             if reason:
                 raise ValueError(
@@ -198,18 +211,16 @@ class SplitModel:
         reason = reason or why_coupled(lambda key: self._exchange_elements(shape, key))
         return ((), reason) if reason else (shape, "exchanging elements exchanges their terms of the likelihood")
 
-    def _why_no_elements(self, shape: Shape, prototype: dict[str, dict]) -> str:
+    def _why_no_elements(self, shape: Shape) -> str:
         """What forbids filtering by elements, as far as shapes and dependences tell."""
         names = {site.name for site in self.sites}
         if any(site.batch_shape != shape for site in self.sites):
             return "the diffusion sites have different plates"
         if not shape:
             return "no diffusion site is in a plate"
-        for name, above in self._provenance.items():
-            if name in names or not above & names:
-                continue
-            term = jax.eval_shape(lambda site=prototype[name]: by_element(site_log_prob(site), shape))
-            if term is None:
+        terms = jax.eval_shape(lambda key: self._terms(self._trace({}, key), shape), jax.random.key(0))
+        for name, term in terms.items():
+            if term is None and self._provenance[name] & names:
                 return f"site {name!r} depends on the elements of the plate together"
         return ""
 
@@ -222,7 +233,7 @@ class SplitModel:
         others = {name: traced[0][name]["value"] for name in self.others}
 
         def terms(x: Values) -> dict[str, Array]:
-            every = {name: by_element(log_prob, shape) for name, log_prob in self._log_probs(x, others).items()}
+            every = self._terms(self._trace({**x, **others}, key), shape)
             return {name: term for name, term in every.items() if term is not None}
 
         mixed = {name: exchange(subset, ours[name], theirs[name]) for name in ours}

@@ -30,10 +30,12 @@ def test_weights_keep_their_numbers_whatever_their_size():
 
 
 def test_systematic_resampling_takes_each_particle_its_share_rounded_up_or_down():
+    weights = np.repeat(WEIGHTS, 3)
+    log_weights = jnp.log(jnp.asarray(weights, float))
     for seed in range(20):
-        counts = np.bincount(systematic(jax.random.key(seed), LOG_WEIGHTS, 50), minlength=6)
-        assert (np.abs(counts - 50 * WEIGHTS) < 1).all()
-        assert (counts[WEIGHTS == 0] == 0).all()
+        counts = np.bincount(systematic(jax.random.key(seed), log_weights), minlength=18)
+        assert (np.abs(counts - 18 * weights / weights.sum()) < 1).all()
+        assert (counts[weights == 0] == 0).all()
 
 
 @pytest.mark.parametrize("resample", [systematic, multinomial])
