@@ -2,12 +2,14 @@ r"""The twist for observations that are Normal with a mean that is locally linea
 
 For y = g(x^0) + N(0, R), with G the Jacobian of g at x0hat(x^t) and C_t an estimate of the covariance of x^0 given x^t,
 
-    psi_t(x^t) = (1 - d_t) N(y; g(x0hat), R + G C_t G^T) + d_t N(y; prior predictive moments),   d_t = r_t^2 / S^2
+    psi_t(x^t) = (1 - d_t) N(y; g(x0hat), R + G C_t G^T) + d_t N(y; prior predictive moments),   d_t = .1 r_t^2 / S^2
 
 whose first part is exact when p(x^0 | x^t) is Gaussian and g linear. Where modes are still open it is not: a mode of
 small probability adds next to nothing to C_t, and a particle that may yet go there would look impossible. The second
-part, with the share d_t of the prior's variance that x^t leaves open, keeps it. Given x^t, x^{t-1} = c_t x^0 + ... has
-covariance c_t G C_t with y, so particles move by p(x^{t-1} | x^t) = N(mean, s^2) conditioned on y as if
+part, a tenth of the share of the prior's variance that x^t leaves open, keeps it.
+
+Given x^t, x^{t-1} = c_t x^0 + ... has covariance c_t G C_t with y, so particles move by p(x^{t-1} | x^t) = N(mean, s^2)
+conditioned on y as if
 
     y = g(x0hat) + c_t G C_t s^-2 (x^{t-1} - mean) + N(0, R + tau_t G C_t G^T)
 
@@ -45,6 +47,11 @@ from .twists import denoised_variance, prior_power
 __all__ = ["LinearGaussian"]
 
 Covariance = Literal["secant", "jacobian", "scale"]
+
+
+# Chosen on other problems than the benchmark's: 1 keeps too many particles in modes that y excludes (d = 80), and 0 left
+# one problem in eight (d = 8) with 58 effective particles of 4096.
+_DOUBT = 0.1
 
 
 class _Constants(NamedTuple):
@@ -147,7 +154,7 @@ class LinearGaussian:
         spread = {name: _symmetric(crossed[name] @ _transposed(slopes[name])) for name in order}
         remaining = noise + sum(shares[name] * spread[name] for name in order)
         log_sharp = normal_log_density(innovation, noise + sum(spread[name] for name in order))
-        doubt = jnp.max(jnp.stack([radius[name] / constants.power[name] for name in order]))
+        doubt = _DOUBT * jnp.max(jnp.stack([radius[name] / constants.power[name] for name in order]))
         log_broad = jnp.log(doubt) + normal_log_density(constants.residual, constants.covariance)
         log_psi = jnp.logaddexp(jnp.log1p(-doubt) + log_sharp, log_broad)
         trust = -jnp.expm1(log_broad - log_psi)  # the share of the first part
