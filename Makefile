@@ -33,9 +33,13 @@ types: $(STAMPS)/test  ## static types
 docs: $(STAMPS)/docs  ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-bench: $(STAMPS)/test  ## the paper's table and the speed ratios, into benchmarks/results
+bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an hour)
 	$(BIN)/python benchmarks/paper_table.py --rows swiss_roll heartbeat
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/posterior_mixture.py
+	$(BIN)/python benchmarks/posterior_joint.py
+	$(BIN)/python benchmarks/posterior_checks.py
+	$(BIN)/python benchmarks/posterior_speed.py
 
 clean:  ## remove the environment and what was built
 	rm -rf .venv build dist *.egg-info docs/_build demo_output

@@ -49,8 +49,8 @@ __all__ = ["LinearGaussian"]
 Covariance = Literal["secant", "jacobian", "scale"]
 
 
-# Chosen on other problems than the benchmark's: 1 keeps too many particles in modes that y excludes (d = 80), and 0 left
-# one problem in eight (d = 8) with 58 effective particles of 4096.
+# Chosen on other problems than the benchmark's: 1 keeps too many particles in modes that y excludes (d = 80), and 0
+# left one problem in eight (d = 8) with 58 effective particles of 4096.
 _DOUBT = 0.1
 
 
