@@ -5,8 +5,8 @@ Memory does not grow with T unless paths are kept. The estimate of the evidence 
 retained path (conditional SMC, particle Gibbs) the posterior of the path is left invariant for every N >= 2.
 
 A twist that is zero or undefined at some particles would lose what can still turn out well (an estimate of x^0 where
-the likelihood is zero says little of x^0): there it is replaced by 1/e of the smallest other. A much smaller value is as
-correct in the limit and silently wrong before: a sharp edge in the likelihood put the evidence off by 18 of its
+the likelihood is zero says little of x^0): there it is replaced by 1/e of the smallest other. A much smaller value is
+as correct in the limit and silently wrong before: a sharp edge in the likelihood put the evidence off by 18 of its
 standard errors with e^-50.
 
 References: Del Moral, Doucet, Jasra 2006; Andrieu, Doucet, Holenstein 2010.

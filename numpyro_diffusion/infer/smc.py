@@ -30,7 +30,7 @@ from .named_twists import as_twist
 from .ordering import principal_directions
 from .pooling import draw_particles, log_mean_and_error
 from .proposals import TiltedStep
-from .sites import SplitModel, Values
+from .sites import SplitModel
 from .target import States, Target, draw_prior
 from .twists import Twist
 
@@ -218,10 +218,6 @@ class TwistedSMC:
         return az.from_dict(posterior=draws, observed_data=observed, attrs=attributes)
 
     # Compiled parts -------------------------------------------------------------------------------
-
-    def _target(self, arrays: list, static: _arguments.Static, elements: str, others: Values) -> Target:
-        args, kwargs = _arguments.join(arrays, static)
-        return Target(SplitModel(self.model, args, kwargs, elements=elements), others)
 
     def _draw_prior(self, key: jax.Array, arrays: list, static: _arguments.Static, elements: str) -> States:
         args, kwargs = _arguments.join(arrays, static)
