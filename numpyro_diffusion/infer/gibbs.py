@@ -89,7 +89,8 @@ class _Program(NamedTuple):
     start: Callable
     log_r: Callable
 
-    def is_of(self, structure: Any, leaves: list[Any]) -> bool:
+    def is_of(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        leaves, structure = jax.tree.flatten((args, kwargs))
         return structure == self.structure and all(a is b for a, b in zip(leaves, self.leaves, strict=True))
 
 
@@ -110,6 +111,7 @@ class DiffusionGibbs(MCMCKernel):
     ``post_warmup_state``.
 
     >>> import numpyro
+    >>> import numpyro.distributions as dist
     >>> from numpyro.infer import MCMC, NUTS
     >>> from numpyro_diffusion import Diffusion, GaussianKernel, analytic, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(10), parameterization="x0", variance="denoiser")
@@ -215,14 +217,13 @@ class DiffusionGibbs(MCMCKernel):
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> _Program:
         """The split model and compiled functions of these arguments: those kept, if nothing changed."""
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        program = self._program
-        if program is not None and program.is_of(structure, leaves):
-            return program
+        if self._program is not None and self._program.is_of(args, kwargs):
+            return self._program
         split = SplitModel(self.model, args, kwargs, elements=self._elements)
         self._inner.check(split)
         self._found = "independent" if split.element_shape else "joint"
         start, log_r = (jax.jit(partial(f, args=args, kwargs=kwargs)) for f in (self._start, self._log_r))
+        leaves, structure = jax.tree.flatten((args, kwargs))
         program = _Program(structure, leaves, split, start, log_r)
         self._program = program if is_concrete(leaves) else None
         return program
@@ -345,6 +346,8 @@ class DiffusionGibbs(MCMCKernel):
         """The model at arguments that may be tracers, split as it was found to be at ``init``."""
         if self._found is None:
             raise RuntimeError(expected("an initialised kernel", "none", "Run it in MCMC, which calls init first."))
+        if self._program is not None and self._program.is_of(args, kwargs):
+            return self._program.split
         return SplitModel(self.model, args, kwargs, elements=self._found)
 
     def __getstate__(self) -> dict[str, Any]:
