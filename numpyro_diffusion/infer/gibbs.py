@@ -17,6 +17,7 @@ Not assumed: that modes are connected, that the likelihood is linear, that the c
 References: Andrieu, Doucet and Holenstein 2010 (particle Gibbs, PIMH); Sohl-Dickstein et al. 2015, Eq. 1 and 9.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -150,8 +151,8 @@ class DiffusionGibbs(MCMCKernel):
 
     @property
     def model(self) -> Callable:
-        """The user's model."""
-        return self._inner.model
+        """The user's model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
+        return partial(_run_silently, self._inner.model)
 
     @property
     def inner_kernel(self) -> MCMCKernel:
@@ -219,7 +220,7 @@ class DiffusionGibbs(MCMCKernel):
         """The split model and compiled functions of these arguments: those kept, if nothing changed."""
         if self._program is not None and self._program.is_of(args, kwargs):
             return self._program
-        split = SplitModel(self.model, args, kwargs, elements=self._elements)
+        split = SplitModel(self._inner.model, args, kwargs, elements=self._elements)
         self._inner.check(split)
         self._found = "independent" if split.element_shape else "joint"
         start, log_r = (jax.jit(partial(f, args=args, kwargs=kwargs)) for f in (self._start, self._log_r))
@@ -348,7 +349,7 @@ class DiffusionGibbs(MCMCKernel):
             raise RuntimeError(expected("an initialised kernel", "none", "Run it in MCMC, which calls init first."))
         if self._program is not None and self._program.is_of(args, kwargs):
             return self._program.split
-        return SplitModel(self.model, args, kwargs, elements=self._found)
+        return SplitModel(self._inner.model, args, kwargs, elements=self._found)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_program": None}
@@ -395,3 +396,10 @@ def _check_x_0(name: str, x_0: Array, path: Array) -> Array:
             )
         )
     return jnp.asarray(x_0, path.dtype)
+
+
+def _run_silently(model: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Module-level, so that it can be pickled."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A latent Diffusion site")
+        return model(*args, **kwargs)

@@ -26,7 +26,7 @@ def zero_network(params, x_t, t, context):
 KERNEL = nd.GaussianKernel(nd.schedules.log_snr(3, 0.1, 100.0), variance="upper")
 NORMAL = nd.Diffusion(KERNEL, nd.Transition(zero_network, None, ()))
 BITS = nd.Diffusion(nd.BernoulliKernel(nd.schedules.constant_fraction(2)), nd.Transition(zero_network, None, (2,)))
-FIELDS = ("moved", "effective_size", "refresh_acceptance", "inner_state.potential_energy")
+FIELDS = ("i", "moved", "effective_size", "refresh_acceptance", "inner_state.potential_energy")
 
 
 def conjugate(y):
@@ -59,7 +59,8 @@ def sampler(model, num_samples=6, num_chains=1, num_warmup=4, chain_method="vect
 
 @pytest.fixture(scope="module")
 def vectorized():
-    mcmc = sampler(unknown_scale, num_chains=2)
+    """Every second of twelve draws of two chains."""
+    mcmc = sampler(unknown_scale, num_samples=12, num_chains=2, thinning=2)
     mcmc.run(jax.random.key(0), Y, extra_fields=FIELDS)
     return mcmc
 
@@ -78,6 +79,7 @@ def test_samples_are_constrained_and_deterministic_sites_computed(vectorized):
 def test_extra_fields_and_diagnostics(vectorized):
     fields = vectorized.get_extra_fields(group_by_chain=True)
     assert all(fields[name].shape == (2, 6) for name in FIELDS)
+    assert fields["i"].tolist() == 2 * [[6, 8, 10, 12, 14, 16]]
     assert set(np.unique(fields["moved"])) <= {0.0, 1.0}
     assert ((fields["effective_size"] >= 1) & (fields["effective_size"] <= 4.001)).all()
     state = jax.tree.map(lambda leaf: leaf[0], vectorized.last_state)
@@ -95,7 +97,6 @@ def test_the_inner_potential_is_of_the_paths_in_the_state(vectorized):
     np.testing.assert_allclose(state.inner_state.potential_energy, -log_density, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:A latent Diffusion site:UserWarning")  # ArviZ draws starts as if for NUTS
 def test_arviz_and_summary_take_the_draws(vectorized, capsys):
     data = az.from_numpyro(vectorized)
     assert set(data.posterior.data_vars) == {"x", "sigma", "ratio"}
@@ -106,7 +107,7 @@ def test_arviz_and_summary_take_the_draws(vectorized, capsys):
 
 
 def test_sequential_chains_make_the_same_draws(vectorized):
-    mcmc = sampler(unknown_scale, num_chains=2, chain_method="sequential")
+    mcmc = sampler(unknown_scale, num_samples=12, num_chains=2, thinning=2, chain_method="sequential")
     mcmc.run(jax.random.key(0), Y)
     wanted = vectorized.get_samples(group_by_chain=True)
     for name, value in mcmc.get_samples(group_by_chain=True).items():
@@ -119,7 +120,7 @@ sys.path.append(sys.argv[1])
 import jax
 from test_diffusion_gibbs_kernel import Y, sampler, unknown_scale
 assert jax.local_device_count() == 2
-mcmc = sampler(unknown_scale, num_chains=2, chain_method="parallel")
+mcmc = sampler(unknown_scale, num_samples=12, num_chains=2, thinning=2, chain_method="parallel")
 mcmc.run(jax.random.key(0), Y)
 print(*mcmc.get_samples()["x"], *mcmc.get_samples()["sigma"])
 """
@@ -141,37 +142,32 @@ def test_the_same_key_gives_the_same_draws_without_another_trace():
         traces.append(1)
         conjugate(y)
 
-    mcmc = sampler(model, num_chains=2)
+    kernel = DiffusionGibbs(NUTS(model), num_particles=4)
     y = jnp.asarray(3.0)
+    step = jax.jit(lambda state: kernel.sample(state, (y,), {}))
     draws, counts = [], []
     for key in (0, 0, 1):
-        mcmc.run(jax.random.key(key), y)
-        draws.append(np.asarray(mcmc.get_samples()["x"]))
+        state = step(step(kernel.init(jax.random.split(jax.random.key(key)), 0, None, (y,), {})))
+        draws.append(np.asarray(state.z["x"]))
         counts.append(len(traces))
     assert counts[0] == counts[1] == counts[2] > 0
     np.testing.assert_array_equal(draws[0], draws[1])
-    assert not np.array_equal(draws[0], draws[2])
-    mcmc.run(jax.random.key(0), jnp.asarray(-3.0))
-    assert len(traces) > counts[2]
-    assert mcmc.get_samples()["x"].mean() < 0  # the new data, not what was kept
+    assert not np.isclose(draws[0], draws[2]).any()
+    kernel.init(jax.random.key(0), 0, None, (jnp.asarray(-3.0),), {})
+    assert len(traces) > counts[2]  # other data are not mistaken for those kept
 
 
-def test_resuming_pickling_and_thinning():
-    """Five draws and five more, by the same sampler or a copy by pickle; ten thinned are every second of them."""
-    halves = sampler(conjugate, num_samples=5)
-    halves.run(jax.random.key(0), 3.0)
-    first = np.asarray(halves.get_samples()["x"])
-    copied = pickle.loads(pickle.dumps(halves))  # noqa: S301
-    second = []
-    for mcmc in (halves, copied):
-        mcmc.post_warmup_state = mcmc.last_state
-        mcmc.run(mcmc.post_warmup_state.rng_key, 3.0, extra_fields=("i",))
-        second.append(np.asarray(mcmc.get_samples()["x"]))
-        assert mcmc.get_extra_fields()["i"].tolist() == list(range(10, 15))
-    np.testing.assert_array_equal(second[0], second[1])
-    thinned = sampler(conjugate, num_samples=10, thinning=2)
-    thinned.run(jax.random.key(0), 3.0)
-    np.testing.assert_array_equal(thinned.get_samples()["x"], np.concatenate([first, second[0]])[1::2])
+def test_a_copy_by_pickle_resumes_where_the_run_ended():
+    """Ten draws at once are five, and five more by a copy."""
+    whole, half = sampler(conjugate, num_samples=10), sampler(conjugate, num_samples=5)
+    for mcmc in (whole, half):
+        mcmc.run(jax.random.key(0), 3.0)
+    copied = pickle.loads(pickle.dumps(half))  # noqa: S301
+    copied.post_warmup_state = copied.last_state
+    copied.run(copied.post_warmup_state.rng_key, 3.0, extra_fields=("i",))
+    draws = np.concatenate([mcmc.get_samples()["x"] for mcmc in (half, copied)])
+    np.testing.assert_array_equal(draws, whole.get_samples()["x"])
+    assert copied.get_extra_fields()["i"].tolist() == list(range(10, 15))
 
 
 def test_many_data_sets_at_once_under_vmap():
@@ -196,7 +192,7 @@ def test_states_are_of_the_default_float(x64):
     kernel = DiffusionGibbs(NUTS(unknown_scale), num_particles=2, independence=True)
     data = jnp.asarray(Y, float)
     for key in (jax.random.PRNGKey(0), jax.random.split(jax.random.key(0), 3)):
-        start = kernel.init(key, 0, None, (data,), {})
+        start = jax.eval_shape(lambda key: kernel.init(key, 0, None, (data,), {}), key)
         state = jax.eval_shape(lambda start: kernel.sample(start, (data,), {}), start)
         assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, state)
         assert jax.tree.map(jnp.result_type, start[:-1]) == jax.tree.map(jnp.result_type, state[:-1])
@@ -209,17 +205,13 @@ def test_states_are_of_the_default_float(x64):
 def test_init_params_are_the_start():
     """x^0 of the diffusion, sigma unconstrained; several chains with an axis of their own."""
     kernel = DiffusionGibbs(NUTS(unknown_scale), num_particles=2)
-    values = {"x": jnp.asarray(0.7), "sigma": jnp.asarray(-1.0)}
-    state = kernel.init(jax.random.key(0), 0, values, (Y,), {})
+    values = {"x": jnp.array([0.7, -0.3]), "sigma": jnp.array([-1.0, 0.5])}
+    state = kernel.init(jax.random.split(jax.random.key(0)), 0, values, (Y,), {})
     for name, value in values.items():
-        assert state.z[name] == value
-    assert state.paths["x"].shape == (4,)
-    assert state.paths["x"][0] == values["x"]
-    assert len(np.unique(state.paths["x"])) == 4
-    stacked = {"x": jnp.array([0.7, -0.3])}
-    state = kernel.init(jax.random.split(jax.random.key(0)), 0, stacked, (Y,), {})
-    np.testing.assert_array_equal(state.paths["x"][:, 0], stacked["x"])
-    np.testing.assert_array_equal(state.z["x"], stacked["x"])
+        np.testing.assert_array_equal(state.z[name], value)
+    assert state.paths["x"].shape == (2, 4)
+    np.testing.assert_array_equal(state.paths["x"][:, 0], values["x"])
+    assert len(np.unique(state.paths["x"])) == 8
 
 
 def test_given_starts_of_two_sites_are_noised_by_different_noise():
