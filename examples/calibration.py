@@ -74,8 +74,8 @@ def ranks(num_data_sets: int = 200, scale: float = 1.0, seed: int = 0) -> dict[s
     draws = jax.jit(jax.vmap(lambda key, y: posterior(key, y, scale)))(keys, truth["y"])
     return {
         "sigma": np.asarray((draws["sigma"] < truth["sigma"][:, None]).sum(1)),
-        "first coordinate of x": np.asarray((draws["x"][..., 0] < truth["x"][:, None, 0]).sum(1)),
-        "second coordinate of x": np.asarray((draws["x"][..., 1] < truth["x"][:, None, 1]).sum(1)),
+        "x, first": np.asarray((draws["x"][..., 0] < truth["x"][:, None, 0]).sum(1)),
+        "x, second": np.asarray((draws["x"][..., 1] < truth["x"][:, None, 1]).sum(1)),
     }
 
 
@@ -94,14 +94,16 @@ def main(output: Path, num_data_sets: int = 200) -> None:
     for ax, (name, rank) in zip(axes, found.items(), strict=True):
         ax.axhspan(low, high, color="0.85", label="99 % of uniform")
         ax.hist(rank, np.linspace(-0.5, NUM_DRAWS + 0.5, BINS + 1), color="#2b5c8a", rwidth=0.92)
-        ax.set(title=f"{name}, p = {uniformity(rank):.2f}", xlabel="rank of the truth")
+        ax.set_title(f"{name}\np = {uniformity(rank):.2f}", fontsize="medium")
+        ax.set(xlabel="rank of the truth", ylim=(0, 1.35 * high))
+        ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("data sets")
-    axes[0].legend(frameon=False, fontsize="small")
+    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     path = output / "calibration.png"
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close("all")
     for name, rank in found.items():
-        print(f"{name:24} uniformity p = {uniformity(rank):.3f}")
+        print(f"{name:10} uniformity p = {uniformity(rank):.3f}")
         assert uniformity(rank) > SMALLEST_P, "the ranks should be uniform"
     print(f"rank histograms of {num_data_sets} data sets: {path}")
 

@@ -68,9 +68,9 @@ class Tilt(Protocol):
 class PaperTilt:
     """The step's mean moved up the slope of log r (approximate: a proposal, or a baseline; not the posterior).
 
-    Gaussian:   N(m + s^2 g, s^2),   g = the gradient of log r_{t-1} at the step's mean m
-    Bernoulli:  logit + log r_{t-1}(.., 1, ..) - log r_{t-1}(.., 0, ..), the other bits at the step's rounded mean:
-                the exact product when r is a product over bits
+    - Gaussian: N(m + s^2 g, s^2), with g the gradient of log r_{t-1} at the step's mean m.
+    - Bernoulli: logit + log r_{t-1}(.., 1, ..) - log r_{t-1}(.., 0, ..), the other bits at the step's rounded mean; the
+      exact product when r is a product over bits.
 
     with r_{t-1} = r, or r^((T-(t-1))/T), which leaves the start nearly untouched. The Gaussian one is an Euler step,
     unstable where s^2 times the curvature of log r exceeds 2. A bit at which r is 0 for both values is not tilted; one
