@@ -103,7 +103,7 @@ def main(output: Path, num_data_sets: int = 200) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close("all")
     for name, rank in found.items():
-        print(f"{name:10} uniformity p = {uniformity(rank):.3f}")
+        print(f"{name:23} uniformity p = {uniformity(rank):.3f}")
         assert uniformity(rank) > SMALLEST_P, "the ranks should be uniform"
     print(f"rank histograms of {num_data_sets} data sets: {path}")
 
