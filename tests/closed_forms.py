@@ -15,19 +15,20 @@ import numpyro_diffusion as nd
 
 
 def affine_denoiser(params: Any, x_t: Any, t: Any, context: Any) -> Any:
-    """0.8 of the exact gain for unit data, and a shift: linear in x_t, so that x^0 is Gaussian. No exact denoiser."""
-    gain = params["gain"][t][..., None] * x_t
-    return gain + params["shift"] + (0 if context is None else context)
+    """The exact denoiser of N(mean, 1) but for its gain, 0.8 of what it should be: x^0 is Gaussian, of other moments."""
+    mean = params["mean"] + (0 if context is None else context)
+    signal = params["signal"][t][..., None]
+    return mean + 0.8 * signal * (x_t - signal * mean)
 
 
-def affine_prior(schedule: nd.Schedule, shift: Any, context: Any = None, **kernel_options: Any) -> nd.Diffusion:
-    """A diffusion with independent Gaussian coordinates, one for each entry of ``shift``."""
+def affine_prior(schedule: nd.Schedule, mean: Any, context: Any = None, **kernel_options: Any) -> nd.Diffusion:
+    """A diffusion with independent Gaussian coordinates, one for each entry of ``mean``; a context is added to it."""
     options = {"parameterization": "x0", "variance": "upper", "data_scale": 1.2, **kernel_options}
     kernel = nd.GaussianKernel(schedule, **options)
-    shift = jnp.asarray(shift, float)
-    params = {"gain": 0.8 * jnp.sqrt(jnp.asarray(schedule.alpha_bar, float)), "shift": shift}
-    context_shape = None if context is None else shift.shape
-    transition = nd.Transition(affine_denoiser, params, shift.shape, context_shape)
+    mean = jnp.asarray(mean, float)
+    params = {"signal": jnp.sqrt(jnp.asarray(schedule.alpha_bar, float)), "mean": mean}
+    context_shape = None if context is None else mean.shape
+    transition = nd.Transition(affine_denoiser, params, mean.shape, context_shape)
     return nd.Diffusion(kernel, transition, context=context, rng_key=jax.random.key(7))
 
 

@@ -75,14 +75,30 @@ class SplitModel:
         """The longest chain's T."""
         return max(site.num_steps for site in self.sites)
 
-    def draw_others(self, key: jax.Array) -> tuple[dict[str, Array], Array]:
+    def draw_others(self, key: jax.Array, x: Values | None = None) -> tuple[dict[str, Array], Array]:
         """Other latent sites drawn from their prior, with the log density at which they were drawn.
 
-        A site whose law depends on x is drawn at a random x; the density accounts for it, so the weights are right.
+        Sites whose law depends on x are drawn at one of the given x, and their density is the mixture over all of them:
+        at a single x it says nothing of where other x lead, and the weights would have no finite variance.
+
+        Args:
+            key: randomness.
+            x: draws of the diffusion sites, (M, site shape...); None for some random x.
         """
-        sites = self._trace({}, key)
-        values = {name: jnp.asarray(sites[name]["value"]) for name in self.others}
-        return values, sum((site_log_prob(sites[name]).sum() for name in self.others), jnp.zeros(()))
+        if not x or not self.others_depend_on_x():
+            sites = self._trace({}, key)
+            return self._others_of(sites)
+        key_pick, key_draw = jax.random.split(key)
+        count = len(next(iter(x.values())))
+        index = jax.random.randint(key_pick, (), 0, count)
+        others, _ = self._others_of(self._trace({name: draws[index] for name, draws in x.items()}, key_draw))
+        log_densities = jax.vmap(lambda x: self._others_of(self._trace({**x, **others}, key))[1])(dict(x))
+        return others, jax.nn.logsumexp(log_densities) - jnp.log(count)
+
+    def others_depend_on_x(self) -> bool:
+        """Whether the law of another latent site depends on a diffusion site."""
+        names = {site.name for site in self.sites}
+        return any(self._provenance[name] & names for name in self.others)
 
     def chains(self, others: Values) -> dict[str, ReverseChain]:
         """The chain of each diffusion site, given the other sites."""
@@ -127,6 +143,11 @@ class SplitModel:
             return {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and s["is_observed"]}
 
         return jax.jit(observed)(jax.random.key(0))
+
+    def _others_of(self, sites: dict[str, dict]) -> tuple[dict[str, Array], Array]:
+        """The other latent sites' values, and their log_prob in all."""
+        values = {name: jnp.asarray(sites[name]["value"]) for name in self.others}
+        return values, sum((site_log_prob(sites[name]).sum() for name in self.others), jnp.zeros(()))
 
     def _look(self, key: jax.Array) -> dict[str, Array]:
         """Note what is static of the model's sites; the values of latent ones."""

@@ -37,6 +37,7 @@ from .twists import Twist
 __all__ = ["TwistedSMC"]
 
 _MAX_ROWS = 2**16  # particles that walk at once
+_MIXTURE_DRAWS = 64  # of x, over which the law of other sites that depend on x is averaged
 
 
 class TwistedSMC:
@@ -224,7 +225,8 @@ class TwistedSMC:
         split = SplitModel(self.model, args, kwargs, elements=elements)
         key_others, key_draws = jax.random.split(key)
         others, _ = split.draw_others(key_others)
-        return draw_prior(Target(split, others), key_draws, self.twist.num_prior_draws)
+        least = _MIXTURE_DRAWS if split.others_depend_on_x() else 0
+        return draw_prior(Target(split, others), key_draws, max(self.twist.num_prior_draws, least))
 
     def _run_islands(
         self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
@@ -234,7 +236,7 @@ class TwistedSMC:
 
         def island(key: jax.Array) -> tuple[Cloud, dict[str, Array], Array]:
             key_others, key_filter = jax.random.split(key)
-            others, log_density = split.draw_others(key_others)
+            others, log_density = split.draw_others(key_others, prior_draws)
             target = Target(split, others)
             constants = self.twist.prepare(target, prior_draws)
             twist = _Proposed(self.twist, self.proposal) if self.proposal else self.twist
