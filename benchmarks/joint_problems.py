@@ -117,7 +117,7 @@ class JointProblem:
 
 def joint_problem(seed: int, unknown: str) -> JointProblem:
     """The joint problem of a seed: the same numbers on every machine."""
-    rng = np.random.default_rng([seed, len(unknown)])
+    rng = np.random.default_rng([seed, OBSERVED[unknown]])
     base = mixture_problems.planar_problem(seed, OBSERVED[unknown], sigma=1.0)
     amplitude = math.exp(0.5 * rng.standard_normal()) if unknown == "amplitude" else 1.0
     sigma = 2.0 * abs(rng.standard_normal()) if unknown == "sigma" else base.sigma

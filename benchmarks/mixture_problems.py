@@ -34,8 +34,8 @@ import numpyro.distributions as dist
 import numpyro_diffusion as nd
 
 SMALLEST_WEIGHT = 1e-4
-# Noise-to-signal ratios of the prior's chain: from half the modes' standard deviation, where x^0 given x^1 is Gaussian, so
-# that the last step is exact, to 25 times the data's reach of 16, so that the start shows less than a twentieth of it.
+# Noise-to-signal ratios of the prior's chain: from half the modes' standard deviation, where x^0 given x^1 is Gaussian,
+# so that the last step is exact, to 25 times the data's reach of 16, so that the start shows less than a twentieth.
 SIGMA_MIN, SIGMA_MAX = 0.5, 400.0
 
 

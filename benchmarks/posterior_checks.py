@@ -28,9 +28,12 @@ from records import parser, print_table, record, write
 
 import numpyro_diffusion as nd
 
+# Noise-to-signal ratios: from below the likelihoods' finest scale, 0.3, to 15 times the data's reach of 20.
+SIGMA_MIN, SIGMA_MAX = 0.1, 300.0
+
 
 def evidence_rows(
-    seeds: list[int], num_steps: int, num_islands: int = 32, num_particles: int = 256
+    seeds: list[int], num_steps: int, num_islands: int = 64, num_particles: int = 2048
 ) -> list[dict[str, Any]]:
     """TwistedSMC's evidence under a single Gaussian prior against the closed form of the same T steps."""
     errors, standard_errors = [], []
@@ -41,7 +44,7 @@ def evidence_rows(
         matrix, sigma = rng.standard_normal((2, 4)), rng.uniform(0.3, 1.0)
         y = matrix @ (loc + scale * rng.standard_normal(4)) + sigma * rng.standard_normal(2)
         kernel = nd.GaussianKernel(
-            nd.schedules.log_snr(num_steps, 0.1, 100.0), parameterization="x0", variance="denoiser"
+            nd.schedules.log_snr(num_steps, SIGMA_MIN, SIGMA_MAX), parameterization="x0", variance="denoiser"
         )
         prior = nd.Diffusion(kernel, nd.analytic.gaussian_mixture(kernel, loc[None], scale, np.ones(1)))
         smc = nd.infer.TwistedSMC(
@@ -77,7 +80,7 @@ def nonlinear_rows(name: str, seeds: list[int], count: int = 2000, num_particles
     start = time.perf_counter()
     for seed in seeds:
         problem = grid_problems.grid_problem(seed, name)
-        prior = mixture_problems.prior(problem.base, 100, sigma_max=300.0)
+        prior = mixture_problems.prior(problem.base, 100, SIGMA_MIN, SIGMA_MAX)
         smc = nd.infer.TwistedSMC(
             problem.model(prior), num_particles=num_particles, num_islands=1, twist="tempered", progress_bar=False
         )

@@ -24,7 +24,8 @@ from records import parser, print_table, record, write
 import numpyro_diffusion as nd
 from numpyro_diffusion.chains import MomentMatching, ReconstructionGuidance, TiltedChain
 
-NUM_STEPS, SIGMA_MAX = 50, 300.0
+# Noise-to-signal ratios: from a tenth of a mode's width, which a small sigma resolves, to 15 times the data's reach.
+NUM_STEPS, SIGMA_MIN, SIGMA_MAX = 50, 0.1, 300.0
 UPDATE_GRID = np.geomspace(1e-3, 40.0, 1000)
 
 
@@ -36,8 +37,8 @@ class Draws(NamedTuple):
 
 
 def diffusion_prior(problem: JointProblem) -> nd.Diffusion:
-    """The prior of x; its data lie within 20 of the origin, a fifteenth of the largest noise."""
-    return mixture_problems.prior(problem.base, NUM_STEPS, sigma_max=SIGMA_MAX)
+    """The prior of x."""
+    return mixture_problems.prior(problem.base, NUM_STEPS, SIGMA_MIN, SIGMA_MAX)
 
 
 def observation(problem: JointProblem) -> jax.Array:
