@@ -15,7 +15,7 @@ import numpyro_diffusion as nd
 
 
 def affine_denoiser(params: Any, x_t: Any, t: Any, context: Any) -> Any:
-    """The exact denoiser of N(mean, 1) but for its gain, 0.8 of what it should be: x^0 is Gaussian, of other moments."""
+    """The exact denoiser of N(mean, 1) with its gain off by 0.8: x^0 is Gaussian, of other moments."""
     mean = params["mean"] + (0 if context is None else context)
     signal = params["signal"][t][..., None]
     return mean + 0.8 * signal * (x_t - signal * mean)
