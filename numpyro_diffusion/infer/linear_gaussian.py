@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._checks import check_integer_at_least, expected
+from .._numerics import expand_right
 from .._typing import Array, Shape
 from .proposals import ConditionedStep, Step, flatten, normal_log_density, solve
 from .sites import SplitModel, Values, unwrap_diffusion
@@ -106,10 +107,17 @@ class LinearGaussian:
                     )
                 )
         seen = jax.vmap(lambda x: _observe(target.split, target.others, x))(prior_draws)
-        centred = seen.residual - seen.residual.mean(0)
-        spread = jnp.einsum("n...i,n...j->...ij", centred, centred) / len(centred)
+        # Draws at which the mean or the noise of y is not defined say nothing of y's law.
+        defined = jnp.isfinite(seen.residual).all(-1) & jnp.isfinite(seen.covariance).all((-2, -1))
+        count = jnp.maximum(defined.sum(0), 1)
+        average = lambda values, ndim: (  # noqa: E731
+            jnp.where(expand_right(defined, ndim), values, 0.0).sum(0) / expand_right(count, ndim)
+        )
+        residual = average(seen.residual, 1)
+        centred = seen.residual - residual
+        spread = centred[..., :, None] * centred[..., None, :]
         power = {name: prior_power(target, prior_draws, name) for name in prior_draws}
-        return _Constants(power, seen.residual.mean(0), spread + seen.covariance.mean(0))
+        return _Constants(power, residual, average(spread + seen.covariance, 2))
 
     def look(self, target: Target, constants: _Constants, x: States, step: Array) -> tuple[Array, Step]:
         leading = 1 + len(target.element_shape)

@@ -98,13 +98,34 @@ def exact_log_psi(x_t, t):
 
 @pytest.mark.parametrize("covariance", ["jacobian", "secant"])
 def test_the_gaussian_twist_is_exact_for_a_gaussian_chain_and_linear_observations(covariance):
-    """C_t = (v_t / sqrt(abar_t)) d x0hat / d x^t; with S^2 = 0.7^2 the secant form starts from the exact C_t too."""
+    """C_t = (v_t / sqrt(abar_t)) d x0hat / d x^t; with S^2 = 0.7^2 the secant form starts from the exact C_t too.
+
+    The twist is a mixture of what is exact and, by a tenth of the variance that is open, of y's law under the prior.
+    """
     target, x = target_and_states(linear, VALUE)
     twist = LinearGaussian(covariance)
-    look = jax.jit(lambda x, step: twist.look(target, {"x": jnp.asarray(0.49)}, x, step)[0])
+    draws = np.array([[0.5, -0.3, 0.2]]) + 0.7 * np.random.default_rng(0).normal(size=(64, 3))
+    constants = twist.prepare(target, {"x": jnp.asarray(draws, float)})._replace(power={"x": jnp.asarray(0.49)})
+    seen = np.asarray(VALUE) - draws @ np.asarray(MATRIX, float).T
+    broad = normal_log_density(seen.mean(0), np.cov(seen.T, bias=True) + NOISE**2 * np.eye(2))
+    look = jax.jit(lambda x, step: twist.look(target, constants, x, step)[0])
     for step in (1, 2, 3):
-        log_psi = look(x, jnp.asarray(step))
-        np.testing.assert_allclose(log_psi, exact_log_psi(x["x"], step), rtol=2e-4, atol=2e-4)
+        noise, power = EXACT_SCHEDULE.noise_variance[step], EXACT_SCHEDULE.alpha_bar[step]
+        doubt = 0.1 * noise / (0.49 * power + noise)
+        wanted = np.logaddexp(np.log1p(-doubt) + exact_log_psi(x["x"], step), np.log(doubt) + broad)
+        np.testing.assert_allclose(look(x, jnp.asarray(step)), wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_prior_draws_at_which_the_mean_is_not_defined_are_left_out_of_its_prior_law():
+    def model(y):
+        x = numpyro.sample("x", NUMBER)
+        numpyro.sample("y", dist.Normal(jnp.log(x), 0.5).to_event(1), obs=y)
+
+    target, _ = target_and_states(model, jnp.array([0.3]))
+    draws = jnp.array([[1.0], [-1.0], [jnp.e], [-2.0]])
+    constants = jax.jit(lambda draws: LinearGaussian().prepare(target, {"x": draws}))(draws)
+    np.testing.assert_allclose(constants.residual, [0.3 - 0.5], rtol=1e-5)
+    np.testing.assert_allclose(constants.covariance, [[0.25 + 0.25]], rtol=1e-5)
 
 
 def test_a_conditioned_step_is_the_product_of_the_step_and_what_was_seen():
