@@ -200,6 +200,37 @@ def test_acceptance_of_fresh_particles_tells_nothing_of_which_is_chosen():
     assert p_value(counts, posterior) > 1e-5
 
 
+def test_bits_beside_an_unknown_scale():
+    """x by enumeration, sigma by quadrature; the network's bias is a third unknown, which the path alone tells of."""
+    kernel = nd.BernoulliKernel(nd.schedules.linear(2, 1.0, 4.0), rate=0.4)
+
+    def prior(bias):
+        return nd.Diffusion(kernel, nd.Transition(biased_network, bias, (2,)))
+
+    def model():
+        bias = numpyro.sample("bias", dist.Uniform(-1.0, 1.0))
+        sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+        x = numpyro.sample("x", prior(bias))
+        numpyro.sample("y", dist.Normal(x.sum(), sigma), obs=1.7)
+
+    draws, _ = run(DiffusionGibbs(NUTS(model), num_particles=4), num_samples=2000)
+    paths = jnp.asarray(list(itertools.product((0, 1), repeat=6))).reshape(64, 3, 2)
+    bias, sigma = np.linspace(-1, 1, 201), np.linspace(1e-3, 5, 2000)
+    log_paths = np.asarray(jax.vmap(lambda bias: prior(bias).chain.log_prob(paths))(jnp.asarray(bias)), float)
+    sums = np.asarray(paths[:, 0].sum(-1))
+    likelihood = norm.pdf(1.7, sums[:, None], sigma) * norm.pdf(sigma)  # (paths, sigma)
+    weight = np.exp(log_paths)[:, :, None] * likelihood  # (bias, paths, sigma)
+    weight /= weight.sum()
+    assert z_score(draws["bias"], (weight.sum((1, 2)) * bias).sum()) < 5
+    assert z_score(draws["sigma"], (weight.sum((0, 1)) * sigma).sum()) < 5
+    for count in (1, 2):
+        assert z_score(draws["x"].sum(-1) == count, weight.sum((0, 2))[sums == count].sum()) < 5
+
+
+def biased_network(params, x_t, t, context):
+    return 2.0 * (x_t - 0.5) + params
+
+
 # Gaussians: closed forms and quadrature -----------------------------------------------------------------
 
 
