@@ -86,8 +86,8 @@ class SplitModel:
             x: draws of the diffusion sites, (M, site shape...); None for some random x.
         """
         if not x or not self.others_depend_on_x():
-            sites = self._trace({}, key)
-            return self._others_of(sites)
+            with numpyro.validation_enabled(False):  # as for chains; a draw of a law is in its support
+                return self._others_of(self._trace({}, key))
         key_pick, key_draw = jax.random.split(key)
         count = len(next(iter(x.values())))
         index = jax.random.randint(key_pick, (), 0, count)
@@ -102,7 +102,9 @@ class SplitModel:
 
     def chains(self, others: Values) -> dict[str, ReverseChain]:
         """The chain of each diffusion site, given the other sites."""
-        sites = self._trace(others, jax.random.key(0))
+        # The likelihood is run at a random x, where its laws need not be defined.
+        with numpyro.validation_enabled(False):
+            sites = self._trace(others, jax.random.key(0))
         result = {}
         for site in self.sites:
             law, batch_shape = unwrap_diffusion(sites[site.name]["fn"])

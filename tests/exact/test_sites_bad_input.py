@@ -1,5 +1,6 @@
 """Models that particle engines cannot filter: what they say, and what they must not refuse."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -102,3 +103,20 @@ def test_more_data_than_dimensions_broadcast_as_in_numpyro():
     split = SplitModel(observed(lambda x: dist.Normal(x[0], 1.0), (5,)), (), {})
     found = split.log_factor({"x": jnp.array([1.0, 0.0])}, {})
     np.testing.assert_allclose(found.elements, 5 * dist.Normal(1.0, 1.0).log_prob(0.0), rtol=1e-6)
+
+
+def test_a_model_that_is_not_defined_everywhere_is_split_all_the_same():
+    """Its laws are invalid at random states, where NumPyro says so; what only looks at the model may not care."""
+
+    def model(y):
+        shift = numpyro.sample("shift", dist.Normal(0.0, 1.0))
+        x = numpyro.sample("x", PAIR)
+        numpyro.sample("y", dist.Normal(jnp.log(-(x**2)) + shift, 1.0).to_event(1), obs=y)
+
+    split = SplitModel(model, (jnp.zeros(2),), {})
+    others, log_density = split.draw_others(jax.random.key(0))
+    np.testing.assert_allclose(log_density, dist.Normal(0.0, 1.0).log_prob(others["shift"]), rtol=1e-6)
+    assert split.chains(others)["x"].event_shape == (3, 2)
+    np.testing.assert_array_equal(split.observations()["y"], jnp.zeros(2))
+    with pytest.raises(ValueError, match="invalid loc parameter"):
+        split.log_factor({"x": jnp.ones(2)}, others)
