@@ -30,6 +30,7 @@ import numpyro.distributions as dist
 from .._checks import check_finite, expected, is_concrete
 from .._numerics import expand_right
 from .._pytree import register_pytree
+from .._small_matrices import solve
 from .._typing import Array, ArrayLike
 from ..kernels import GaussianKernel, Kernel
 from ..transition import Transition, network_output
@@ -208,8 +209,7 @@ class MomentMatching:
     def _solve(self, spread: Array, residual: Array) -> Array:
         """(noise_scale^2 I + spread)^-1 residual."""
         scale = jnp.broadcast_to(jnp.asarray(self.noise_scale, residual.dtype), residual.shape[-1:])
-        # The inverse, because with "scale" one small matrix serves the whole batch, for which solve would repeat it.
-        return jnp.einsum("...ij,...j->...i", jnp.linalg.inv(spread + jnp.diag(scale**2)), residual)
+        return solve(jnp.broadcast_to(spread + jnp.diag(scale**2), (*residual.shape, residual.shape[-1])), residual)
 
 
 def _estimate(

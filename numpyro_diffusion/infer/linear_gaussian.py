@@ -39,8 +39,9 @@ import numpyro.distributions as dist
 
 from .._checks import check_integer_at_least, expected
 from .._numerics import expand_right
+from .._small_matrices import solve
 from .._typing import Array, Shape
-from .proposals import ConditionedStep, Step, flatten, normal_log_density, solve
+from .proposals import ConditionedStep, Step, flatten, normal_log_density
 from .sites import SplitModel, Values, unwrap_diffusion
 from .target import States, Target
 from .twists import denoised_variance, prior_power
@@ -277,11 +278,10 @@ def _transposed(matrix: Array) -> Array:
 
 
 def _symmetric(matrix: Array) -> Array:
-    """The nearest symmetric matrix, with no negative variance."""
+    """The symmetric part; a single variance is never negative, and Cholesky factors see to the others."""
     if matrix.shape[-1] == 1:
         return jnp.maximum(matrix, 0.0)
-    values, vectors = jnp.linalg.eigh(0.5 * (matrix + _transposed(matrix)))
-    return jnp.einsum("...ij,...j,...kj->...ik", vectors, jnp.maximum(values, 0.0), vectors)
+    return 0.5 * (matrix + _transposed(matrix))
 
 
 def _bridge(target: Target, name: str, step: Array, like: Array) -> tuple[Array, Array]:

@@ -28,7 +28,7 @@ def principal_directions(target: Target, prior_draws: States) -> Array:
     start = jax.random.normal(jax.random.key(0), (draws.shape[-1], min(2, draws.shape[-1])), draws.dtype)
 
     def iterate(directions: Array, _: None) -> tuple[Array, None]:
-        return jnp.linalg.qr(draws.T @ (draws @ directions))[0], None
+        return _orthonormal(draws.T @ (draws @ directions)), None
 
     directions, _ = jax.lax.scan(iterate, start, None, length=_NUM_ITERATIONS)
     return directions
@@ -41,6 +41,14 @@ def hilbert_order(target: Target, directions: Array, x: States) -> Array:
     cells = ((plane - low) / jnp.maximum(high - low, 1e-30) * (2**_BITS - 1)).astype(jnp.int32)
     cells = jnp.clip(cells, 0, 2**_BITS - 1)  # a NaN has become some integer
     return jnp.argsort(_distance(cells[..., 0], cells[..., -1]), axis=0)
+
+
+def _orthonormal(columns: Array) -> Array:
+    """Gram-Schmidt for one or two columns."""
+    tiny = jnp.finfo(columns.dtype).tiny
+    first = columns[:, :1] / jnp.maximum(jnp.linalg.norm(columns[:, 0]), tiny)
+    second = columns[:, 1:] - first * (first * columns[:, 1:]).sum(0)
+    return jnp.concatenate([first, second / jnp.maximum(jnp.linalg.norm(second), tiny)], axis=1)
 
 
 def _distance(column: Array, row: Array) -> Array:

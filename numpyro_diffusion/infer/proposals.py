@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._pytree import register_pytree
+from .._small_matrices import cholesky, solve, solve_lower
 from .._typing import Array
 from ..chains.tilted import log_ratio
 from .target import States, Target
@@ -97,7 +98,7 @@ class ConditionedStep:
         scale = self._flat({name: law.scale for name, law in self.laws.items()})
         deviation = scale * jax.random.normal(key_x, scale.shape, scale.dtype)
         noise = jax.random.normal(key_y, self.residual.shape, scale.dtype)
-        seen = _apply(self.slope, deviation) + _apply(jnp.linalg.cholesky(self.remaining), noise)
+        seen = _apply(self.slope, deviation) + _apply(cholesky(self.remaining), noise)
         gain = jnp.einsum("...md,...d->...md", self.slope, scale**2)
         correction = solve(self._total(scale), self.residual - seen)
         deviation = deviation + jnp.einsum("...md,...m->...d", gain, correction)
@@ -110,7 +111,9 @@ class ConditionedStep:
         return normal_log_density(self.residual, self._total(scale)) - normal_log_density(left, self.remaining)
 
     def _total(self, scale: Array) -> Array:
-        return self.remaining + jnp.einsum("...md,...d,...nd->...mn", self.slope, scale**2, self.slope)
+        factor = cholesky(self.remaining)
+        seen = jnp.einsum("...md,...d,...nd->...mn", self.slope, scale**2, self.slope)
+        return factor @ jnp.swapaxes(factor, -1, -2) + seen
 
     def _flat(self, values: States) -> Array:
         return flatten(values, self.residual.ndim - 1)
@@ -134,17 +137,10 @@ def normal_log_density(residual: Array, covariance: Array) -> Array:
     if residual.shape[-1] == 1:
         variance = covariance[..., 0, 0]
         return -0.5 * (residual[..., 0] ** 2 / variance + jnp.log(2 * jnp.pi * variance))
-    factor = jnp.linalg.cholesky(covariance)
-    white = jax.scipy.linalg.solve_triangular(factor, residual[..., None], lower=True)[..., 0]
+    factor = cholesky(covariance)
+    white = solve_lower(factor, residual)
     log_scale = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
     return -0.5 * ((white**2).sum(-1) + residual.shape[-1] * jnp.log(2 * jnp.pi)) - log_scale
-
-
-def solve(covariance: Array, right: Array) -> Array:
-    """Covariance^-1 right, over trailing axes (m, m) and (m,)."""
-    if right.shape[-1] == 1:
-        return right / covariance[..., 0]
-    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(covariance), True), right[..., None])[..., 0]
 
 
 def _apply(matrix: Array, vector: Array) -> Array:

@@ -1,0 +1,57 @@
+r"""Cholesky factors of many small matrices, in plain array operations.
+
+The matrices are m x m with m the numbers observed of one element, and there is one for each particle. LAPACK's batched
+routines are no good for that inside a compiled loop: on the CPU, XLA runs several of them at once on its own threads,
+each waiting for more threads, and on two cores a run can wait for ever.
+
+A pivot that is not positive is raised to rounding size: the factor is that of a near positive definite matrix.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ._typing import Array
+
+__all__ = ["cholesky", "solve", "solve_lower"]
+
+
+def cholesky(matrix: Array) -> Array:
+    """The lower factor L of L L^T, over trailing axes (m, m)."""
+    size = matrix.shape[-1]
+    smallest = jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diagonal(matrix, axis1=-2, axis2=-1), axis=-1)
+    rows = jnp.arange(size)
+
+    def column(j: Array, factor: Array) -> Array:
+        row = jax.lax.dynamic_index_in_dim(factor, j, axis=-2, keepdims=False)
+        rest = jax.lax.dynamic_index_in_dim(matrix, j, axis=-1, keepdims=False) - (factor * row[..., None, :]).sum(-1)
+        pivot = jnp.maximum(jax.lax.dynamic_index_in_dim(rest, j, axis=-1, keepdims=False), smallest)
+        root = jnp.sqrt(pivot)[..., None]
+        entries = jnp.where(rows > j, rest / root, jnp.where(rows == j, root, 0.0))
+        return jnp.where(rows == j, entries[..., None], factor)
+
+    return jax.lax.fori_loop(0, size, column, jnp.zeros_like(matrix))
+
+
+def solve_lower(factor: Array, right: Array) -> Array:
+    """L^-1 right, over trailing axes (m, m) and (m,)."""
+    return _substitute(factor, right, jnp.arange(factor.shape[-1]))
+
+
+def solve(matrix: Array, right: Array) -> Array:
+    """The solution x of matrix x = right, for a positive definite matrix, over trailing axes (m, m) and (m,)."""
+    factor = cholesky(matrix)
+    steps = jnp.arange(factor.shape[-1])
+    return _substitute(jnp.swapaxes(factor, -1, -2), solve_lower(factor, right), steps[::-1])
+
+
+def _substitute(factor: Array, right: Array, order: Array) -> Array:
+    """Solve a triangular system row by row; entries not yet found are zero and add nothing."""
+    rows = jnp.arange(factor.shape[-1])
+
+    def step(found: Array, j: Array) -> tuple[Array, None]:
+        row = jax.lax.dynamic_index_in_dim(factor, j, axis=-2, keepdims=False)
+        wanted = jax.lax.dynamic_index_in_dim(right, j, axis=-1, keepdims=False) - (row * found).sum(-1)
+        entry = wanted / jax.lax.dynamic_index_in_dim(row, j, axis=-1, keepdims=False)
+        return jnp.where(rows == j, entry[..., None], found), None
+
+    return jax.lax.scan(step, jnp.zeros_like(right), order)[0]
