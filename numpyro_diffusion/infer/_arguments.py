@@ -1,12 +1,24 @@
-"""Arguments of a model split into arrays, which a compiled function takes, and the rest, for which it is compiled."""
+"""Arguments of a model split into arrays, which a compiled function takes, and the rest, for which it is compiled.
 
-from collections.abc import Mapping
+A model may ask for an array's values (the largest of some group numbers, as the size of a plate). Then all its arrays
+belong to the rest.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 __all__ = ["Static", "join", "split"]
+
+_ARRAYS = (jax.Array, np.ndarray)
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 class Static:
@@ -25,12 +37,29 @@ class Static:
         return all(_same(a, b) for a, b in zip(self.leaves, other.leaves, strict=True))
 
 
-def split(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Static]:
-    """Arrays (None for other leaves), and the other leaves with the tree's structure."""
+def split(args: tuple, kwargs: Mapping[str, Any], look: Callable[[list, Static], Any]) -> tuple[list, Static]:
+    """Arrays (None for other leaves), and the other leaves with the tree's structure.
+
+    Args:
+        args: positional ones.
+        kwargs: by name.
+        look: what is traced with the two results, to find out whether values are asked for.
+    """
     leaves, tree = jax.tree.flatten((args, dict(kwargs)))
-    arrays = [leaf if isinstance(leaf, (jax.Array, np.ndarray)) else None for leaf in leaves]
+    arrays = [leaf if isinstance(leaf, _ARRAYS) and leaf.dtype.kind not in "OSUMm" else None for leaf in leaves]
     rest = tuple(None if array is not None else leaf for array, leaf in zip(arrays, leaves, strict=True))
-    return arrays, Static(rest, tree)
+    static = Static(rest, tree)
+
+    def look_at(arrays: list) -> None:
+        look(arrays, static)
+
+    try:
+        jax.eval_shape(look_at, arrays)
+    except _NEEDS_VALUES:
+        # Copies: an array that is changed in place must not be taken for what was compiled.
+        values = tuple(leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves)
+        return [None] * len(leaves), Static(values, tree)
+    return arrays, static
 
 
 def join(arrays: list, static: Static) -> tuple[tuple, dict[str, Any]]:
@@ -41,6 +70,8 @@ def join(arrays: list, static: Static) -> tuple[tuple, dict[str, Any]]:
 
 def _same(a: Any, b: Any) -> bool:
     try:
+        if isinstance(a, _ARRAYS) and isinstance(b, _ARRAYS):
+            return a.dtype == b.dtype and np.array_equal(a, b)
         return type(a) is type(b) and bool(a == b)
     except (TypeError, ValueError):  # things without a truth value are the same only if they are one thing
         return a is b

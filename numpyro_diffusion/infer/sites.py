@@ -142,7 +142,8 @@ class SplitModel:
 
         def observed(key: jax.Array) -> dict[str, Array]:
             sites = self._trace({}, key)
-            return {n: s["value"] for n, s in sites.items() if s["type"] == "sample" and s["is_observed"]}
+            observed = {n: s for n, s in sites.items() if s["type"] == "sample" and s["is_observed"]}
+            return {name: jnp.asarray(site["value"]) for name, site in observed.items()}
 
         return jax.jit(observed)(jax.random.key(0))
 

@@ -128,7 +128,7 @@ class TwistedSMC:
                 )
             )
         elements = "independent" if split.element_shape else "joint"
-        arrays, static = _arguments.split(args, kwargs)
+        arrays, static = _arguments.split(args, kwargs, lambda *parts: self._split(*parts, elements))
         key_prior, key_islands, key_draws = jax.random.split(key, 3)
         prior_draws = self._prior(key_prior, arrays, static, elements)
         keys = jax.random.split(key_islands, self.num_islands)
@@ -220,9 +220,12 @@ class TwistedSMC:
 
     # Compiled parts -------------------------------------------------------------------------------
 
-    def _draw_prior(self, key: jax.Array, arrays: list, static: _arguments.Static, elements: str) -> States:
+    def _split(self, arrays: list, static: _arguments.Static, elements: str) -> SplitModel:
         args, kwargs = _arguments.join(arrays, static)
-        split = SplitModel(self.model, args, kwargs, elements=elements)
+        return SplitModel(self.model, args, kwargs, elements=elements)
+
+    def _draw_prior(self, key: jax.Array, arrays: list, static: _arguments.Static, elements: str) -> States:
+        split = self._split(arrays, static, elements)
         key_others, key_draws = jax.random.split(key)
         others, _ = split.draw_others(key_others)
         least = _MIXTURE_DRAWS if split.others_depend_on_x() else 0
@@ -231,8 +234,7 @@ class TwistedSMC:
     def _run_islands(
         self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
     ) -> tuple[Cloud, dict[str, Array], Array]:
-        args, kwargs = _arguments.join(arrays, static)
-        split = SplitModel(self.model, args, kwargs, elements=elements)
+        split = self._split(arrays, static, elements)
 
         def island(key: jax.Array) -> tuple[Cloud, dict[str, Array], Array]:
             key_others, key_filter = jax.random.split(key)
@@ -257,8 +259,7 @@ class TwistedSMC:
     def _compute_deterministic(
         self, samples: dict[str, Array], arrays: list, static: _arguments.Static, elements: str
     ) -> dict[str, Array]:
-        args, kwargs = _arguments.join(arrays, static)
-        split = SplitModel(self.model, args, kwargs, elements=elements)
+        split = self._split(arrays, static, elements)
         return jax.vmap(split.deterministic_values)(samples)
 
     # What was found -------------------------------------------------------------------------------
