@@ -128,7 +128,7 @@ class TwistedSMC:
                 )
             )
         elements = "independent" if split.element_shape else "joint"
-        arrays, static = _arguments.split(args, kwargs, lambda *parts: self._split(*parts, elements))
+        arrays, static = _arguments.split(args, kwargs, lambda arrays, static: self._split(arrays, static, elements))
         key_prior, key_islands, key_draws = jax.random.split(key, 3)
         prior_draws = self._prior(key_prior, arrays, static, elements)
         keys = jax.random.split(key_islands, self.num_islands)
