@@ -198,8 +198,11 @@ class SplitModel:
                 if site["type"] == "sample":
                     is_diffusion = name in names
                     leaves = jax.tree.leaves(unwrap_diffusion(site["fn"])[0]) if is_diffusion else [site_log_prob(site)]
-                    floats = [leaf for leaf in leaves if jnp.issubdtype(jnp.result_type(leaf), jnp.number)]
-                    result[name] = sum((jnp.sum(leaf) for leaf in floats), jnp.zeros(()))
+                    # All but keys: a flag or a count can carry another site's value as well as a number can.
+                    numbers = [
+                        leaf for leaf in leaves if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+                    ]
+                    result[name] = sum((jnp.sum(jnp.asarray(leaf, float)) for leaf in numbers), jnp.zeros(()))
             return result
 
         return eval_provenance(densities, **values)

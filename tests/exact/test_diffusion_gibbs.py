@@ -200,6 +200,7 @@ def test_acceptance_of_fresh_particles_tells_nothing_of_which_is_chosen():
     assert p_value(counts, posterior) > 1e-5
 
 
+@pytest.mark.slow
 def test_bits_beside_an_unknown_scale():
     """x by enumeration, sigma by quadrature; the network's bias is a third unknown, which the path alone tells of."""
     kernel = nd.BernoulliKernel(nd.schedules.linear(2, 1.0, 4.0), rate=0.4)

@@ -157,6 +157,7 @@ def test_the_same_key_gives_the_same_draws_without_another_trace():
     assert len(traces) > counts[2]  # other data are not mistaken for those kept
 
 
+@pytest.mark.slow
 def test_a_copy_by_pickle_resumes_where_the_run_ended():
     """Ten draws at once are five, and five more by a copy."""
     whole, half = sampler(conjugate, num_samples=10), sampler(conjugate, num_samples=5)
