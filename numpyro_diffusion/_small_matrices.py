@@ -4,7 +4,7 @@ The matrices are m x m with m the numbers observed of one element, and there is 
 routines are no good for that inside a compiled loop: on the CPU, XLA runs several of them at once on its own threads,
 each waiting for more threads, and on two cores a run can wait for ever.
 
-A pivot that is not positive is raised to rounding size: the factor is that of a near positive definite matrix.
+A pivot smaller than the least that it can be is raised to it: the factor is that of a near positive definite matrix.
 """
 
 import jax
@@ -15,17 +15,25 @@ from ._typing import Array
 __all__ = ["cholesky", "solve", "solve_lower"]
 
 
-def cholesky(matrix: Array) -> Array:
-    """The lower factor L of L L^T, over trailing axes (m, m)."""
+def cholesky(matrix: Array, least: Array | None = None) -> Array:
+    """The lower factor L of L L^T, over trailing axes (m, m).
+
+    ``least``, shape (m,), bounds the pivots from below. Adding a positive semidefinite matrix to a diagonal one leaves
+    no pivot below the diagonal's entry, so for a sum that should be one, the diagonal is the bound. Default: rounding.
+    """
     size = matrix.shape[-1]
-    smallest = jnp.finfo(matrix.dtype).eps * jnp.max(jnp.diagonal(matrix, axis1=-2, axis2=-1), axis=-1)
+    if least is None:
+        limits = jnp.finfo(matrix.dtype)
+        largest = jnp.max(jnp.abs(jnp.diagonal(matrix, axis1=-2, axis2=-1)), axis=-1, keepdims=True)
+        least = jnp.maximum(limits.eps * largest, limits.tiny)
+    least = jnp.broadcast_to(least, matrix.shape[:-1])
     rows = jnp.arange(size)
 
     def column(j: Array, factor: Array) -> Array:
         row = jax.lax.dynamic_index_in_dim(factor, j, axis=-2, keepdims=False)
         rest = jax.lax.dynamic_index_in_dim(matrix, j, axis=-1, keepdims=False) - (factor * row[..., None, :]).sum(-1)
-        pivot = jnp.maximum(jax.lax.dynamic_index_in_dim(rest, j, axis=-1, keepdims=False), smallest)
-        root = jnp.sqrt(pivot)[..., None]
+        pivot, bound = (jax.lax.dynamic_index_in_dim(part, j, axis=-1) for part in (rest, least))
+        root = jnp.sqrt(jnp.maximum(pivot, bound))
         entries = jnp.where(rows > j, rest / root, jnp.where(rows == j, root, 0.0))
         return jnp.where(rows == j, entries[..., None], factor)
 
@@ -37,9 +45,9 @@ def solve_lower(factor: Array, right: Array) -> Array:
     return _substitute(factor, right, jnp.arange(factor.shape[-1]))
 
 
-def solve(matrix: Array, right: Array) -> Array:
+def solve(matrix: Array, right: Array, least: Array | None = None) -> Array:
     """The solution x of matrix x = right, for a positive definite matrix, over trailing axes (m, m) and (m,)."""
-    factor = cholesky(matrix)
+    factor = cholesky(matrix, least)
     steps = jnp.arange(factor.shape[-1])
     return _substitute(jnp.swapaxes(factor, -1, -2), solve_lower(factor, right), steps[::-1])
 

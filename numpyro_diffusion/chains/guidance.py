@@ -174,7 +174,7 @@ class MomentMatching:
             pulled = jax.vmap(lambda row: pull(jnp.broadcast_to(row, x_0.shape))[0])(matrix)
             pulled = jnp.moveaxis(pulled, 0, residual.ndim - 1).reshape(residual.shape + rows.shape[1:])  # A J
             spread = expand_right(rate, 2) * (pulled @ rows.T)
-            # A covariance is symmetric; a network's Jacobian is only nearly so.
+            # A covariance is symmetric and not negative; a network's Jacobian is only nearly so.
             weight = self._solve(0.5 * (spread + jnp.swapaxes(spread, -1, -2)), residual)
             slope = (weight[..., None, :] @ pulled).reshape(x_0.shape)
         x_0_moved = expand_right(rate, transition.event_dim) * slope
@@ -207,9 +207,10 @@ class MomentMatching:
         return residual
 
     def _solve(self, spread: Array, residual: Array) -> Array:
-        """(noise_scale^2 I + spread)^-1 residual."""
+        """(noise_scale^2 I + spread)^-1 residual, where a spread that is no covariance counts only as far as it is one."""
         scale = jnp.broadcast_to(jnp.asarray(self.noise_scale, residual.dtype), residual.shape[-1:])
-        return solve(jnp.broadcast_to(spread + jnp.diag(scale**2), (*residual.shape, residual.shape[-1])), residual)
+        total = jnp.broadcast_to(spread + jnp.diag(scale**2), (*residual.shape, residual.shape[-1]))
+        return solve(total, residual, least=scale**2)
 
 
 def _estimate(

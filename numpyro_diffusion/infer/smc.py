@@ -14,7 +14,6 @@ all the weight; DiffusionGibbs does better there.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,12 +199,16 @@ class TwistedSMC:
 
     def print_summary(self) -> None:
         """Print evidence, effective sizes and the posterior's moments."""
+        import arviz as az
+
         print(report(self._require_result(), self.log_evidence, self.log_evidence_error, self.elements_reason))
         frame = az.summary(self.to_inference_data(), kind="stats", round_to=3)
         print(frame.to_string())
 
     def to_inference_data(self, num_samples: int | None = None) -> Any:
         """The run for ArviZ: equally weighted draws as one chain, observations, diagnostics as attributes."""
+        import arviz as az  # takes two seconds: only for those who ask
+
         result = self._require_result()
         draws = {name: np.asarray(value)[None] for name, value in self.get_samples(num_samples=num_samples).items()}
         attributes = {
