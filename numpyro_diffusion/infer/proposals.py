@@ -8,13 +8,14 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from .._numerics import expand_right
 from .._pytree import register_pytree
 from .._small_matrices import cholesky, solve, solve_lower
 from .._typing import Array
 from ..chains.tilted import log_ratio
 from .target import States, Target
 
-__all__ = ["ConditionedStep", "Step", "TiltedStep"]
+__all__ = ["ConditionedStep", "MixedStep", "Step", "TiltedStep"]
 
 
 @runtime_checkable
@@ -63,6 +64,37 @@ class TiltedStep:
             difference = log_ratio(self.laws[name], tilted, x_previous[name])
             total = total + jnp.where(target.moves(name, step), target.by_element(difference), 0.0)
         return total
+
+
+@register_pytree(data=("inner", "trust"), static=())
+class MixedStep:
+    """A whole particle moves by ``inner`` with probability ``trust``, and else by p.
+
+    Args:
+        inner: a step.
+        trust: (N, E...), from 0 to 1.
+    """
+
+    inner: Step
+    trust: Array
+
+    def __init__(self, inner: Step, trust: Array) -> None:
+        self.inner = inner
+        self.trust = trust
+
+    @property
+    def laws(self) -> dict[str, Any]:
+        return self.inner.laws
+
+    def sample(self, key: jax.Array) -> States:
+        key_choice, key_inner, key_plain = jax.random.split(key, 3)
+        trusted = jax.random.uniform(key_choice, self.trust.shape) < self.trust
+        moved, plain = self.inner.sample(key_inner), TiltedStep(self.laws, {}).sample(key_plain)
+        return {n: jnp.where(expand_right(trusted, x.ndim - trusted.ndim), x, plain[n]) for n, x in moved.items()}
+
+    def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
+        inner = self.inner.log_ratio(target, x_previous, step)
+        return -jnp.logaddexp(jnp.log1p(-self.trust), jnp.log(self.trust) - inner)
 
 
 @register_pytree(data=("laws", "slope", "residual", "remaining"), static=("sizes",))
