@@ -1,4 +1,5 @@
-"""What holds for every test: run-time type checks, global flags that stay as they were, slow tests on request."""
+"""What holds for every test: run-time type checks, global flags that stay as they were, slow tests on request, quick
+compilation."""
 
 from collections.abc import Iterator
 
@@ -36,6 +37,16 @@ def _global_flags() -> dict[str, object]:
         "jax_numpy_dtype_promotion": jax.config.jax_numpy_dtype_promotion,
         "jax_debug_nans": jax.config.jax_debug_nans,
     }
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Half the compile time where programs are many and run for microseconds. No claim there depends on the optimiser;
+    the statistics, the examples, the README and the slow tests run with it."""
+    quickly = request.path.parent.name in ("contract", "exact") and not request.node.get_closest_marker("slow")
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

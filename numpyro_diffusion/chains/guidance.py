@@ -207,7 +207,7 @@ class MomentMatching:
         return residual
 
     def _solve(self, spread: Array, residual: Array) -> Array:
-        """(noise_scale^2 I + spread)^-1 residual, where a spread that is no covariance counts only as far as it is one."""
+        """(noise_scale^2 I + spread)^-1 residual; of a spread that is no covariance, what is one."""
         scale = jnp.broadcast_to(jnp.asarray(self.noise_scale, residual.dtype), residual.shape[-1:])
         total = jnp.broadcast_to(spread + jnp.diag(scale**2), (*residual.shape, residual.shape[-1]))
         return solve(total, residual, least=scale**2)
