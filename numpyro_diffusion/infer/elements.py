@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import expected
 from .._numerics import expand_right
 from .._typing import Array, Shape
 
@@ -45,13 +46,28 @@ def why_coupled(trial: Callable[[jax.Array], tuple[Terms, Terms]]) -> str:
 
     Args:
         trial: from a key to the terms of every site after an exchange, and what they should be: shape E each.
+
+    Raises:
+        ValueError: if the terms depend on tracers of the caller's.
     """
-    with jax.ensure_compile_time_eval():
-        trial = jax.jit(trial)
-        for key in jax.random.split(jax.random.key(1), _NUM_TRIALS):
-            found, wanted = ([np.asarray(term, float) for term in terms.values()] for terms in trial(key))
-            if not all(np.isfinite(term).all() for term in (*found, *wanted)):
-                return "the likelihood is not finite at random states, where a coupling could have been found out"
-            if not all(np.all(np.abs(a - b) <= 1e-5 * (1 + np.abs(b))) for a, b in zip(found, wanted, strict=True)):
-                return "the likelihood couples the elements of the plate"
+    try:
+        with jax.ensure_compile_time_eval():
+            return _try(jax.jit(trial))
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise ValueError(
+            expected(
+                "data that can be computed with, to find out whether the likelihood couples the elements of the plate",
+                "traced ones",
+                "Say elements='independent' or elements='joint'.",
+            )
+        ) from error
+
+
+def _try(trial: Callable[[jax.Array], tuple[Terms, Terms]]) -> str:
+    for key in jax.random.split(jax.random.key(1), _NUM_TRIALS):
+        found, wanted = ([np.asarray(term, float) for term in terms.values()] for terms in trial(key))
+        if not all(np.isfinite(term).all() for term in (*found, *wanted)):
+            return "the likelihood is not finite at random states, where a coupling could have been found out"
+        if not all(np.all(np.abs(a - b) <= 1e-5 * (1 + np.abs(b))) for a, b in zip(found, wanted, strict=True)):
+            return "the likelihood couples the elements of the plate"
     return ""

@@ -88,7 +88,8 @@ def run_filter(
         if retained is not None:
             ancestors = ancestors.at[0].set(0)
         kept = jnp.broadcast_to(
-            jnp.arange(num_particles).reshape((-1,) + (1,) * (len(weights_shape) - 1)), weights_shape
+            jnp.arange(num_particles, dtype=ancestors.dtype).reshape((-1,) + (1,) * (len(weights_shape) - 1)),
+            weights_shape,
         )
         resample = size < 0.5 * num_particles
         ancestors = jnp.where(resample, ancestors, kept)
@@ -97,6 +98,8 @@ def run_filter(
         proposed = keep(move.sample(key_move), level - 1)
         x_next = {name: target.advance(name, moved_from[name], proposed[name], level) for name in x}
         log_weights = log_weights + move.log_ratio(target, x_next, level)
+        if retained is not None:  # nobody hears of a NaN inside a Markov chain, and the others must move on
+            log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
         return (x_next, log_weights, log_psi, log_evidence + gained), (
             (size, gained),
             (x, ancestors) if keep_paths else None,

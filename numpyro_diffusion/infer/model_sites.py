@@ -11,7 +11,15 @@ from .._checks import expected
 from .._typing import Array, Shape
 from ..diffusion import Diffusion
 
-__all__ = ["DiffusionSite", "diffusion_sites", "is_latent", "random_state", "site_log_prob", "unwrap_diffusion"]
+__all__ = [
+    "DiffusionSite",
+    "check_trained",
+    "diffusion_sites",
+    "is_latent",
+    "random_state",
+    "site_log_prob",
+    "unwrap_diffusion",
+]
 
 
 class DiffusionSite(NamedTuple):
@@ -70,6 +78,22 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
             )
         )
     return tuple(sites)
+
+
+def check_trained(site: dict) -> None:
+    """A parameter must come with its value.
+
+    Raises:
+        ValueError: if it has only the function that draws its first one.
+    """
+    if site["type"] == "param" and site["value"] is None and not site["args"]:
+        raise ValueError(
+            expected(
+                f"a value of parameter {site['name']!r}",
+                "the function that draws its first one",
+                "Pass numpyro.handlers.substitute(model, data=params) with trained parameters.",
+            )
+        )
 
 
 def random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:

@@ -24,6 +24,7 @@ from numpyro.primitives import Messenger
 from .._checks import expected
 from .._typing import Array
 from ..diffusion import Diffusion
+from .model_sites import check_trained
 from .reparam import DiffusionReparam
 
 __all__ = ["NormalReference", "Values"]
@@ -137,14 +138,7 @@ def _noises_for_diffusions(site: Values) -> DiffusionReparam | None:
 
 def _initial_value(site: Values) -> Array | None:
     """A draw from the prior for a latent site; a parameter must come with its value."""
-    if site["type"] == "param" and site["value"] is None and not site["args"]:
-        raise ValueError(
-            expected(
-                f"a value of parameter {site['name']!r}",
-                "the function that draws its first one",
-                "Pass numpyro.handlers.substitute(model, data=params) with trained parameters.",
-            )
-        )
+    check_trained(site)
     return init_to_sample(site) if site["type"] == "sample" and site["value"] is None else None
 
 

@@ -26,7 +26,15 @@ from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
 from .elements import by_element, exchange, why_coupled
-from .model_sites import DiffusionSite, diffusion_sites, is_latent, random_state, site_log_prob, unwrap_diffusion
+from .model_sites import (
+    DiffusionSite,
+    check_trained,
+    diffusion_sites,
+    is_latent,
+    random_state,
+    site_log_prob,
+    unwrap_diffusion,
+)
 
 __all__ = ["DiffusionSite", "LogFactor", "SplitModel", "unwrap_diffusion"]
 
@@ -57,7 +65,8 @@ class SplitModel:
 
     Raises:
         ValueError: for a model without a latent diffusion site, a subsampled plate, a scaled, masked or nested
-            diffusion site, or an observation whose shape does not fit.
+            diffusion site, a parameter without value, or an observation whose shape does not fit; for ``"auto"`` when
+            the model's data are traced, so that nothing can be tried.
     """
 
     def __init__(self, model: Callable, args: tuple, kwargs: Values, *, elements: str = "auto") -> None:
@@ -167,6 +176,7 @@ class SplitModel:
         """The model's sites with ``values`` in place; a diffusion site without one gets a random value of its shape."""
 
         def fill(message: dict) -> Any:
+            check_trained(message)
             if message["type"] != "sample" or message["is_observed"]:
                 return None
             if message["name"] in values:

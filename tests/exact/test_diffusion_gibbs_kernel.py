@@ -263,6 +263,24 @@ def positive():
     numpyro.factor("positive", jnp.where(x > 0, 0.0, -jnp.inf))
 
 
+def test_a_network_that_is_nan_somewhere_does_not_stop_the_chain():
+    """A particle that goes there has no weight; the others move on. N = 64, so that one goes there in every sweep."""
+
+    def nan_far_out(params, x_t, t, context):
+        return jnp.where(jnp.abs(x_t) > 1.5, jnp.nan, 0 * x_t)
+
+    def model():
+        x = numpyro.sample("x", nd.Diffusion(KERNEL, nd.Transition(nan_far_out, None, ())))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=0.2)
+
+    kernel = DiffusionGibbs(NUTS(model), num_particles=64, refresh=False)
+    mcmc = MCMC(kernel, num_warmup=0, num_samples=20, progress_bar=False)
+    mcmc.run(jax.random.key(0), init_params={"x": jnp.asarray(0.1)})
+    draws = np.asarray(mcmc.get_samples()["x"])
+    assert np.isfinite(draws).all()
+    assert len(set(draws.tolist())) > 10
+
+
 # Bad input ----------------------------------------------------------------------------------------------
 
 

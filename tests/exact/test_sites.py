@@ -246,6 +246,19 @@ def test_chains_follow_the_other_sites_they_depend_on():
     assert split.element_shape == (3,)
 
 
+def test_a_chain_depends_on_a_site_through_a_flag_too():
+    def network(is_positive, x_t, t, context):
+        return jnp.where(is_positive, x_t, -x_t)
+
+    def model():
+        rate = numpyro.sample("rate", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", nd.Diffusion(PAIR.kernel, nd.Transition(network, rate > 0, (2,))))
+
+    split = SplitModel(model, (), {})
+    assert split.chains_depend_on_others()
+    assert not split.chains({"rate": jnp.asarray(-1.0)})["x"].transition.params
+
+
 def test_what_was_told_is_done():
     y = jnp.zeros((3, 2))
     assert SplitModel(in_a_plate, (y,), {}, elements="joint").element_shape == ()

@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from closed_forms import affine_prior
-from numpyro.handlers import scale
+from numpyro.handlers import scale, substitute
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer.sites import SplitModel
@@ -49,6 +49,11 @@ def different_plates():
     numpyro.sample("z", PAIR)
 
 
+def untrained():
+    slope = numpyro.param("slope", lambda key: jax.random.normal(key, ()))
+    numpyro.sample("x", nd.Diffusion(PAIR.kernel, nd.Transition(lambda p, x, t, c: p * x, slope, (2,))))
+
+
 def observed(law, shape):
     def model():
         x = numpyro.sample("x", PAIR)
@@ -70,6 +75,7 @@ BAD = {
     ),
     "nested": (nested, r"'z' that depends on no other diffusion site; got one that depends on \['x'\]"),
     "subsampled": (subsampled, "a model with all its data; got plate 'n' with 3 of 6"),
+    "untrained": (untrained, r"a value of parameter 'slope'.*substitute"),
     "y-too-long": (observed(lambda x: dist.Normal(x, 1.0), (3,)), r"shape \(2,\) at site 'y'; got shape \(3,\)"),
     "y-both-broadcast": (
         observed(lambda x: dist.Normal(x, 1), (2, 1)),
@@ -87,6 +93,27 @@ def test_a_model_that_cannot_be_filtered_says_why(name):
     model, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         SplitModel(model, (), {})
+
+
+def test_a_trained_parameter_is_one_with_a_value():
+    assert SplitModel(substitute(untrained, data={"slope": jnp.ones(())}), (), {}).sites[0].name == "x"
+
+
+def test_traced_data_cannot_be_tried():
+    """Inside a compiled function the user says what the likelihood does."""
+
+    def evidence_shape(y, elements):
+        def model():
+            with numpyro.plate("n", 3):
+                x = numpyro.sample("x", PAIR)
+                numpyro.sample("y", dist.Normal(x.sum(-1), 0.5), obs=y)
+
+        return jnp.zeros(SplitModel(model, (), {}, elements=elements).element_shape)
+
+    with pytest.raises(ValueError, match="got traced ones. Say elements='independent' or elements='joint'"):
+        jax.jit(evidence_shape, static_argnums=1)(jnp.zeros(3), "auto")
+    assert jax.jit(evidence_shape, static_argnums=1)(jnp.zeros(3), "independent").shape == (3,)
+    assert jax.jit(evidence_shape, static_argnums=1)(jnp.zeros(3), "joint").shape == ()
 
 
 def test_being_told_wrongly_is_refused_where_it_can_be_seen():
