@@ -155,9 +155,9 @@ class Tempered:
             return value, move
         doubt = -0.5 * jnp.expm1(-constants.coupling)
         broad = jnp.where(constants.log_mean > -jnp.inf, constants.log_mean, value)
-        log_psi = jnp.logaddexp(jnp.log1p(-doubt) + value, jnp.log(doubt) + broad)
-        trust = jnp.where(doubt > 0, jnp.exp(jnp.log1p(-doubt) + value - log_psi), 1.0)
-        return log_psi, MixedStep(move, jnp.minimum(trust, 1.0))
+        mixed = jnp.logaddexp(jnp.log1p(-doubt) + value, jnp.log(doubt) + broad)
+        trust = jnp.where(doubt > 0, jnp.exp(jnp.log1p(-doubt) + value - mixed), 1.0)
+        return mixed, MixedStep(move, jnp.minimum(trust, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_traced_data_cannot_be_tried():
 
         return jnp.zeros(SplitModel(model, (), {}, elements=elements).element_shape)
 
-    with pytest.raises(ValueError, match="got traced ones. Say elements='independent' or elements='joint'"):
+    with pytest.raises(ValueError, match=r"got traced ones\. Say elements='independent' or elements='joint'"):
         jax.jit(evidence_shape, static_argnums=1)(jnp.zeros(3), "auto")
     assert jax.jit(evidence_shape, static_argnums=1)(jnp.zeros(3), "independent").shape == (3,)
     assert jax.jit(evidence_shape, static_argnums=1)(jnp.zeros(3), "joint").shape == ()
