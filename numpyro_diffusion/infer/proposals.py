@@ -26,7 +26,8 @@ class Step(Protocol):
         laws: p, by site.
     """
 
-    laws: dict[str, Any]
+    @property
+    def laws(self) -> dict[str, Any]: ...
 
     def sample(self, key: jax.Array) -> States:
         """Next states."""
