@@ -18,7 +18,7 @@ from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
 from .schedules import Schedule
-from .training import fit
+from .training import Validation, fit
 from .transition import Transition
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Schedule",
     "TiltedChain",
     "Transition",
+    "Validation",
     "analytic",
     "datasets",
     "fit",
