@@ -162,7 +162,7 @@ def test_checkpoints_are_not_overwritten(tmp_path):
 def test_a_directory_has_one_run_at_a_time(tmp_path):
     with (
         Checkpoints(tmp_path),
-        pytest.raises(RuntimeError, match="a checkpoint_dir of its own.*another run is writing to"),
+        pytest.raises(RuntimeError, match=r"a checkpoint_dir of its own.*another run is writing to"),
     ):
         train(tmp_path, 1)
     train(tmp_path, 1)
@@ -182,7 +182,7 @@ def test_resume_needs_a_directory():
 def test_a_directory_of_something_else_is_named(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "model.bin").write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match=r"a checkpoint of numpyro_diffusion\.fit in .*7; got"):
+    with pytest.raises(ValueError, match=r"a checkpoint of numpyro_diffusion\.fit at step 7 of .*; got"):
         train(tmp_path, 2, resume=True)
 
 

@@ -65,9 +65,8 @@ def test_rows_on_disk_are_the_rows_in_memory(tmp_path):
     np.save(tmp_path / "x.npy", DATA)
     on_disk = np.load(tmp_path / "x.npy", mmap_mode="r")
     np.testing.assert_allclose(train(on_disk).losses, train(DATA).losses, rtol=1e-6)
-    pair = lambda x, size: model(x["a"], size)  # noqa: E731
     found = nd.fit(
-        pair,
+        lambda x, size: model(x["a"], size),
         {"a": on_disk},
         optimizer=optax.adam(1e-2),
         num_steps=3,

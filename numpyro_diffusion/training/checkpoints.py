@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._checks import expected
-from .._typing import PyTree
+from .._typing import Array, PyTree
 
 __all__ = ["Checkpoints"]
 
@@ -160,7 +161,7 @@ class Checkpoints:
         except Exception as error:
             raise ValueError(
                 expected(
-                    f"a checkpoint of numpyro_diffusion.fit in {self._directory / str(step) if self._directory else ''}",
+                    f"a checkpoint of numpyro_diffusion.fit at step {step} of {self._directory}",
                     f"{type(error).__name__}: {str(error).splitlines()[0]}",
                     "Delete that step's directory to resume from the one before.",
                 )
@@ -215,7 +216,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _named(tree: PyTree) -> dict[str, np.ndarray]:
-    """Leaves by their path; keys as their data. Orbax stores no array without entries, and there is nothing to store."""
+    """Leaves by their path; keys as their data. Arrays without entries hold nothing, and Orbax stores none."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {
         jax.tree_util.keystr(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
@@ -229,10 +230,14 @@ def _key_implementations(tree: PyTree) -> dict[str, str]:
     return {jax.tree_util.keystr(path): str(jax.random.key_impl(leaf)) for path, leaf in leaves if _is_key(leaf)}
 
 
+def _key(data: np.ndarray, implementation: str) -> Array:
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=implementation)
+
+
 def _refill(tree: PyTree, arrays: dict[str, np.ndarray], keys: dict[str, str]) -> PyTree:
     def leaf(path: Any, empty: Any) -> Any:
         name = jax.tree_util.keystr(path)
-        return jax.random.wrap_key_data(arrays[name], impl=keys[name]) if name in keys else arrays.get(name, empty)
+        return _key(arrays[name], keys[name]) if name in keys else arrays.get(name, empty)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 

@@ -203,13 +203,11 @@ class _Run:
         """Steps start..stop - 1, and their losses in the first places of an array."""
         return self._chunk(state, prepared, self.key_steps, np.int32(start), np.int32(stop))
 
-    def validation_loss(self, state: _State) -> float:
+    def validation_loss(self, state: _State, data: PyTree) -> float:
         """The loss per row of held-out data."""
-        assert self.validation is not None
         if self._validate is None:
-            self._validate = make_validation_loss(
-                self.svi, self._place.replicate(self.validation.data), len(jax.tree.leaves(self.example)[0])
-            )
+            rows = len(jax.tree.leaves(self.example)[0])
+            self._validate = make_validation_loss(self.svi, self._place.replicate(data), rows)
         params, mutable = self.values(state)
         return float(self._validate({**params, **(mutable or {})}, self._key_validation))
 
@@ -266,7 +264,7 @@ def _train(
             step = stop
             shown = f"loss {found.mean() / np.log(2):.3f} bits"
             if validation is not None and step % validation.every == 0:
-                losses.validation.append(run.validation_loss(state))
+                losses.validation.append(run.validation_loss(state, validation.data))
                 losses.validation_steps.append(step)
                 if int(np.argmin(losses.validation)) == len(losses.validation) - 1:
                     state = state._replace(best=jax.tree.map(jnp.copy, run.values(state)))

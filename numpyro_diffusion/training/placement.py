@@ -69,7 +69,7 @@ class Placement:
         """Traced: the first axis of a batch is divided among devices."""
         if self.mesh is None:
             return rows
-        return jax.lax.with_sharding_constraint(rows, NamedSharding(self.mesh, self._divided(leading=0)))
+        return jax.lax.with_sharding_constraint(rows, _divided(self.mesh, leading=0))
 
     def compile(self, function: Callable, *, donate: int) -> Callable:
         """Jit a function whose results are wanted on every device."""
@@ -82,9 +82,9 @@ class Placement:
         """``data[rows]``, rows (steps, batch), each process reading only what its devices take."""
         if self.mesh is None:
             return jnp.asarray(data[rows.reshape(-1)].reshape(shape + row_shape))
-        sharding = NamedSharding(self.mesh, self._divided(leading=1))
+        sharding = _divided(self.mesh, leading=1)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             wanted = rows[index[:2]]
             return np.asarray(data[wanted.reshape(-1)]).reshape(wanted.shape + row_shape)
 
@@ -94,7 +94,7 @@ class Placement:
         """Batches (steps, rows of this process, ...) as arrays whose rows are those of all processes."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, batches)
-        sharding = NamedSharding(self.mesh, self._divided(leading=1))
+        sharding = _divided(self.mesh, leading=1)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batches)
 
     def fetch(self, tree: PyTree) -> PyTree:
@@ -103,6 +103,7 @@ class Placement:
             return tree
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
-    def _divided(self, leading: int) -> PartitionSpec:
-        assert self.mesh is not None
-        return PartitionSpec(*(None,) * leading, self.mesh.axis_names)
+
+def _divided(mesh: Mesh, leading: int) -> NamedSharding:
+    """Axis ``leading`` over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, mesh.axis_names))

@@ -6,6 +6,7 @@ device, and rows are gathered there. Rows of a memory-mapped array are gathered 
 of steps at a time. An iterator keeps its own order.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,7 +35,9 @@ class Source(Protocol):
     """
 
     size: int
-    limit: int | None
+
+    @property
+    def limit(self) -> int | None: ...
 
     def example(self) -> PyTree:
         """The first ``batch_size`` rows, or the first batch: to initialise with. Takes nothing away."""
@@ -63,7 +66,7 @@ def as_source(data: Any, batch_size: int, size: int | None, place: Placement) ->
             arrays with one.
         TypeError: for a path.
     """
-    if isinstance(data, str | bytes) or hasattr(data, "__fspath__") and not isinstance(data, np.ndarray):
+    if isinstance(data, str | bytes | os.PathLike):
         raise TypeError(expected("arrays", f"the path {data!r}", "Pass numpy.load(path, mmap_mode='r')."))
     if _is_stream(data):
         if size is None:
@@ -165,7 +168,8 @@ class _Stream:
         self._data, self._batch_size, self.size, self._place = data, batch_size, size, place
         self._iterator: Iterator[Any] = iter(data)
         self._waiting: list[PyTree] = []
-        self._rows, self._rows_of_first = 0, None  # of this epoch, and of the first
+        self._rows = 0  # of this epoch
+        self._rows_of_first: int | None = None  # of an epoch that has ended
         self.limit = _stretch(jax.tree.map(lambda leaf: leaf[:1], self.example()), batch_size)
 
     def example(self) -> PyTree:
@@ -187,14 +191,16 @@ class _Stream:
         if getter is None or self._waiting:
             return {}
         state = getter()
-        return {"iterator": state.decode() if isinstance(state, bytes) else state}
+        state = state.decode() if isinstance(state, bytes) else state
+        return {"iterator": state, "rows": self._rows, "rows_of_first": self._rows_of_first}
 
     def restore(self, state: dict[str, Any], step: int) -> None:
         if "iterator" in state and hasattr(self._iterator, "set_state"):
             self._waiting.clear()
-            kept = state["iterator"]
-            was_bytes = isinstance(self._iterator.get_state(), bytes)
-            self._iterator.set_state(kept.encode() if was_bytes else kept)
+            iterator: Any = self._iterator
+            is_bytes = isinstance(iterator.get_state(), bytes)
+            iterator.set_state(state["iterator"].encode() if is_bytes else state["iterator"])
+            self._rows, self._rows_of_first = state["rows"], state["rows_of_first"]
         else:
             for _ in range(step):
                 self._take()
@@ -256,8 +262,7 @@ class _Stream:
 def _is_stream(data: Any) -> bool:
     if hasattr(data, "__next__"):
         return True
-    is_leaf = jax.tree.structure(data) == jax.tree.structure(0)
-    return is_leaf and not hasattr(data, "shape") and hasattr(data, "__iter__")
+    return jax.tree_util.all_leaves([data]) and not hasattr(data, "shape") and hasattr(data, "__iter__")
 
 
 def _stretch(row: PyTree, batch_size: int) -> int:

@@ -17,7 +17,7 @@ __all__ = ["Validation", "make_validation_loss"]
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Held-out data for :func:`fit`: every so many steps the loss on all of them, with the same random numbers each time.
+    """Held-out data for :func:`fit`: every so many steps the loss on all of them, each time with the same noise.
 
     Args:
         data: as the data of ``fit``, an array or a pytree of arrays.
