@@ -1,4 +1,4 @@
-"""fit over several devices: simulated ones of one process, and real processes on the loopback."""
+"""fit, draws and islands over several devices: simulated ones of one process, and real processes on the loopback."""
 
 import json
 import os
@@ -57,6 +57,24 @@ if mesh is not None:
         result["error"] = str(error)
 result["sum"] = float(sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(found["memory"].params)))
 result["draw"] = float(found["memory"].distribution("x").sample(jax.random.key(0)).sum())
+def posterior(y):
+    x = numpyro.sample("x", found["memory"].distribution("x"))
+    numpyro.sample("y", numpyro.distributions.Normal(x, 0.5).to_event(1), obs=y)
+
+smc = nd.infer.TwistedSMC(posterior, 8, 4, progress_bar=False, mesh=mesh)
+smc.run(jax.random.key(2), np.ones(2, np.float32))
+result["islands"] = [smc.log_evidence, *np.asarray(smc.get_samples(num_samples=5)["x"]).ravel().tolist()]
+
+if processes == 1 and mesh is not None:
+    prior = found["memory"].distribution("x")
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    draws = jax.jit(lambda key: prior.sample(key, (100,)), out_shardings=rows)(jax.random.key(0))
+    assert {shard.data.shape for shard in draws.addressable_shards} == {(50, 2)}
+    np.testing.assert_allclose(draws, prior.sample(jax.random.key(0), (100,)), rtol=1e-5, atol=1e-6)
+    try:
+        nd.infer.TwistedSMC(posterior, 8, 3, mesh=mesh)
+    except ValueError as error:
+        result["islands error"] = str(error)
 print(json.dumps(result))
 """
 
@@ -90,6 +108,8 @@ def assert_equal_to_rounding(ours, theirs, names):
 def test_two_devices_give_the_losses_of_one(tmp_path, one_device):
     two = finish(start(tmp_path, 2))
     assert_equal_to_rounding(two, one_device, ["memory", "disk", "stream", "resumed", "sum", "draw"])
+    np.testing.assert_allclose(two["islands"], one_device["islands"], rtol=1e-4, atol=1e-5)
+    assert two["islands error"].startswith("Expected num_islands divisible by 2, the devices of the mesh; got 3.")
     assert two["error"].startswith("Expected a batch_size divisible by 2, the devices of the mesh; got 5.")
 
 
@@ -101,3 +121,4 @@ def test_two_processes_give_the_losses_of_one(tmp_path, one_device):
     found = [finish(process) for process in processes]
     assert found[0] == found[1]
     assert_equal_to_rounding(found[0], one_device, ["memory", "disk", "stream", "sum", "draw"])
+    np.testing.assert_allclose(found[0]["islands"], one_device["islands"], rtol=1e-4, atol=1e-5)

@@ -22,9 +22,9 @@ import optax
 from numpyro.infer import SVI, Trace_ELBO
 
 from .._checks import check_integer_at_least, expected
+from .._placement import Placement
 from .._typing import Array, PyTree
 from .checkpoints import Checkpoints
-from .placement import Placement
 from .result import FitResult
 from .sources import Source, as_source
 from .validation import Validation, make_validation_loss
@@ -123,7 +123,7 @@ def fit(
     if validation is not None and not isinstance(validation, Validation):
         validation = Validation(validation)
     place = Placement(mesh)
-    place.check_batch(batch_size)
+    place.check_divisible("a batch_size", batch_size)
     source = as_source(data, batch_size, size, place)
     run = _Run(
         SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO()), source, place, key, ema_decay, validation

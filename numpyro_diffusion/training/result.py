@@ -52,7 +52,8 @@ class FitResult:
             TypeError: if the site is no diffusion, or a conditional one, whose context only the caller knows.
         """
         model = numpyro.handlers.substitute(self.model, data={**self.params, **(self.mutable_state or {})})
-        sites = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace(self.example, self.size)
+        with numpyro.handlers.block():  # the caller may be another model
+            sites = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace(self.example, self.size)
         names = [name for name, entry in sites.items() if entry["type"] == "sample"]
         if site not in names:
             raise KeyError(expected(f"a sample site of the model, one of {names}", repr(site), "Choose one of them."))

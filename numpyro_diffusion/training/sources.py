@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import expected
+from .._placement import Placement
 from .._typing import Array, PyTree
-from .placement import Placement
 
 __all__ = ["Source", "as_source", "check_rows"]
 

@@ -2,7 +2,8 @@ r"""Where arrays live: on one device, or over a mesh of devices of one or severa
 
 Training over a mesh is data-parallel: parameters are on every device, the rows of a batch are divided among all of
 them, and XLA sums the gradients. The numbers are those of one device but for the rounding of sums. Random
-numbers do not depend on the devices. With several processes (``jax.distributed.initialize``) every one of them makes
+numbers do not depend on the devices. Independent runs (islands of particles) are divided without any communication.
+With several processes (``jax.distributed.initialize``) every one of them makes
 the same calls with the same arguments.
 
 References: JAX, "Distributed arrays and automatic parallelization"; "Multi-process JAX".
@@ -17,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._checks import expected
-from .._typing import Array, PyTree, Shape
+from ._checks import expected
+from ._typing import Array, PyTree, Shape
 
 __all__ = ["Placement"]
 
@@ -39,14 +40,19 @@ class Placement:
         """How many processes divide a batch among them."""
         return 1 if self.mesh is None else len({device.process_index for device in self.mesh.devices.flat})
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raise ValueError unless every device gets as many rows."""
-        if self.mesh is not None and batch_size % self.mesh.size:
+    @property
+    def num_devices(self) -> int:
+        """How many devices there are."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def check_divisible(self, name: str, count: int) -> None:
+        """Raise ValueError unless every device gets as many."""
+        if count % self.num_devices:
             raise ValueError(
                 expected(
-                    f"a batch_size divisible by {self.mesh.size}, the devices of the mesh",
-                    batch_size,
-                    "Every device takes the same number of rows.",
+                    f"{name} divisible by {self.num_devices}, the devices of the mesh",
+                    count,
+                    "Every device takes the same number.",
                 )
             )
 
@@ -77,6 +83,27 @@ class Placement:
             return jax.jit(function, donate_argnums=donate)
         whole = NamedSharding(self.mesh, PartitionSpec())
         return jax.jit(function, donate_argnums=donate, out_shardings=whole)
+
+    def divide(self, function: Callable) -> Callable:
+        """A function of (array, more...) whose results lead with the array's first axis, a share on each device."""
+        if self.mesh is None:
+            return function
+        whole, share = PartitionSpec(), PartitionSpec(self.mesh.axis_names)
+
+        def divided(shared_out: Any, *whole_ones: Any) -> Any:
+            specs = (share, *(whole,) * len(whole_ones))
+            run = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=share, check_vma=False)
+            return run(shared_out, *whole_ones)
+
+        return divided
+
+    def gather(self, tree: PyTree) -> PyTree:
+        """Results of :meth:`divide` on the host, whole in every process."""
+        if self.num_processes == 1:
+            return jax.tree.map(np.asarray, tree)
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(tree, tiled=True)
 
     def split_rows(self, shape: Shape, row_shape: Shape, data: Any, rows: np.ndarray) -> Array:
         """``data[rows]``, rows (steps, batch), each process reading only what its devices take."""
