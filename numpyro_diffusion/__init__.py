@@ -17,6 +17,7 @@ from .chains import (
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
+from .saving import load, save
 from .schedules import Schedule
 from .training import fit
 from .transition import Transition
@@ -44,10 +45,12 @@ __all__ = [
     "haiku_module",
     "infer",
     "learned_schedule",
+    "load",
     "networks",
     "paper_bound",
     "plots",
     "random_haiku_module",
+    "save",
     "schedules",
     "update_state",
 ]
