@@ -224,16 +224,15 @@ def _restore_function(node: Any, is_haiku: Any, network: Callable[..., Any] | No
     if type(is_haiku) is not bool:
         raise wrong("is_haiku as true or false", is_haiku)
     classes = NETWORKS if is_haiku else FUNCTIONS
-    own: Any = HaikuFunction(network) if is_haiku and not isinstance(network, HaikuFunction) else network
-    if _class_name("a network", node, classes) is None:
-        if network is None:
-            call = "the Haiku network" if is_haiku else "the function (params, x_t, t, context)"
-            raise _missing("network", node["custom"], f"Pass {call} that was trained")
-        return own
-    restored = _restore_dataclass("a network", node, classes)
-    if network is not None and own != (HaikuFunction(restored) if is_haiku else restored):
+    custom = _class_name("a network", node, classes) is None
+    if custom and network is None:
+        call = "the Haiku network" if is_haiku else "the function (params, x_t, t, context)"
+        raise _missing("network", node["custom"], f"Pass {call} that was trained")
+    own = network.network if isinstance(network, HaikuFunction) else network
+    restored = own if custom else _restore_dataclass("a network", node, classes)
+    if own is not None and own != restored:
         raise ValueError(
-            expected(f"the file's own network, {restored}", repr(network), "Leave network=... out: the file has it.")
+            expected(f"the file's own network, {restored}", repr(own), "Leave network=... out: the file has it.")
         )
     return HaikuFunction(restored) if is_haiku else restored
 

@@ -15,13 +15,14 @@ Not assumed: that the file is ours, whole, or well meant. The same tensors and s
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +79,7 @@ def pack(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> bytes:
     return bytes(data)
 
 
-def unpack(stream: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def unpack(stream: io.BufferedIOBase, size: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What :func:`pack` packed.
 
     Args:

@@ -51,9 +51,10 @@ def save(prior: Diffusion, path: str | os.PathLike[str]) -> None:
         OSError: if the file cannot be written.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> import numpyro_diffusion as nd
     >>> kernel = nd.GaussianKernel(nd.schedules.log_snr(10), parameterization="x0", variance="denoiser")
-    >>> transition = nd.analytic.gaussian_mixture(kernel, [[-2.0], [2.0]], 0.5, [1.0, 1.0])
+    >>> transition = nd.analytic.gaussian_mixture(kernel, np.array([[-2.0], [2.0]]), 0.5, np.ones(2))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     nd.save(nd.Diffusion(kernel, transition), f"{directory}/prior.safetensors")
     ...     nd.load(f"{directory}/prior.safetensors").event_shape
