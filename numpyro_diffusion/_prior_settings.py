@@ -330,6 +330,6 @@ def _array_or_none(name: str, value: Any) -> Any:
 
 
 def _shape(node: Any) -> Shape:
-    if not isinstance(node, list) or not all(type(size) is int for size in node):
+    if not isinstance(node, list) or not all(type(size) is int and size < 2**31 for size in node):
         raise wrong("a shape", node)
     return check_shape("a shape in the file's settings", node, "The file was not written by numpyro_diffusion.save.")

@@ -180,24 +180,25 @@ def _sync_directory(path: Path) -> None:
 
 def _parse_json(what: str, text: bytes) -> dict[str, Any]:
     """A JSON object without duplicate keys, infinities or deep nesting."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
     try:
         decoded = text.decode()
         _check_depth(decoded)
-        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse)
         if not isinstance(value, dict):
             raise ValueError(f"it is a {type(value).__name__}")
     except ValueError as error:
         raise ValueError(expected(f"a JSON object as {what}", shown(str(error)), f"{_DAMAGED} {_FOREIGN}")) from error
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _check_depth(text: str) -> None:

@@ -148,11 +148,11 @@ def test_every_kernel_network_and_estimator_of_the_package_can_be_saved():
         assert all(field.type is int for cls in classes.values() for field in dataclasses.fields(cls))
 
 
-@pytest.mark.parametrize("parameterization", ["v", "noise", "x0", "score", "paper"])
-@pytest.mark.parametrize("variance", ["learned", "lower", "upper", "denoiser"])
+@pytest.mark.parametrize(
+    ("parameterization", "variance"),
+    [("v", "learned"), ("noise", "lower"), ("x0", "denoiser"), ("score", "upper"), ("paper", "learned")],
+)
 def test_every_setting_of_the_gaussian_kernel_comes_back(parameterization, variance, path):
-    if parameterization == "paper":
-        variance = "learned"
     kernel = gaussian(parameterization=parameterization, variance=variance, data_scale=np.pi)
     prior = nd.Diffusion(kernel, affine((2,), kernel.num_outputs))
     assert_equal(prior, again(prior, path, network=prior.transition.function))
@@ -347,7 +347,7 @@ def with_params(params):
         (lambda: with_params({}), "a network that runs with the file's parameters .*KeyError: 'gain'"),
         (lambda: with_params({"gain": jnp.ones(3)}), "a network that runs with the file's parameters"),
         (
-            lambda: with_params({"gain": jnp.ones(()), "no": {str(i): 0 for i in range(500_000)}}),
+            lambda: with_params({"gain": jnp.ones(()), "no": {str(i): 0 for i in range(100_000)}}),
             "at most 4194304 bytes",
         ),
         (lambda: diffusion(gaussian(), dataclasses.replace(MLP, num_time_features=True)), "num_time_features of MLP"),
