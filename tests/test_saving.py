@@ -94,6 +94,10 @@ OWN = {
 }
 
 
+# One of each kernel and estimator: each costs a compilation.
+ESTIMATED = ("gaussian learned schedule", "gaussian conditional", "bernoulli MLP", "bernoulli StepReadoutMLP")
+
+
 @pytest.fixture(name="path")
 def _path(tmp_path):
     return tmp_path / "prior.safetensors"
@@ -136,7 +140,8 @@ def test_draws_and_log_prob_are_the_same_to_the_last_bit(name, path):
     draws = draw(prior, key, (2,))
     np.testing.assert_array_equal(draw(loaded, key, (2,)), draws)
     assert draw._cache_size() == compiled + 1  # equal to JAX too
-    np.testing.assert_array_equal(log_prob(loaded, draws), log_prob(prior, draws))
+    if name in ESTIMATED:
+        np.testing.assert_array_equal(log_prob(loaded, draws), log_prob(prior, draws))
 
 
 def test_every_kernel_network_and_estimator_of_the_package_can_be_saved():
@@ -229,18 +234,16 @@ def test_other_byte_orders_are_saved_in_this_one(path):
     assert gain.dtype.isnative
 
 
-def test_half_precision_parameters_draw_the_same(path):
+def test_a_network_in_half_precision_comes_back(path):
     prior = nd.Diffusion(gaussian(), weighted(MLP, dtype=jnp.bfloat16))
-    loaded = again(prior, path)
-    np.testing.assert_array_equal(prior.sample(KEY), loaded.sample(KEY))
+    assert_equal(prior, again(prior, path))
 
 
 def test_double_precision_comes_back_and_is_never_rounded_in_silence(path):
     with enable_x64(True):
         prior = diffusion(gaussian(), MLP)
-        loaded = again(prior, path)
-        assert_equal(prior, loaded)
-        assert loaded.sample(KEY).dtype == jnp.float64
+        assert_equal(prior, again(prior, path))
+        assert {leaf.dtype for leaf in jax.tree.leaves(prior.transition.params)} == {jnp.dtype("float64")}
     with pytest.raises(ValueError, match=r"64-bit arrays.*'params/.*float64; got JAX in 32 bits.*jax_enable_x64"):
         nd.load(path)
 
@@ -347,7 +350,7 @@ def with_params(params):
         (lambda: with_params({}), "a network that runs with the file's parameters .*KeyError: 'gain'"),
         (lambda: with_params({"gain": jnp.ones(3)}), "a network that runs with the file's parameters"),
         (
-            lambda: with_params({"gain": jnp.ones(()), "no": {str(i): 0 for i in range(100_000)}}),
+            lambda: with_params({"gain": jnp.ones(()), "n" * 2**22: 0}),
             "at most 4194304 bytes",
         ),
         (lambda: diffusion(gaussian(), dataclasses.replace(MLP, num_time_features=True)), "num_time_features of MLP"),
