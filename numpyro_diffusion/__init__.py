@@ -17,6 +17,7 @@ from .chains import (
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
+from .saving import load, save
 from .schedules import Schedule
 from .training import Validation, fit
 from .transition import Transition
@@ -45,10 +46,12 @@ __all__ = [
     "haiku_module",
     "infer",
     "learned_schedule",
+    "load",
     "networks",
     "paper_bound",
     "plots",
     "random_haiku_module",
+    "save",
     "schedules",
     "update_state",
 ]
