@@ -139,11 +139,15 @@ def distance_record(
     )
 
 
+# An amplitude and the size of x change only together, which Gibbs does in small steps: fewer effective draws a sweep.
+SWEEPS = {"amplitude": 1500, "sigma": 300}
+
+
 def rows(unknown: str, seeds: list[int], budget: float = 1.0) -> list[dict[str, Any]]:
     """All engines on one kind of unknown."""
     problems = [joint_problem(seed, unknown) for seed in seeds]
     engines = {
-        f"joint_{unknown}_w1_over_sd": ("<= 0.05", lambda problem: gibbs(problem, int(300 * budget))),
+        f"joint_{unknown}_w1_over_sd": ("<= 0.05", lambda problem: gibbs(problem, int(SWEEPS[unknown] * budget))),
         f"joint_{unknown}_islands_w1_over_sd": ("<= 0.05", lambda problem: twisted(problem, int(4096 * budget))),
         f"biased_{unknown}_mmps_w1_over_sd": ("", lambda problem: guided_gibbs(problem, "mmps")),
         f"biased_{unknown}_dps_w1_over_sd": ("", lambda problem: guided_gibbs(problem, "dps")),
