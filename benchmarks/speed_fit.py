@@ -1,8 +1,8 @@
 """``nd.fit`` against the loop that one would write by hand in JAX and optax: seconds per step, compiling left out.
 
-Same loss, scaled the same, same network, same optimiser; batches by indices drawn with replacement on the device; scanned
-in chunks of 100 steps, after each of which the losses go to the host. Before timing, both losses and their gradients are
-compared on the same draws, and what SVI minimises with what the loop minimises.
+Same loss, scaled the same, same network, same optimiser; batches by indices drawn with replacement on the device;
+scanned in chunks of 100 steps, after each of which the losses go to the host. Before timing, both losses and their
+gradients are compared on the same draws, and what SVI minimises with what the loop minimises.
 """
 
 import math
@@ -34,8 +34,8 @@ def written_loss(problem: Problem) -> Callable[..., jax.Array]:
 def check_same_loss(problem: Problem, data: jax.Array, seed: int) -> None:
     """Raise unless the hand-written loss is ours.
 
-    On the same draws, value and gradient are compared with ``Diffusion.log_prob``; averaged over keys, the value with the
-    ELBO of the model, whose draws come from the model's own key.
+    On the same draws, value and gradient are compared with ``Diffusion.log_prob``; averaged over keys, the value with
+    the ELBO of the model, whose draws come from the model's own key.
     """
     loss, params, x_0 = written_loss(problem), problem.params(seed), data[:64]
     key = jax.random.key(seed + 1)
@@ -49,7 +49,9 @@ def check_same_loss(problem: Problem, data: jax.Array, seed: int) -> None:
     keys = jax.random.split(jax.random.key(seed + 2), 50)
     model, scale = problem.model(), len(data) / len(x_0)
     site = {"net$params": params}
-    elbo = jax.jit(lambda: jax.lax.map(lambda key: Trace_ELBO().loss(key, site, model, _no_guide, x_0, len(data)), keys))
+    elbo = jax.jit(
+        lambda: jax.lax.map(lambda key: Trace_ELBO().loss(key, site, model, _no_guide, x_0, len(data)), keys)
+    )
     mine = elbo()
     other = scale * jax.jit(lambda: jax.lax.map(lambda key: loss(params, key, x_0), keys))()
     error = math.hypot(float(mine.std()), float(other.std())) / math.sqrt(len(keys))

@@ -115,10 +115,10 @@ class FitTime:
 def time_fit(problem: Problem, data: jax.Array, seed: int, num_steps: int) -> FitTime:
     """Train with ``nd.fit`` and time its steps after its first report.
 
-    ``fit`` compiles at each call, and seconds of compiling are no better repeatable than the steps to be timed are long;
-    so neither one call nor the difference of two will do. But it reports its progress, as a user sees it, whenever the
-    losses of some steps have arrived, and the first report comes after compiling. What is between the first and the last
-    is all that steps cost: device, host, progress bar.
+    ``fit`` compiles at each call, for seconds that vary by as much as the ratios to be measured, so neither one call
+    nor the difference of two will do. But it reports its progress, as a user sees it, whenever the losses of some steps
+    have arrived, and the first report comes after compiling. What is between the first and the last is all that steps
+    cost: device, host, progress bar.
     """
     with progress_marks() as marks, contextlib.redirect_stderr(io.StringIO()):
         start = time.perf_counter()

@@ -1,14 +1,15 @@
-"""The PyTorch side of the speed benchmark: the two networks, and DDPM training and sampling with Hugging Face diffusers.
+"""The PyTorch side of the speed benchmark: two networks, DDPM training and sampling with Hugging Face diffusers.
 
 Needs torch, diffusers and numpy, and nothing of the package: it may run under another interpreter. It is a worker that
 reads one request a line from its standard input, JSON, and answers each with one line:
 
     {"task": "setup", "network": "mlp", "params": "FILE.npz", ...}    networks and data; returns outputs to compare
-    {"task": "train", "steps": 200, "compiled": false}                seconds of so many training steps
-    {"task": "sample", "compiled": false}                             seconds of one batch of draws
+    {"task": "train", "steps": 200, "variant": "eager"}               seconds of so many training steps
+    {"task": "sample", "variant": "eager"}                            seconds of one batch of draws
 
-Training is the loop of the diffusers' examples (random steps, ``add_noise``, mean squared error of the noise) on tensors in
-memory, without their loader, accelerator and logging. Layers carry the names that they have in Haiku.
+The variants: "eager" with as many threads as PyTorch chooses, "one_thread", and "compiled" by ``torch.compile``.
+Training is the loop of the diffusers' examples (random steps, ``add_noise``, mean squared error of the noise) on
+tensors in memory, without their loader, accelerator and logging. Layers carry the names that they have in Haiku.
 """
 
 import json
@@ -64,6 +65,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A residual block that is told the time."""
+
     def __init__(self, size_in: int, size_out: int, time_size: int) -> None:
         super().__init__()
         self.first_norm = nn.GroupNorm(size_in // 4, size_in)
@@ -114,7 +117,7 @@ def load(network: Any, file: str) -> None:
         layer_name, parameter = key.rsplit("/", 1)
         layer = layers[layer_name]
         if parameter == "w":  # Haiku has outputs last, for images (height, width, in, out)
-            value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)  # noqa: PLW2901
+            value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
         target = layer.weight if parameter in ("w", "scale") else layer.bias
         if target.shape != value.shape:
             raise ValueError(f"Expected shape {tuple(target.shape)} for {key}; got {value.shape}.")
@@ -127,6 +130,10 @@ def load(network: Any, file: str) -> None:
 
 
 class Worker:
+    """What answers the requests: one method for each task."""
+
+    threads: int = 0  # PyTorch's own choice, once known
+
     def setup(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make network, scheduler, optimiser and data as the request says; compare by ``outputs``."""
         arrays = np.load(request["arrays"])
@@ -143,13 +150,17 @@ class Worker:
         self.scheduler.set_timesteps(num_steps)
         self.data, self.batch = self._images(arrays["data"]), request["batch"]
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=request["learning_rate"], fused=True)
-        self.compiled = torch.compile(self.network)
+        self.compiled, self.threads = torch.compile(self.network), self.threads or torch.get_num_threads()
         with torch.inference_mode():
             outputs = self.network(self._images(arrays["x_t"]), torch.from_numpy(arrays["t"]).long() - 1)
         if outputs.ndim == 4:
             outputs = outputs.permute(0, 2, 3, 1)
         versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-        return {"outputs": outputs.flatten().tolist(), "threads": torch.get_num_threads(), **versions}
+        return {"outputs": outputs.flatten().tolist(), "threads": self.threads, **versions}
+
+    def _network(self, variant: str) -> Any:
+        torch.set_num_threads(1 if variant == "one_thread" else self.threads)
+        return self.compiled if variant == "compiled" else self.network
 
     @staticmethod
     def _images(x: np.ndarray) -> torch.Tensor:
@@ -158,7 +169,7 @@ class Worker:
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of ``steps`` training steps, and the mean loss of the last hundred."""
-        network = self.compiled if request["compiled"] else self.network
+        network = self._network(request["variant"])
         num_steps, losses = self.scheduler.config.num_train_timesteps, []
         network.train()
         start = time.perf_counter()
@@ -177,7 +188,7 @@ class Worker:
 
     def sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of drawing ``count`` events by all steps of the chain, and their standard deviation."""
-        network = self.compiled if request["compiled"] else self.network
+        network = self._network(request["variant"])
         network.eval()
         start = time.perf_counter()
         with torch.inference_mode():

@@ -1,15 +1,16 @@
 """``nd.fit`` and ``Diffusion.sample`` against PyTorch with Hugging Face diffusers, on the same CPU, alternating.
 
-The same on both sides: data, batch, T, noise levels, network (the PyTorch one is loaded with Haiku's parameters and must
-return the same outputs before anything is timed), what it predicts (the noise), Adam and its rate, float32, the variance of
-a reverse step (the bridge's), the number of draws, threads as each library sets them.
+The same on both sides: data, batch, T, noise levels, network (the PyTorch one is loaded with Haiku's parameters and
+must return the same outputs before anything is timed), what it predicts (the noise), Adam and its rate, float32, the
+variance of a reverse step (the bridge's), the number of draws, threads as each library sets them.
 
 What differs:
 
-- The loss. Ours is the bound on log p(x^0), steps stratified over the batch; theirs the unweighted error of the noise with
-  independent steps, as in the diffusers' examples. The network's work is the same, the rest is a few elementwise operations.
-- Ours runs compiled, a hundred steps at a time. Theirs runs step by step from Python, as PyTorch does; rows "compiled" have
-  its network under ``torch.compile``, reported beside. Time to compile is counted on neither side.
+- The loss. Ours is the bound on log p(x^0), steps stratified over the batch; theirs the unweighted error of the noise
+  with independent steps, as in the diffusers' examples. The network's work is the same, the rest is elementwise.
+- Ours runs compiled, a hundred steps at a time; theirs step by step from Python, as PyTorch does. Beside it stand,
+  without a limit, "one_thread", which can be faster for small arrays, and "compiled", the network under
+  ``torch.compile``. Time to compile is counted on neither side.
 - Ours reports progress and reads the losses once in a chunk; theirs once at the end.
 - At the last step diffusers adds no noise; ours adds the little that a density needs.
 - Images are (side, side, channels) for us and (channels, side, side) for them, as each library has it.
@@ -42,7 +43,12 @@ LIMITS = {
 }
 COUNTS = {"mlp": 10_000, "unet": 500}  # draws at once
 STEPS = {"mlp": 500, "unet": 200}  # training steps of one call of fit
+VARIANTS = ("eager", "one_thread", "compiled")
 INSTALL = "python -m pip install torch diffusers numpy"
+
+
+class TorchError(RuntimeError):
+    """The PyTorch side could not do what it was asked."""
 
 
 class Torch:
@@ -62,7 +68,7 @@ class Torch:
         stdin.flush()
         answer = json.loads(stdout.readline() or '{"error": "the worker ended"}')
         if "error" in answer:
-            raise RuntimeError(f"the PyTorch worker failed at {request['task']}: {answer['error']}")
+            raise TorchError(f"the PyTorch worker failed at {request['task']}: {answer['error']}")
         return answer
 
     def __enter__(self) -> "Torch":
@@ -114,40 +120,43 @@ def compare(
     unit: str,
     amount: float,
     ours: Callable[[int], float],
-    theirs: Callable[[bool], float],
+    theirs: Callable[[str], float],
     rounds: int,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Records of ours over theirs, and over theirs compiled, from functions that return seconds for each unit of work.
+    """Records of ours over each variant of theirs, from functions that return seconds for each unit of work.
 
     Args:
         name: of the record.
         unit: of work, such as "steps"; what is reported is units in a second.
         amount: units of work that the returned seconds stand for.
         ours: of the round's number.
-        theirs: of whether it is compiled.
+        theirs: of the variant's name.
         rounds: how many.
         **settings: to report.
     """
-    ours(-1), theirs(False)  # first use of everything
-    try:
-        variants = {"eager": False, "compiled": True}
-        theirs(True)
-    except RuntimeError as error:
-        print(f"{name}: no compiled PyTorch row, {error}")
-        variants = {"eager": False}
+    ours(-1)
+    variants = []
+    for variant in VARIANTS:  # first use of everything
+        try:
+            theirs(variant)
+            variants.append(variant)
+        except TorchError as error:
+            if variant == "eager":
+                raise
+            print(f"{name}: no row {variant}, {error}")
     start = time.perf_counter()
     times: dict[str, list[float]] = {"ours": [], **{variant: [] for variant in variants}}
     for index in range(rounds):
         order = list(times)
         for who in order if index % 2 == 0 else order[::-1]:
-            times[who].append(ours(index) if who == "ours" else theirs(variants[who]))
+            times[who].append(ours(index) if who == "ours" else theirs(who))
     records = []
     for variant in variants:
         ratios = [other / mine for mine, other in zip(times["ours"], times[variant], strict=True)]
         records.append(
             record(
-                name if variant == "eager" else f"{name}_compiled",
+                name if variant == "eager" else f"{name}_{variant}",
                 statistics.median(ratios),
                 "ratio",
                 baseline=amount / statistics.median(times[variant]),
@@ -189,7 +198,7 @@ def rows(torch: Torch, problem: Problem, seed: int, rounds: int) -> list[dict[st
             "draws",
             count,
             sample,
-            lambda compiled: torch(task="sample", compiled=compiled)["seconds"],
+            lambda variant: torch(task="sample", variant=variant)["seconds"],
             rounds,
             draws=count,
             **settings,
@@ -199,7 +208,7 @@ def rows(torch: Torch, problem: Problem, seed: int, rounds: int) -> list[dict[st
             "steps",
             1.0,
             lambda index: time_fit(problem, data, seed + 1 + index, steps).seconds_per_step,
-            lambda compiled: torch(task="train", steps=timed, compiled=compiled)["seconds"] / timed,
+            lambda variant: torch(task="train", steps=timed, variant=variant)["seconds"] / timed,
             rounds,
             steps=timed,
             **settings,
@@ -218,5 +227,7 @@ def run(seed: int, rounds: int, python: str) -> list[dict[str, Any]]:
         return [
             row
             for name in ("mlp", "unet")
-            for row in rows(torch, Problem(name, kernel_options=KERNEL), seed, rounds if name == "mlp" else max(3, rounds // 2))
+            for row in rows(
+                torch, Problem(name, kernel_options=KERNEL), seed, rounds if name == "mlp" else max(3, rounds // 2)
+            )
         ]
