@@ -55,7 +55,7 @@ def smc_seconds(particles: int, seed: int, num_steps: int = 100) -> Callable[[],
 
 def training_seconds(batch: int, seed: int) -> Callable[[], float]:
     """A function that trains anew for a moment and returns seconds per step."""
-    problem = Problem("mlp", batch=batch)
+    problem = Problem("mlp", batch_size=batch)
     data = problem.data(seed)
     return lambda: time_fit(problem, data, seed, 300).seconds_per_step
 

@@ -3,7 +3,9 @@
     mlp     points of the swiss roll, the MLP of the package
     unet    8 x 8 x 1 images of a blob each, the U-Net of `speed_unet.py`
 
-20,000 rows, batches of 512, T = 100, Adam.
+20,000 rows, T = 100, Adam; batches of 512 points, and of 64 images, because a step of the U-Net takes long: XLA runs
+the gradients of convolutions in a loop (``lax.scan``) on the CPU an order of magnitude slower than outside (jax-ml/jax
+#12868).
 """
 
 import contextlib
@@ -25,6 +27,7 @@ from speed_unet import UNet
 import numpyro_diffusion as nd
 
 LEARNING_RATE = 1e-3
+BATCHES = {"mlp": 512, "unet": 64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Problem:
         kernel_options: to the Gaussian kernel; its defaults are v-prediction and a learned variance.
         width: of the network; None for the benchmark's.
         dimension: of the MLP's data: the roll in the plane, normal data elsewhere.
-        batch: rows in a batch.
+        batch_size: rows in a batch; None for the benchmark's.
         rows: rows of data.
     """
 
@@ -46,8 +49,12 @@ class Problem:
     kernel_options: tuple[tuple[str, Any], ...] = ()
     width: int | None = None
     dimension: int = 2
-    batch: int = 512
+    batch_size: int | None = None
     rows: int = 20_000
+
+    @property
+    def batch(self) -> int:
+        return self.batch_size or BATCHES[self.name]
 
     @property
     def event_shape(self) -> tuple[int, ...]:
