@@ -130,8 +130,8 @@ def fit_step_ratios(problem: Problem, seed: int, rounds: int, num_steps: int) ->
     runs = {"ours": ours, "scanned": scanned, "control": scanned, "step_by_step": stepwise}
     start = time.perf_counter()
     times: dict[str, list[float]] = {who: [] for who in runs}
-    # For the record only: over seeds the last losses spread by more than any sensible tolerance. That the losses are the
-    # same function is checked above, on the same draws.
+    # For the record only: over seeds the last losses spread by more than any sensible tolerance. That the losses are
+    # the same function is checked above, on the same draws.
     last: dict[str, list[float]] = {who: [] for who in runs}
     for index in range(rounds):
         for who in runs if index % 2 == 0 else reversed(runs):
