@@ -17,8 +17,9 @@ from .chains import (
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
+from .saving import load, save
 from .schedules import Schedule
-from .training import fit
+from .training import Validation, fit
 from .transition import Transition
 
 __all__ = [
@@ -38,16 +39,19 @@ __all__ = [
     "Schedule",
     "TiltedChain",
     "Transition",
+    "Validation",
     "analytic",
     "datasets",
     "fit",
     "haiku_module",
     "infer",
     "learned_schedule",
+    "load",
     "networks",
     "paper_bound",
     "plots",
     "random_haiku_module",
+    "save",
     "schedules",
     "update_state",
 ]

@@ -49,6 +49,13 @@ def test_the_distribution_is_free_of_plates_and_keeps_the_parameters(fitted):
     assert prior.log_prob(jnp.ones(1)) == prior.log_prob(jnp.ones(1))
 
 
+def test_the_distribution_can_be_asked_for_inside_of_another_model(fitted):
+    def another():
+        return numpyro.sample("x", fitted.distribution("x"))
+
+    assert list(numpyro.handlers.trace(numpyro.handlers.seed(another, 0)).get_trace()) == ["x"]
+
+
 def test_the_average_of_parameters_lags_behind_them():
     def counting(x, size):
         numpyro.param("w", 0.0)

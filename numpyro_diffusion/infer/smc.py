@@ -20,6 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .._checks import check_integer_at_least, expected
+from .._placement import Placement
 from .._typing import Array, PyTree
 from ..chains.tilts import ClampedNormal
 from . import _arguments
@@ -55,6 +56,7 @@ class TwistedSMC:
             ``"independent"`` or ``"joint"`` (told). What was done is in ``elements_reason`` and in the summary.
         keep_paths: keep x^{0:T} of every particle, in memory that grows with T; draws gain ``<site>_path``.
         progress_bar: show one while islands run in batches.
+        mesh: divide the islands among the devices of a mesh, which may belong to several processes.
 
     Attributes (after :meth:`run`):
         log_evidence: log p(y) in nats (of all elements together); with ``condition``-ed sites their prior is in it.
@@ -90,6 +92,7 @@ class TwistedSMC:
         elements: str = "auto",
         keep_paths: bool = False,
         progress_bar: bool = True,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         self.model = model
         self.num_particles = check_integer_at_least(
@@ -101,6 +104,8 @@ class TwistedSMC:
         self.elements = elements
         self.keep_paths = keep_paths
         self.progress_bar = progress_bar
+        self._place = Placement(mesh)
+        self._place.check_divisible("num_islands", num_islands)
         self._islands = jax.jit(self._run_islands, static_argnums=(3, 4))
         self._prior = jax.jit(self._draw_prior, static_argnums=(2, 3))
         self._replay = jax.jit(self._compute_deterministic, static_argnums=(2, 3))
@@ -131,14 +136,17 @@ class TwistedSMC:
         key_prior, key_islands, key_draws = jax.random.split(key, 3)
         prior_draws = self._prior(key_prior, arrays, static, elements)
         keys = jax.random.split(key_islands, self.num_islands)
-        batch = max(1, min(self.num_islands, _MAX_ROWS // self.num_particles))
+        per_device = min(self.num_islands // self._place.num_devices, max(1, _MAX_ROWS // self.num_particles))
+        batch = per_device * self._place.num_devices
+        arrays_of_all, prior_draws = self._place.replicate((arrays, prior_draws))
         parts = []
         starts = range(0, self.num_islands, batch)
         for start in tqdm(starts, desc="islands", disable=not self.progress_bar or len(starts) == 1):
             # The last batch begins earlier rather than be compiled for another size.
             first = min(start, self.num_islands - batch)
-            part = self._islands(keys[first : first + batch], arrays, prior_draws, static, elements)
-            parts.append(jax.tree.map(lambda leaf, skip=start - first: np.asarray(leaf)[skip:], part))
+            batch_keys = self._place.replicate(keys[first : first + batch])
+            part = self._place.gather(self._islands(batch_keys, arrays_of_all, prior_draws, static, elements))
+            parts.append(jax.tree.map(lambda leaf, skip=start - first: leaf[skip:], part))
         cloud, others, shared = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         result = Islands(split, arrays, static, elements, cloud, others, shared, key_draws)
         check_weights(result)
@@ -235,6 +243,14 @@ class TwistedSMC:
         return draw_prior(Target(split, others), key_draws, max(self.twist.num_prior_draws, least))
 
     def _run_islands(
+        self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
+    ) -> tuple[Cloud, dict[str, Array], Array]:
+        def run(keys: jax.Array, arrays: list, prior_draws: States) -> tuple[Cloud, dict[str, Array], Array]:
+            return self._run_share(keys, arrays, prior_draws, static, elements)
+
+        return self._place.divide(run)(keys, arrays, prior_draws)
+
+    def _run_share(
         self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
     ) -> tuple[Cloud, dict[str, Array], Array]:
         split = self._split(arrays, static, elements)

@@ -1,0 +1,304 @@
+"""Train by NumPyro's SVI on minibatches: compiled once, run in chunks, nothing read back at each step.
+
+``plate(subsample_size=...)`` that indexes the data shuffles all of it at every step, and ``svi.run`` compiles
+at every call. So :func:`fit` draws its own batches (:mod:`.sources`) and hands them to the model, and steps run in
+compiled chunks of about half a second. Any model and guide will do; a model of one diffusion needs no guide, because
+``Diffusion.log_prob`` is itself a bound.
+
+What a step computes depends on its number and on the key, not on how steps are divided into chunks: a run that was
+killed and resumed ends with the same bits as one that was not.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpyro.infer import SVI, Trace_ELBO
+
+from .._checks import check_integer_at_least, expected
+from .._placement import Placement
+from .._typing import Array, PyTree
+from .checkpoints import Checkpoints
+from .result import FitResult
+from .sources import Source, as_source
+from .validation import Validation, make_validation_loss
+
+__all__ = ["fit"]
+
+_LONGEST_CHUNK = 1000
+_SECONDS_PER_CHUNK = 0.5
+_LIBRARIES = ("numpyro-diffusion", "jax", "jaxlib", "numpyro", "optax")
+
+
+class _State(NamedTuple):
+    """What a step changes, and what a checkpoint holds."""
+
+    svi: Any
+    average: PyTree  # of parameters; None without ema_decay
+    best: PyTree  # param and mutable values with the best validation loss; None without validation
+
+
+class _Losses(NamedTuple):
+    steps: list[float]
+    validation_steps: list[int]
+    validation: list[float]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "steps": np.asarray(self.steps, np.float32),
+            "validation_steps": np.asarray(self.validation_steps, np.int64),
+            "validation": np.asarray(self.validation, np.float64),
+        }
+
+
+def fit(
+    model: Callable[..., Any],
+    data: Any,
+    *,
+    optimizer: Any,
+    num_steps: int,
+    batch_size: int,
+    key: jax.Array,
+    guide: Callable[..., Any] | None = None,
+    loss: Any = None,
+    ema_decay: float | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_every: int = 1000,
+    resume: bool = False,
+    validation: Any = None,
+    progress_bar: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
+    size: int | None = None,
+) -> FitResult:
+    """Train all ``param`` sites of a model by SVI on random minibatches.
+
+    Args:
+        model: called as ``model(batch, size)``: the batch with ``batch_size`` rows, and the number of rows of all
+            the data, for ``numpyro.plate("data", size, subsample_size=batch_size)``.
+        data: an array or a pytree of arrays with equal first dimensions, the rows; such arrays memory-mapped by
+            ``numpy.load(path, mmap_mode="r")``; or an iterator, or a loader that can be iterated again, of batches.
+        optimizer: an optax optimiser, or one of NumPyro's.
+        num_steps: how many.
+        batch_size: rows in a batch, drawn with replacement (a loader keeps its own order).
+        key: JAX random key; the same key gives the same parameters.
+        guide: called as the model is; none for a model without latent sites.
+        loss: a NumPyro ELBO; ``Trace_ELBO()`` by default.
+        ema_decay: in (0, 1): return an exponential moving average of the parameters with this decay.
+        checkpoint_dir: where to write checkpoints (by orbax-checkpoint): parameters, optimiser, averages, losses. One
+            run writes to a directory at a time.
+        checkpoint_every: steps between two checkpoints; the last step is always written.
+        resume: go on from the last checkpoint, to the same bits as without interruption on the same machine with
+            the same versions; from the start if there is none. A loader's order must be repeatable: one with
+            ``get_state`` and ``set_state`` (grain) is set, any other is iterated up to the step.
+        validation: held-out data, or a :class:`Validation` of them, which also says when to stop: then the parameters
+            with the best validation loss are returned.
+        progress_bar: show steps and the loss in bits per row.
+        mesh: divide every batch among the devices of a mesh, which may belong to several processes.
+        size: the rows of all the data of an iterator.
+
+    Returns:
+        The trained parameters and the losses.
+
+    Raises:
+        ValueError: for empty data, rows that do not match, a batch larger than the data, a decay outside (0, 1), a
+            loader whose batches are not as they should be, or a checkpoint of another model or run.
+        FloatingPointError: when the loss is no longer finite; names the step.
+        FileExistsError: for a directory with checkpoints, without ``resume``.
+        RuntimeError: for a directory that another run is writing to.
+        OSError: for one that cannot be written. A disk that is full later on is a warning, and training goes on.
+    """
+    check_integer_at_least("num_steps", num_steps, 1, "Pass the number of SVI steps.")
+    check_integer_at_least("batch_size", batch_size, 1, "Pass the number of rows in a batch.")
+    check_integer_at_least("checkpoint_every", checkpoint_every, 1, "It counts steps between checkpoints.")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ValueError(expected("ema_decay in (0, 1)", ema_decay, "0.999 averages about the last 1000 steps."))
+    if resume and checkpoint_dir is None:
+        raise ValueError(expected("checkpoint_dir=, the directory to resume from", "None", "Pass it."))
+    if validation is not None and not isinstance(validation, Validation):
+        validation = Validation(validation)
+    place = Placement(mesh)
+    place.check_divisible("a batch_size", batch_size)
+    source = as_source(data, batch_size, size, place)
+    run = _Run(
+        SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO()), source, place, key, ema_decay, validation
+    )
+    facts = {
+        "batch_size": batch_size,
+        "size": source.size,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "ema_decay": ema_decay,
+        "data": source.signature(),
+        "validation_every": None if validation is None else validation.every,
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+    with Checkpoints(checkpoint_dir, writes=jax.process_index() == 0) as checkpoints:
+        losses = _Losses([], [], [])
+        state = run.start()
+        if not resume:
+            checkpoints.check_unused()
+        elif checkpoints.last_step is not None:
+            restored, kept, position = checkpoints.restore(state, facts)
+            losses = _Losses(*(kept[name].tolist() if name in kept else [] for name in _Losses._fields))
+            source.restore(position, len(losses.steps))
+            state = restored
+        state = place.replicate(jax.tree.map(jnp.asarray, state) if mesh is None else state)
+        state = _train(run, state, losses, num_steps, checkpoints, checkpoint_every, facts, progress_bar)
+    state = place.fetch(state)
+    params, mutable = state.best if losses.validation else run.values(state)
+    arrays = losses.arrays()
+    return FitResult(
+        params=params,
+        losses=arrays["steps"],
+        mutable_state=mutable,
+        model=model,
+        example=jax.tree.map(lambda rows: jnp.asarray(rows[:1]), run.example),
+        size=source.size,
+        validation_steps=arrays["validation_steps"],
+        validation_losses=arrays["validation"],
+    )
+
+
+class _Run:
+    """The compiled parts of one training run."""
+
+    def __init__(
+        self,
+        svi: SVI,
+        source: Source,
+        place: Placement,
+        key: Array,
+        ema_decay: float | None,
+        validation: Validation | None,
+    ) -> None:
+        self.svi, self.source, self.validation = svi, source, validation
+        self._place, self._ema_decay = place, ema_decay
+        self._key_init, key_steps = jax.random.split(key)
+        self.key_steps = place.replicate(key_steps)
+        self._key_validation = place.replicate(jax.random.fold_in(key, 2))  # split has taken 0 and 1
+        self.example = source.example()
+        self._chunk = place.compile(self._steps, donate=0)
+        self._validate: Any = None
+
+    def start(self) -> _State:
+        """The state before the first step."""
+        svi_state = self.svi.init(self._key_init, self.example, self.source.size)
+        params = self.svi.get_params(svi_state)
+        average = params if self._ema_decay is not None else None
+        best = (params, svi_state.mutable_state) if self.validation is not None else None
+        # Copies: buffers that are given away must not be the same.
+        return jax.tree.map(jnp.copy, _State(svi_state, average, best))
+
+    def values(self, state: _State) -> tuple[PyTree, PyTree]:
+        """The values of ``param`` and of ``mutable`` sites."""
+        params = self.svi.get_params(state.svi) if self._ema_decay is None else state.average
+        return params, state.svi.mutable_state
+
+    def chunk(self, state: _State, prepared: PyTree, start: int, stop: int) -> tuple[_State, Array]:
+        """Steps start..stop - 1, and their losses in the first places of an array."""
+        return self._chunk(state, prepared, self.key_steps, np.int32(start), np.int32(stop))
+
+    def validation_loss(self, state: _State, data: PyTree) -> float:
+        """The loss per row of held-out data."""
+        if self._validate is None:
+            rows = len(jax.tree.leaves(self.example)[0])
+            self._validate = make_validation_loss(self.svi, self._place.replicate(data), rows)
+        params, mutable = self.values(state)
+        return float(self._validate({**params, **(mutable or {})}, self._key_validation))
+
+    def _steps(self, state: _State, prepared: PyTree, key: Array, start: Array, stop: Array) -> tuple[_State, Array]:
+        def body(index: Array, carry: tuple[_State, Array]) -> tuple[_State, Array]:
+            state, losses = carry
+            batch = self.source.batch(prepared, index - start, jax.random.fold_in(key, index))
+            svi_state, value = self.svi.update(state.svi, batch, self.source.size)
+            average = state.average
+            if self._ema_decay is not None:
+                # The early average forgets its start: weight 1 on the first step, then the usual decay.
+                weight = jnp.maximum(1 - self._ema_decay, 9 / (10.0 + index))
+                average = optax.incremental_update(self.svi.get_params(svi_state), average, weight)
+            losses = losses.at[index - start].set((value / self.source.size).astype(losses.dtype))
+            return _State(svi_state, average, state.best), losses
+
+        return jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(_LONGEST_CHUNK)))
+
+
+def _train(
+    run: _Run,
+    state: _State,
+    losses: _Losses,
+    num_steps: int,
+    checkpoints: Checkpoints,
+    checkpoint_every: int,
+    facts: dict[str, Any],
+    progress_bar: bool,
+) -> _State:
+    """Walk to ``num_steps``, or to where validation stops."""
+    validation = run.validation
+    pace = 10  # steps in the next chunk, so that it takes about half a second
+    seconds_are_known = False
+    step = len(losses.steps)
+    with _progress(num_steps, step, progress_bar) as bar:
+        while step < num_steps and not (validation and validation.should_stop(np.asarray(losses.validation))):
+            ends = [num_steps, step + min(pace, run.source.limit or _LONGEST_CHUNK)]
+            if checkpoints.is_active:
+                ends.append(_next_multiple(step, checkpoint_every))
+            if validation is not None:
+                ends.append(_next_multiple(step, validation.every))
+            stop = min(ends)
+            prepared = run.source.prepare(step, stop - step, run.key_steps)
+            began = time.perf_counter()
+            state, values = run.chunk(state, prepared, step, stop)
+            found = np.asarray(values)[: stop - step]
+            seconds = time.perf_counter() - began
+            _check_losses(found, step, checkpoints)
+            losses.steps.extend(found.tolist())
+            if seconds_are_known:  # the first chunk is also compiled
+                pace = int(np.clip(_SECONDS_PER_CHUNK * (stop - step) / seconds, 1, min(2 * pace, _LONGEST_CHUNK)))
+            seconds_are_known = True
+            bar.update(stop - step)
+            step = stop
+            shown = f"loss {found.mean() / np.log(2):.3f} bits"
+            if validation is not None and step % validation.every == 0:
+                losses.validation.append(run.validation_loss(state, validation.data))
+                losses.validation_steps.append(step)
+                if int(np.argmin(losses.validation)) == len(losses.validation) - 1:
+                    state = state._replace(best=jax.tree.map(jnp.copy, run.values(state)))
+            if losses.validation:
+                shown += f", held out {losses.validation[-1] / np.log(2):.3f}"
+            bar.set_postfix_str(shown)
+            if step % checkpoint_every == 0:
+                checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
+    checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
+    return state
+
+
+def _next_multiple(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _empty_guide(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model whose sites are all observed."""
+
+
+def _check_losses(losses: np.ndarray, start: int, checkpoints: Checkpoints) -> None:
+    if not np.isfinite(losses).all():
+        index = int(np.argmin(np.isfinite(losses)))
+        raise FloatingPointError(
+            expected(
+                "a finite loss",
+                f"{losses[index]} at step {start + index}",
+                "Check the data for NaN, lower the learning rate, or clip gradients with optax.clip_by_global_norm.",
+            )
+            + checkpoints.describe()
+        )
+
+
+def _progress(num_steps: int, done: int, visible: bool) -> Any:
+    from tqdm.auto import tqdm  # NumPyro's own dependency; slow to import
+
+    return tqdm(total=num_steps, initial=done, disable=not visible, desc="SVI", unit="step")

@@ -1,0 +1,412 @@
+"""save and load: what is loaded is what was saved, to the last bit; what cannot be loaded again is not written."""
+
+import dataclasses
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pytest
+from catalogue import affine, bernoulli, draw, gaussian, log_prob
+from precision import enable_x64
+
+import numpyro_diffusion as nd
+from numpyro_diffusion import _prior_settings as tables
+from numpyro_diffusion import chains, kernels, networks
+from numpyro_diffusion.modules import HaikuFunction
+
+T = 3
+KEY = jax.random.key(7)
+MLP = networks.MLP(T, num_outputs=2, width=4, depth=1, num_time_features=2, num_frequencies=1)
+
+
+def weighted(function, event_shape=(2,), context_shape=None, init_kwargs=None, dtype=None):
+    """A transition of a Haiku network whose weights are not the zeros it starts from."""
+    x_t = jnp.zeros((1, *event_shape))
+    context = None if context_shape is None else jnp.zeros((1, *context_shape))
+    function = HaikuFunction(function)
+    params, state = function.init(jax.random.key(0), x_t, jnp.ones((1,), int), context, **(init_kwargs or {}))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape), dtype or leaf.dtype), params)
+    return nd.Transition(function, params, event_shape, context_shape, state or None)
+
+
+def with_moving_average(x_t, t, is_training=False):
+    x_t = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.5)(x_t, is_training=is_training)
+    return hk.Linear(x_t.shape[-1])(x_t)
+
+
+def with_a_second_layer(x_t, t, is_training=False):
+    return hk.Linear(x_t.shape[-1], name="second")(with_moving_average(x_t, t, is_training))
+
+
+def plain(params, x_t, t, context):
+    return params["gain"] * x_t
+
+
+class OwnKernel(nd.GaussianKernel):
+    pass
+
+
+def conditional(kernel, num_outputs):
+    network = networks.MLP(T, num_outputs, width=4, depth=1, num_time_features=2)
+    context = jnp.asarray([[0.3], [-0.5], [1.0]], float)
+    return nd.Diffusion(kernel, weighted(network, context_shape=(1,)), context=context, rng_key=KEY)
+
+
+def diffusion(kernel, network, **kwargs):
+    return nd.Diffusion(kernel, weighted(network), rng_key=KEY, **kwargs)
+
+
+def mixture():
+    kernel = gaussian(parameterization="x0", variance="denoiser")
+    return nd.Diffusion(
+        kernel, nd.analytic.gaussian_mixture(kernel, np.array([[-1.0], [2.0]]), 0.5, np.ones(2)), rng_key=KEY
+    )
+
+
+def learned_kernel():
+    return nd.GaussianKernel(nd.schedules.learned(jnp.asarray([0.3, 1.1])), data_scale=1 / 3)
+
+
+# What the package can build without help.
+OWN = {
+    "gaussian MLP": lambda: diffusion(gaussian(), MLP),
+    "gaussian RBF": lambda: diffusion(gaussian(), networks.RBF(T, num_units=3)),
+    "gaussian StepReadoutMLP": lambda: diffusion(gaussian(), networks.StepReadoutMLP(T, 2, width=3, depth=1)),
+    "gaussian conditional": lambda: conditional(gaussian(), 2),
+    "gaussian mixture": mixture,
+    "gaussian learned schedule": lambda: diffusion(learned_kernel(), MLP, estimator=nd.ImportanceWeighted(2)),
+    "bernoulli MLP": lambda: diffusion(bernoulli(rate=0.3), networks.MLP(T, 1, width=4, depth=1)),
+    "bernoulli RBF": lambda: diffusion(bernoulli(rate=jnp.asarray([0.3, 0.6])), networks.RBF(T, 1, num_units=3)),
+    "bernoulli StepReadoutMLP": lambda: diffusion(
+        bernoulli(rate=np.asarray([1 / 3, 0.6]), parameterization="logits"),
+        networks.StepReadoutMLP(T, width=3, depth=1),
+        estimator=nd.AllSteps(2),
+    ),
+    "bernoulli conditional": lambda: conditional(bernoulli(), 1),
+}
+
+
+# One of each kernel and estimator: each costs a compilation.
+ESTIMATED = ("gaussian learned schedule", "gaussian conditional", "bernoulli MLP", "bernoulli StepReadoutMLP")
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path):
+    return tmp_path / "prior.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _compile_quickly(compile_quickly):
+    """Many programs that run once; whether two of them agree does not depend on the optimiser."""
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def again(prior, path, **kwargs):
+    nd.save(prior, path)
+    return nd.load(path, **kwargs)
+
+
+def kind(leaf):
+    """All that decides what an array does: NumPy's or JAX's, dtype, weak or not, shape and bytes."""
+    if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+        return type(leaf), leaf
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf.dtype, jax.random.key_data(leaf).tolist()
+    is_numpy, is_weak = not isinstance(leaf, jax.Array), getattr(leaf, "weak_type", False)
+    return is_numpy, is_weak, leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()
+
+
+def assert_equal(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert kind(one) == kind(other)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_draws_and_log_prob_are_the_same_to_the_last_bit(name, path):
+    prior = OWN[name]()
+    loaded = again(prior, path)
+    assert_equal(prior, loaded)
+    key = jax.random.key(1)
+    compiled = draw._cache_size()
+    draws = draw(prior, key, (2,))
+    np.testing.assert_array_equal(draw(loaded, key, (2,)), draws)
+    assert draw._cache_size() == compiled + 1  # equal to JAX too
+    if name in ESTIMATED:
+        np.testing.assert_array_equal(log_prob(loaded, draws), log_prob(prior, draws))
+
+
+def test_every_kernel_network_and_estimator_of_the_package_can_be_saved():
+    assert set(tables.KERNELS) == set(kernels.__all__) - {"Kernel"}
+    assert set(tables.NETWORKS) == set(networks.__all__)
+    estimators = {name for name in chains.bounds.__all__ if dataclasses.is_dataclass(getattr(chains.bounds, name))}
+    assert set(tables.ESTIMATORS) == estimators
+    for classes in (tables.NETWORKS, tables.FUNCTIONS, tables.ESTIMATORS):
+        assert all(field.type is int for cls in classes.values() for field in dataclasses.fields(cls))
+
+
+@pytest.mark.parametrize(
+    ("parameterization", "variance"),
+    [("v", "learned"), ("noise", "lower"), ("x0", "denoiser"), ("score", "upper"), ("paper", "learned")],
+)
+def test_every_setting_of_the_gaussian_kernel_comes_back(parameterization, variance, path):
+    kernel = gaussian(parameterization=parameterization, variance=variance, data_scale=np.pi)
+    prior = nd.Diffusion(kernel, affine((2,), kernel.num_outputs))
+    assert_equal(prior, again(prior, path, network=prior.transition.function))
+
+
+def test_another_process_draws_the_same(path):
+    prior = OWN["gaussian MLP"]()
+    nd.save(prior, path)
+    code = (
+        "import sys, jax, numpyro_diffusion as nd; prior = nd.load(sys.argv[1]);"
+        "draws = prior.sample(jax.random.key(1), (2,));"
+        "print(draws.tobytes().hex(), prior.log_prob(draws).tobytes().hex())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(nd.__file__).parent.parent), "PYTHONHASHSEED": "3"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as here
+    command = [sys.executable, "-W", "error", "-c", code, str(path)]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
+    draws = prior.sample(jax.random.key(1), (2,))
+    assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, prior.log_prob(draws))]
+
+
+def test_a_trained_distribution_is_saved_and_serves_as_a_prior(path):
+    def model(x, size):
+        transition = nd.haiku_module("net", MLP, kernel=gaussian(), event_shape=(2,))
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", nd.Diffusion(gaussian(), transition), obs=x)
+
+    settings = {"num_steps": 2, "batch_size": 4, "key": KEY, "progress_bar": False}
+    fitted = nd.fit(model, np.zeros((8, 2), np.float32), optimizer=numpyro.optim.Adam(1e-2), **settings)
+    loaded = again(fitted.distribution("x"), path)
+    jax.tree.map(np.testing.assert_array_equal, loaded.transition.params, fitted.params["net$params"])
+
+
+@pytest.mark.parametrize(
+    "rng_key", [None, jax.random.key(3), jax.random.PRNGKey(3), jax.random.key(3, impl="rbg")], ids=str
+)
+def test_key_batch_shape_and_validation_come_back(rng_key, path):
+    prior = nd.Diffusion(gaussian(), weighted(MLP), rng_key=rng_key, validate_args=True).expand((2, 3))
+    loaded = again(prior, path)
+    assert loaded.batch_shape == (2, 3)
+    assert_equal(prior, loaded)
+    assert loaded._validate_args is True
+
+
+def test_parameters_of_any_structure_and_dtype_come_back(path):
+    numbers = np.asarray([[0.1, -0.0, 1e-40], [np.inf, 3.0, 7.0]])
+    params = {
+        "gain": jnp.asarray(0.1),  # weakly typed
+        "linear/w": [numbers, numbers.T[::2], numbers.astype(">f4")[0].astype("<f4"), np.float64(1 / 3) * np.ones(())],
+        "linear": {"w": (jnp.full((2,), 0.3), jnp.asarray([1, 2], jnp.uint8), None, jnp.zeros((0, 3)))},
+        "": [jnp.asarray(numbers, dtype) for dtype in (jnp.bfloat16, jnp.float16, jnp.float32)],
+        "é\n\x1f": {"a": np.arange(-2, 2), "b": jnp.asarray([True, False]), "c": jnp.asarray(3), "key": KEY},
+        "empty": ({}, [], ()),
+        "scalars": [0.1, 2, True, -(2**31)],
+        "__metadata__": np.asarray(2**64 - 1, np.uint64),
+    }
+    prior = nd.Diffusion(gaussian(variance="lower"), nd.Transition(plain, params, (2,)))
+    loaded = again(prior, path, network=plain)
+    assert list(loaded.transition.params) == list(params)
+    assert_equal(prior, loaded)
+    assert type(loaded.transition.params["linear"]["w"]) is tuple
+    assert loaded.transition.params["linear/w"][0].flags.writeable
+
+
+def test_settings_may_be_integers_of_numpy(no_type_checks, path):
+    loaded = again(diffusion(gaussian(), dataclasses.replace(MLP, width=np.int64(4))), path)
+    assert loaded.transition.function.network == MLP
+
+
+def test_other_byte_orders_are_saved_in_this_one(path):
+    prior = nd.Diffusion(gaussian(variance="lower"), nd.Transition(plain, {"gain": np.asarray(0.3, ">f8")}, (2,)))
+    gain = again(prior, path, network=plain).transition.params["gain"]
+    assert gain == 0.3
+    assert gain.dtype.isnative
+
+
+def test_a_network_in_half_precision_comes_back(path):
+    prior = nd.Diffusion(gaussian(), weighted(MLP, dtype=jnp.bfloat16))
+    assert_equal(prior, again(prior, path))
+
+
+def test_double_precision_comes_back_and_is_never_rounded_in_silence(path):
+    with enable_x64(True):
+        prior = diffusion(gaussian(), MLP)
+        assert_equal(prior, again(prior, path))
+        assert {leaf.dtype for leaf in jax.tree.leaves(prior.transition.params)} == {jnp.dtype("float64")}
+    with pytest.raises(ValueError, match=r"64-bit arrays.*'params/.*float64; got JAX in 32 bits.*jax_enable_x64"):
+        nd.load(path)
+
+
+def test_the_same_prior_gives_the_same_bytes(path):
+    prior = OWN["bernoulli RBF"]()
+    nd.save(prior, path)
+    first = path.read_bytes()
+    nd.save(nd.load(path), path)
+    assert path.read_bytes() == first
+
+
+# A network or a kernel of one's own -------------------------------------------------------------------
+
+
+def test_a_network_of_ones_own_is_passed_as_it_was_to_haiku_module(path):
+    prior = nd.Diffusion(
+        gaussian(variance="upper"), weighted(with_moving_average, init_kwargs={"is_training": True}), rng_key=KEY
+    )
+    assert prior.transition.state is not None
+    loaded = again(prior, path, network=with_moving_average)
+    assert_equal(prior, loaded)
+    np.testing.assert_array_equal(draw(prior, KEY, (2,)), draw(loaded, KEY, (2,)))
+    assert_equal(prior, nd.load(path, network=HaikuFunction(with_moving_average)))
+    with pytest.raises(
+        ValueError, match=r"network=\.\.\.; got a file whose network is the custom '.*moving_average'. Pass"
+    ):
+        nd.load(path)
+    with pytest.raises(ValueError, match=r"a network that runs with the file's parameters.*second"):
+        nd.load(path, network=with_a_second_layer)
+
+
+def test_a_transition_function_of_ones_own_is_passed_as_it_is(path):
+    prior = nd.Diffusion(gaussian(), affine((2,), 2), rng_key=KEY)
+    assert_equal(prior, again(prior, path, network=prior.transition.function))
+    with pytest.raises(ValueError, match=r"custom 'catalogue.Affine'. Pass the function \(params, x_t, t, context\)"):
+        nd.load(path)
+    with pytest.raises(
+        ValueError, match=r"events of shape \(2,\); got <function plain.*TypeError: Expected the transition"
+    ):
+        nd.load(path, network=plain)  # one output, where the kernel needs two
+
+
+def test_a_smaller_network_than_the_trained_one_is_refused(path):
+    def linear(x_t, t):
+        return hk.Linear(2, name="first")(x_t)
+
+    def two(x_t, t):
+        return hk.Linear(2, name="last")(linear(x_t, t))
+
+    nd.save(nd.Diffusion(gaussian(variance="upper"), weighted(two)), path)
+    with pytest.raises(ValueError, match=r"only parameters that .*linear.* has; got also .*last"):
+        nd.load(path, network=linear)
+
+
+def test_a_network_that_the_file_has_is_not_replaced(path):
+    prior = OWN["gaussian MLP"]()
+    assert_equal(prior, again(prior, path, network=MLP))
+    with pytest.raises(ValueError, match=r"the file's own network, MLP\(num_steps=3.*got MLP\(num_steps=4"):
+        nd.load(path, network=dataclasses.replace(MLP, num_steps=4))
+
+
+def test_a_kernel_of_ones_own_is_passed_or_made_from_the_schedule(path):
+    prior = nd.Diffusion(OwnKernel(gaussian().schedule), weighted(MLP))
+    nd.save(prior, path)
+    for kernel in (OwnKernel, prior.kernel):
+        loaded = nd.load(path, kernel=kernel)
+        assert type(loaded.kernel) is OwnKernel
+        np.testing.assert_array_equal(loaded.kernel.schedule.beta, prior.kernel.schedule.beta)
+    with pytest.raises(
+        ValueError, match=r"kernel=\.\.\.; got a file whose kernel is the custom '.*OwnKernel'. Pass it, or"
+    ):
+        nd.load(path)
+    with pytest.raises(ValueError, match=r"kernel=\.\.\. with the file's schedule; got"):
+        nd.load(path, kernel=OwnKernel(nd.schedules.log_snr(T)))
+    nd.save(OWN["gaussian MLP"](), path)
+    with pytest.raises(ValueError, match=r"no kernel=\.\.\., the file's is a GaussianKernel; got"):
+        nd.load(path, kernel=OwnKernel)
+
+
+# Writing ----------------------------------------------------------------------------------------------
+
+
+def own_estimator(kernel, transition, x_0, key, context):
+    return jnp.zeros(())
+
+
+def with_params(params):
+    return nd.Diffusion(gaussian(variance="lower"), nd.Transition(plain, params, (2,)))
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (lambda: numpyro.distributions.Normal(), "a Diffusion; got Normal"),
+        (lambda: OWN["gaussian MLP"]().chain, "a Diffusion; got ReverseChain"),
+        (lambda: nd.Diffusion(gaussian(), weighted(MLP), estimator=own_estimator), "an estimator out of RandomStep,"),
+        (lambda: with_params({"gain": 0.1, 3: 0.2}), "strings as keys of the dict at 'params'; got .*3"),
+        (lambda: with_params({"gain": float("nan")}), "a finite number within 64 bits at 'params/gain'; got nan"),
+        (lambda: with_params({"gain": 2**63}), "a finite number within 64 bits"),
+        (lambda: with_params({"gain": 1.0, "own": stat}), "in dicts, lists and tuples at 'params/own'; got module"),
+        (lambda: with_params({"gain": 1j * np.ones(2)}), "a dtype out of float64.*at 'params/gain'; got complex128"),
+        (lambda: with_params({"gain": np.asarray(["a"])}), "a dtype out of"),
+        (lambda: with_params({}), "a network that runs with the file's parameters .*KeyError: 'gain'"),
+        (lambda: with_params({"gain": jnp.ones(3)}), "a network that runs with the file's parameters"),
+        (
+            lambda: with_params({"gain": jnp.ones(()), "n" * 2**22: 0}),
+            "at most 4194304 bytes",
+        ),
+        (lambda: diffusion(gaussian(), dataclasses.replace(MLP, num_time_features=True)), "num_time_features of MLP"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_written(no_type_checks, prior, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        nd.save(prior(), tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_inside_jit_is_refused(path):
+    with pytest.raises(
+        ValueError, match=r"a concrete array at 'params/gain'; got a traced one. Save outside of jax.jit"
+    ):
+        jax.jit(lambda gain: nd.save(with_params({"gain": gain}), path))(1.0)
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+    nd.save(OWN["gaussian MLP"](), path)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"exists, may be written to and has room; got .*No space left on device. Choose"):
+        nd.save(OWN["gaussian RBF"](), path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_places_that_cannot_be_written_to_are_named(tmp_path, monkeypatch):
+    prior = with_params({"gain": 1.0})
+    with pytest.raises(FileNotFoundError, match=r"a directory that exists.*missing.*No such file"):
+        nd.save(prior, tmp_path / "missing" / "file")
+    with pytest.raises(ValueError, match="a file's path; got the directory"):
+        nd.save(prior, tmp_path)
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # a directory's mode does not stop every user
+        patch.setattr(os, "open", forbidden)
+        with pytest.raises(PermissionError, match=r"may be written to.*Permission denied"):
+            nd.save(prior, tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_followed_and_others_may_read_the_file(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    nd.save(with_params({"gain": 1.0}), str(link))
+    assert link.is_symlink()
+    assert nd.load(target, network=plain).transition.params == {"gain": 1.0}
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~mask
