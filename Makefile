@@ -36,6 +36,7 @@ docs: $(STAMPS)/docs  ## the documentation, in docs/_build/html
 bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an hour)
 	$(BIN)/python benchmarks/paper_table.py --rows swiss_roll heartbeat
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/posterior_mixture.py
 	$(BIN)/python benchmarks/posterior_joint.py
 	$(BIN)/python benchmarks/posterior_checks.py

@@ -54,7 +54,8 @@ def hand_written_loss(apply: Any, c: dict[str, jax.Array], num_steps: int) -> An
         key_step, key_noise = jax.random.split(key)
         position = (jnp.arange(len(x_0)) / len(x_0) + jax.random.uniform(key_step)) % 1.0
         index = jnp.minimum((position * num_steps).astype(int), num_steps - 1)
-        at = {name: values[index][:, None] for name, values in c.items()}
+        event_axes = tuple(range(1, x_0.ndim))
+        at = {name: jnp.expand_dims(values[index], event_axes) for name, values in c.items()}
         x_t = at["signal"] * x_0 + at["sd"] * jax.random.normal(key_noise, x_0.shape)
         v, raw = apply(params, x_t, index + 1)
         x_0_hat = at["signal"] * x_t - at["sd"] * v
@@ -64,9 +65,9 @@ def hand_written_loss(apply: Any, c: dict[str, jax.Array], num_steps: int) -> An
         kl = 0.5 * (jnp.expm1(log_ratio) - log_ratio + scaled_error)
         # At t = 1 the bridge is the point x^0: its mean has no weight on x^1.
         first = 0.5 * (scaled_error + log_variance + math.log(2 * math.pi))
-        steps = jnp.where(index[:, None] == 0, first, kl).sum(-1)
+        steps = jnp.where(jnp.expand_dims(index, event_axes) == 0, first, kl).sum(event_axes)
         end_log_ratio = 2 * jnp.log(c["sd"][-1])
-        end = 0.5 * (jnp.expm1(end_log_ratio) - end_log_ratio + (c["signal"][-1] * x_0) ** 2).sum(-1)
+        end = 0.5 * (jnp.expm1(end_log_ratio) - end_log_ratio + (c["signal"][-1] * x_0) ** 2).sum(event_axes)
         return (end + num_steps * steps).sum()
 
     return loss
