@@ -69,7 +69,7 @@ def _no_guide(*args: Any) -> None:
 def written_fit(problem: Problem, data: jax.Array, scanned: bool = True) -> Callable[[int, int], tuple[float, float]]:
     """A function of a seed and a number of steps that trains by hand: seconds per step, mean of the last losses.
 
-    Compiled at the first call; a call runs one chunk more than it times, as ``fit`` does.
+    Compiled at the first call; the first chunk of a call is not timed, as the first of ``fit`` is not.
     """
     loss, optimizer, size = written_loss(problem), optax.adam(LEARNING_RATE), len(data)
 
@@ -160,6 +160,7 @@ def fit_step_ratios(problem: Problem, seed: int, rounds: int, num_steps: int) ->
             last_losses=last,
             batch=problem.batch,
             rows=len(data),
+            steps_timed_ours=fits[-1].steps_timed,
             steps_timed=num_steps - CHUNK,
             rounds=rounds,
             T=problem.num_steps,

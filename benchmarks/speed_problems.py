@@ -115,6 +115,7 @@ class FitTime:
     """What one call of ``fit`` took."""
 
     seconds_per_step: float
+    steps_timed: int
     seconds_to_first_report: float  # tracing, compiling and the first chunk
     last_loss: float
 
@@ -141,7 +142,7 @@ def time_fit(problem: Problem, data: jax.Array, seed: int, num_steps: int) -> Fi
         raise RuntimeError(f"Expected two or more reports of progress from fit; got {len(marks)}. Take more steps.")
     counted = sum(steps for steps, _ in marks[1:])
     tail = fit.losses[-min(100, num_steps) :]
-    return FitTime((marks[-1][1] - marks[0][1]) / counted, marks[0][1] - start, float(tail.mean()))
+    return FitTime((marks[-1][1] - marks[0][1]) / counted, counted, marks[0][1] - start, float(tail.mean()))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ What differs:
 
 - The loss. Ours is the bound on log p(x^0), steps stratified over the batch; theirs the unweighted error of the noise
   with independent steps, as in the diffusers' examples. The network's work is the same, the rest is elementwise.
-- Ours runs compiled, a hundred steps at a time; theirs step by step from Python, as PyTorch does. Beside it stand,
+- Ours runs compiled, many steps at a time; theirs step by step from Python, as PyTorch does. Beside it stand,
   without a limit, "one_thread", which can be faster for small arrays, and "compiled", the network under
   ``torch.compile``. Time to compile is counted on neither side.
 - Ours reports progress and reads the losses once in a chunk; theirs once at the end.

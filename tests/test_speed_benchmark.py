@@ -59,6 +59,7 @@ def test_both_kinds_of_written_loop_train_alike_and_fit_is_timed():
     ours = problems.time_fit(problem, data, 0, 300)
     assert 0 < ours.seconds_per_step < ours.seconds_to_first_report
     assert np.isfinite(ours.last_loss)
+    assert 0 < ours.steps_timed < 300
     with pytest.raises(RuntimeError, match="two or more reports"):
         problems.time_fit(problem, data, 0, 1)
 
