@@ -3,9 +3,7 @@
     mlp     points of the swiss roll, the MLP of the package
     unet    8 x 8 x 1 images of a blob each, the U-Net of `speed_unet.py`
 
-20,000 rows, T = 100, Adam; batches of 512 points, and of 64 images, because a step of the U-Net takes long: XLA runs
-the gradients of convolutions in a loop (``lax.scan``) on the CPU an order of magnitude slower than outside (jax-ml/jax
-#12868).
+20,000 rows, T = 100, Adam; batches of 512 points, and of 64 images.
 """
 
 import contextlib

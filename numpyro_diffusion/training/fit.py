@@ -5,6 +5,9 @@ at every call. So :func:`fit` draws its own batches (:mod:`.sources`) and hands 
 compiled chunks of about half a second. Any model and guide will do; a model of one diffusion needs no guide, because
 ``Diffusion.log_prob`` is itself a bound.
 
+On the CPU, XLA's gradients of convolutions are many times slower inside of a loop (jax-ml/jax #12868). There a step
+that has convolutions is dispatched by itself; the losses are still read once in a chunk.
+
 What a step computes depends on its number and on the key, not on how steps are divided into chunks: a run that was
 killed and resumed ends with the same bits as one that was not.
 """
@@ -183,6 +186,8 @@ class _Run:
         self._key_validation = place.replicate(jax.random.fold_in(key, 2))  # split has taken 0 and 1
         self.example = source.example()
         self._chunk = place.compile(self._steps, donate=0)
+        self._single = place.compile(self._step, donate=0)
+        self._step_by_step: bool | None = None
         self._validate: Any = None
 
     def start(self) -> _State:
@@ -200,8 +205,17 @@ class _Run:
         return params, state.svi.mutable_state
 
     def chunk(self, state: _State, prepared: PyTree, start: int, stop: int) -> tuple[_State, Array]:
-        """Steps start..stop - 1, and their losses in the first places of an array."""
-        return self._chunk(state, prepared, self.key_steps, np.int32(start), np.int32(stop))
+        """Steps start..stop - 1, and their losses, in the first places of an array."""
+        if self._step_by_step is None:
+            self._step_by_step = self._has_slow_loops(state, prepared)
+        first = np.int32(start)
+        if not self._step_by_step:
+            return self._chunk(state, prepared, self.key_steps, first, np.int32(stop))
+        losses = []
+        for index in range(start, stop):
+            state, value = self._single(state, prepared, self.key_steps, first, np.int32(index))
+            losses.append(value)
+        return state, jnp.stack(losses)
 
     def validation_loss(self, state: _State, data: PyTree) -> float:
         """The loss per row of held-out data."""
@@ -211,18 +225,30 @@ class _Run:
         params, mutable = self.values(state)
         return float(self._validate({**params, **(mutable or {})}, self._key_validation))
 
+    def _has_slow_loops(self, state: _State, prepared: PyTree) -> bool:
+        if jax.default_backend() != "cpu":
+            return False
+        step = jax.make_jaxpr(self._step)(state, prepared, self.key_steps, np.int32(0), np.int32(0))
+        return "conv_general_dilated" in str(step)
+
+    def _step(self, state: _State, prepared: PyTree, key: Array, start: Array, index: Array) -> tuple[_State, Array]:
+        """One step, and its loss per row."""
+        batch = self.source.batch(prepared, index - start, jax.random.fold_in(key, index))
+        svi_state, value = self.svi.update(state.svi, batch, self.source.size)
+        average = state.average
+        if self._ema_decay is not None:
+            # The early average forgets its start: weight 1 on the first step, then the usual decay.
+            weight = jnp.maximum(1 - self._ema_decay, 9 / (10.0 + index))
+            average = optax.incremental_update(self.svi.get_params(svi_state), average, weight)
+        return _State(svi_state, average, state.best), (value / self.source.size).astype(float)
+
     def _steps(self, state: _State, prepared: PyTree, key: Array, start: Array, stop: Array) -> tuple[_State, Array]:
+        """Steps start..stop - 1."""
+
         def body(index: Array, carry: tuple[_State, Array]) -> tuple[_State, Array]:
             state, losses = carry
-            batch = self.source.batch(prepared, index - start, jax.random.fold_in(key, index))
-            svi_state, value = self.svi.update(state.svi, batch, self.source.size)
-            average = state.average
-            if self._ema_decay is not None:
-                # The early average forgets its start: weight 1 on the first step, then the usual decay.
-                weight = jnp.maximum(1 - self._ema_decay, 9 / (10.0 + index))
-                average = optax.incremental_update(self.svi.get_params(svi_state), average, weight)
-            losses = losses.at[index - start].set((value / self.source.size).astype(losses.dtype))
-            return _State(svi_state, average, state.best), losses
+            state, value = self._step(state, prepared, key, start, index)
+            return state, losses.at[index - start].set(value)
 
         return jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(_LONGEST_CHUNK)))
 
