@@ -1,5 +1,8 @@
 """fit: batches, averages, repeatability, what it returns, what it refuses."""
 
+import sys
+
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +57,29 @@ def test_the_distribution_can_be_asked_for_inside_of_another_model(fitted):
         return numpyro.sample("x", fitted.distribution("x"))
 
     assert list(numpyro.handlers.trace(numpyro.handlers.seed(another, 0)).get_trace()) == ["x"]
+
+
+def test_steps_with_convolutions_are_dispatched_one_by_one_to_the_same_end(monkeypatch):
+    """On the CPU; a loop would be slow, and is the same but for rounding."""
+
+    def convolution(x_t, t):
+        return hk.Conv1D(1, 3)(x_t[..., None])[..., 0], 0 * x_t
+
+    def convolving(x, size):
+        transition = nd.haiku_module("net", convolution, kernel=KERNEL, event_shape=(5,))
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", nd.Diffusion(KERNEL, transition), obs=x)
+
+    data = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    run = sys.modules["numpyro_diffusion.training.fit"]._Run
+    was_slow, ask = [], run._has_slow_loops
+    monkeypatch.setattr(run, "_has_slow_loops", lambda *args: was_slow.append(ask(*args)) or was_slow[-1])
+    one_by_one = nd.fit(convolving, data, key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
+    monkeypatch.setattr(run, "_has_slow_loops", lambda *args: False)
+    in_a_loop = nd.fit(convolving, data, key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
+    assert was_slow == [jax.default_backend() == "cpu"]
+    np.testing.assert_allclose(one_by_one.losses, in_a_loop.losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), one_by_one.params, in_a_loop.params)
 
 
 def test_the_average_of_parameters_lags_behind_them():

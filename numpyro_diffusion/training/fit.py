@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from numpyro.infer import SVI, Trace_ELBO
 
 from .._checks import check_integer_at_least, expected
@@ -237,6 +236,8 @@ class _Run:
         svi_state, value = self.svi.update(state.svi, batch, self.source.size)
         average = state.average
         if self._ema_decay is not None:
+            import optax  # as slow to import as a tenth of this package
+
             # The early average forgets its start: weight 1 on the first step, then the usual decay.
             weight = jnp.maximum(1 - self._ema_decay, 9 / (10.0 + index))
             average = optax.incremental_update(self.svi.get_params(svi_state), average, weight)
