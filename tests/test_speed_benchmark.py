@@ -18,7 +18,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
 def test_hand_written_loss_is_ours_on_the_same_draws(name):
     problem = SMALL[name]
     x_0, params, key = problem.data(0), problem.params(1), jax.random.key(2)

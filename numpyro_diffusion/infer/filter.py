@@ -139,7 +139,7 @@ def choose_path(target: Target, cloud: Cloud, index: Array) -> States:
 
     last = pick(cloud.x, index)
     history: Any = (cloud.levels, cloud.ancestors)
-    _, above = jax.lax.scan(step, index, history)
+    _, above = jax.lax.scan(step, index.astype(history[1].dtype), history)
     return {
         name: jnp.concatenate([last[name][None], above[name][: target.chains[name].kernel.num_steps]]) for name in last
     }
