@@ -120,6 +120,21 @@ def test_a_killed_process_is_resumed_to_the_same_bits(tmp_path):
     assert len(whole.stdout.split()) == 2  # a digest of the parameters, and of the losses
 
 
+def test_training_stops_when_held_out_data_say_so_and_keeps_the_best():
+    """Ascent after the fourth step: the best of the evaluations after 2, 4, 6, 8 is that after 4."""
+
+    def away(x, size):
+        numpyro.factor("pull", -size * ((numpyro.param("w", jnp.zeros(())) - 1.0) ** 2))
+
+    optimizer = optax.sgd(lambda step: jnp.where(step < 4, 1.0, -1.0) * 0.1 / 20)
+    stopping = nd.Validation(DATA[:7], every=2, patience=2)
+    found = train(None, 50, model=away, optimizer=optimizer, ema_decay=None, validation=stopping)
+    np.testing.assert_array_equal(found.validation_steps, [2, 4, 6, 8])
+    assert len(found.losses) == 8
+    np.testing.assert_allclose(found.params["w"], 1 - 0.8**4, rtol=1e-5)
+    np.testing.assert_allclose(found.validation_losses[1], 0.8**8, rtol=1e-5)
+
+
 # What is refused ----------------------------------------------------------------------------------------
 
 

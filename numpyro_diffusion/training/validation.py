@@ -40,7 +40,9 @@ class Validation:
 
     def should_stop(self, losses: np.ndarray) -> bool:
         """Whether the best of all losses so far was more than ``patience`` evaluations ago."""
-        return self.patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= self.patience
+        if self.patience is None or len(losses) == 0:
+            return False
+        return len(losses) - 1 - int(np.argmin(losses)) >= self.patience
 
 
 def make_validation_loss(svi: SVI, data: PyTree, batch_size: int) -> Callable[[PyTree, Array], Array]:
