@@ -9,140 +9,28 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from guide_cases import (
+    GAUSSIAN,
+    GAUSSIAN_PRIOR,
+    KERNEL,
+    MODES,
+    MODES_PRIOR,
+    T,
+    density_on_grid,
+    fit,
+    random_correction,
+    untrained,
+)
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import SVI, Predictive, Trace_ELBO
-from precision import enable_x64
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import TwistedSMC
 from numpyro_diffusion.infer.guide import AutoDiffusionGuide
-from numpyro_diffusion.infer.guided_noise import GuidedNoise, GuideTilt, StepCorrection
+from numpyro_diffusion.infer.guided_noise import GuideTilt, StepCorrection
 from numpyro_diffusion.infer.importance import importance_result, pareto_k
 from numpyro_diffusion.transition import reverse_step
-
-T = 5
-KERNEL = nd.GaussianKernel(nd.schedules.log_snr(T, 0.1, 30.0), parameterization="x0", variance="denoiser")
-GAUSSIAN = nd.analytic.gaussian_mixture(KERNEL, jnp.asarray([[0.5, -0.3]]), 0.7, jnp.ones(1))
-MODES = nd.analytic.gaussian_mixture(KERNEL, jnp.asarray([[1.0], [-1.5]]), 0.3, jnp.asarray([0.6, 0.4]))
-GAUSSIAN_PRIOR = nd.Diffusion(KERNEL, GAUSSIAN)
-MODES_PRIOR = nd.Diffusion(KERNEL, MODES)
-
-
-def fit(guide, *args, num_steps=600, rate=0.05, num_particles=16):
-    """Parameters after training."""
-    svi = SVI(guide.model, guide, optax.adam(optax.cosine_decay_schedule(rate, num_steps)), Trace_ELBO(num_particles))
-    return svi.run(jax.random.key(0), num_steps, *args, progress_bar=False).params
-
-
-def untrained(guide, *args):
-    sites = trace(seed(guide, 0)).get_trace(*args)
-    return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
-
-
-def random_correction(shape, seed=0):
-    """Corrections that differ everywhere; shape is (batch..., T, event...)."""
-    normal = lambda index: jnp.asarray(np.random.default_rng([seed, index]).normal(size=shape), float)
-    return StepCorrection(0.4 * normal(0), jnp.exp(0.5 * normal(1)), 0.7 * normal(2), jnp.exp(0.3 * normal(3)))
-
-
-def random_start(shape, seed=0):
-    correction = random_correction(shape, seed + 100)
-    return correction.shift, correction.scale
-
-
-def density_on_grid(transition, grid):
-    """The exact density of a one-dimensional chain's x^0, by passing it down the steps on a grid."""
-    density = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
-    for t in range(T, 0, -1):
-        law = reverse_step(KERNEL, transition, jnp.asarray(grid, float)[:, None], t, None)
-        loc, scale = np.asarray(law.loc, float), np.asarray(law.scale, float)
-        steps = np.exp(-0.5 * ((grid - loc) / scale) ** 2) / (scale * np.sqrt(2 * np.pi))
-        density = density @ steps * (grid[1] - grid[0])
-    return density
-
-
-# The law of the noises ------------------------------------------------------------------------------
-
-
-def test_where_training_starts_the_guide_is_the_prior():
-    guide = AutoDiffusionGuide(lambda: numpyro.sample("x", GAUSSIAN_PRIOR))
-    law = trace(seed(guide, 1)).get_trace()["x_noise"]["fn"]
-    key, standard = jax.random.key(2), jax.random.normal(jax.random.key(2), (3, T + 1, 2))
-    expected = dist.Normal(0, 1).log_prob(standard).sum((-1, -2))
-    for path_gradient in (False, True):
-        law = GuidedNoise(law.chain, law.correction, law.start, path_gradient=path_gradient)
-        (noise, intermediates), alone = jax.jit(
-            lambda law: (law.sample_with_intermediates(key, (3,)), law.sample(key, (3,)))
-        )(law)
-        np.testing.assert_array_equal(noise, standard)
-        np.testing.assert_array_equal(alone, standard)
-        np.testing.assert_allclose(law.log_prob(noise, intermediates), expected, rtol=1e-6)
-    np.testing.assert_allclose(law.log_prob(standard), expected, rtol=1e-6)
-
-
-def test_density_is_that_of_the_path_by_change_of_variables():
-    """log q(noise) = log q(path) + log |d path / d noise|, with q(path) written out anew; in float64."""
-    with enable_x64(True):
-        kernel = nd.GaussianKernel(nd.schedules.log_snr(3, 0.3, 10.0), parameterization="x0", variance="denoiser")
-        transition = nd.analytic.gaussian_mixture(kernel, jnp.asarray([[1.0], [-1.5]]), 0.3, jnp.ones(2))
-        correction, start = random_correction((3, 1)), random_start((1,))
-        law = GuidedNoise(nd.ReverseChain(kernel, transition), correction, start)
-        noise = law.sample(jax.random.key(0))
-
-        @jax.jit
-        def path_of(noise):
-            return jnp.stack([nd.ReverseChain(kernel, transition, stop=s).from_noise(noise[s:]) for s in range(4)])
-
-        path = path_of(noise)
-        log_q = dist.Normal(*start).log_prob(path[3]).sum()
-        for t in (1, 2, 3):
-            prior = reverse_step(kernel, transition, path[t], t, None)
-            gain, inflation, shift, scale = (numbers[t - 1] for numbers in correction)
-            bridge = kernel.bridge(path[t], path[t], t).variance
-            variance = scale**2 * (bridge + inflation * (prior.variance - bridge))
-            mean = prior.loc + prior.scale * (shift + gain * prior.loc)
-            log_q += dist.Normal(mean, jnp.sqrt(variance)).log_prob(path[t - 1]).sum()
-        log_det = jnp.linalg.slogdet(jax.jit(jax.jacobian(path_of))(noise).reshape(4, 4))[1]
-        np.testing.assert_allclose(law.log_prob(noise), log_q + log_det, rtol=1e-10)
-        draw, intermediates = law.sample_with_intermediates(jax.random.key(1), (5,))
-        np.testing.assert_allclose(law.log_prob(draw, intermediates), law.log_prob(draw), rtol=1e-10)
-
-
-def test_batches_are_independent_and_have_their_own_corrections():
-    correction, start = random_correction((3, T, 2)), random_start((3, 2))
-    chain = nd.ReverseChain(KERNEL, GAUSSIAN)
-    law = GuidedNoise(chain.expand((3,)), correction, start)
-    noise = law.sample(jax.random.key(0), (4,))
-    log_prob = law.log_prob(noise)
-    assert noise.shape == (4, 3, T + 1, 2)
-    assert log_prob.shape == (4, 3)
-    one = GuidedNoise(chain, jax.tree.map(lambda x: x[1], correction), jax.tree.map(lambda x: x[1], start))
-    np.testing.assert_allclose(log_prob[:, 1], one.log_prob(noise[:, 1]), rtol=1e-5)
-
-
-def test_path_gradient_leaves_out_a_part_whose_mean_is_zero_and_no_value_changes():
-    chain = nd.ReverseChain(KERNEL, MODES)
-    start = random_start((1,))
-
-    def log_prob(correction, key, path_gradient):
-        law = GuidedNoise(chain, correction, start, path_gradient=path_gradient)
-        noise, intermediates = law.sample_with_intermediates(key)
-        return law.log_prob(noise, intermediates)
-
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    both = jax.vmap(jax.value_and_grad(log_prob), in_axes=(None, 0, None))
-    (values, whole), (same, part) = (
-        jax.jit(both, static_argnums=2)(random_correction((T, 1)), keys, path_gradient)
-        for path_gradient in (False, True)
-    )
-    np.testing.assert_allclose(values, same, rtol=1e-4, atol=1e-5)
-    for name in StepCorrection._fields:
-        difference = np.asarray(getattr(whole, name) - getattr(part, name), np.float64)
-        error = difference.std(0) / np.sqrt(len(keys))
-        assert (np.abs(difference.mean(0)) < 5 * error + 1e-6).all(), name
-        assert (error > 0).any(), name
-
 
 # Training -------------------------------------------------------------------------------------------
 
