@@ -36,6 +36,7 @@ from .named_twists import as_twist
 from .path_moves import conditional_smc, first_paths, independent_paths, refresh_paths
 from .paths import GivenPaths, noised
 from .sites import SplitModel
+from .stalls import count_stalled, warn_of_stalls
 from .target import States, Target, draw_prior
 
 __all__ = ["DiffusionGibbs", "DiffusionGibbsState"]
@@ -56,6 +57,7 @@ class DiffusionGibbsState(NamedTuple):
         moved: fraction of elements whose x^0 the particles changed.
         refresh_acceptance: fraction of paths whose noising was accepted.
         independence_acceptance: fraction of elements whose fresh particles were accepted; 0 without the move.
+        stalled: draws since particles last changed x^0, shape (elements...).
         rng_key: key of the next draw.
     """
 
@@ -68,6 +70,7 @@ class DiffusionGibbsState(NamedTuple):
     moved: Array
     refresh_acceptance: Array
     independence_acceptance: Array
+    stalled: Array
     rng_key: jax.Array
 
 
@@ -109,7 +112,7 @@ class DiffusionGibbs(MCMCKernel):
 
     Use it as any kernel: ``MCMC(DiffusionGibbs(NUTS(model)), num_warmup=..., num_samples=...)``, several chains by each
     ``chain_method``, ``thinning``, ``extra_fields=("effective_size", "refresh_acceptance", "moved")``,
-    ``post_warmup_state``.
+    ``post_warmup_state``. When weights collapse, so that particles leave x^0 as it is for 100 draws, a warning says so.
 
     >>> import numpyro
     >>> import numpyro.distributions as dist
@@ -202,7 +205,9 @@ class DiffusionGibbs(MCMCKernel):
         self, state: DiffusionGibbsState, model_args: tuple, model_kwargs: Mapping[str, Any] | None
     ) -> DiffusionGibbsState:
         step = partial(self._sample_one, args=model_args, kwargs=dict(model_kwargs or {}))
-        return step(state) if is_prng_key(state.rng_key) else jax.vmap(step)(state)
+        state = step(state) if is_prng_key(state.rng_key) else jax.vmap(step)(state)
+        warn_of_stalls(state.stalled, state.effective_size, self.num_particles)
+        return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: Mapping[str, Any] | None) -> Callable:
         """Constrain the other sites, and compute deterministic ones."""
@@ -261,6 +266,7 @@ class DiffusionGibbs(MCMCKernel):
             moved=zero,
             refresh_acceptance=zero,
             independence_acceptance=zero,
+            stalled=jnp.zeros(split.element_shape, int),
             rng_key=start.rng_key,
         )
         return state, log_r
@@ -328,6 +334,7 @@ class DiffusionGibbs(MCMCKernel):
             moved=moved.mean(dtype=float),
             refresh_acceptance=refreshed,
             independence_acceptance=accepted,
+            stalled=count_stalled(state.stalled, moved),
             rng_key=key,
         )
 
