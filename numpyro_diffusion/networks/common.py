@@ -1,12 +1,14 @@
 """What the networks share: flattening events, features of time and space, readouts that differ by step."""
 
+from collections.abc import Callable
+
 import haiku as hk
 import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Shape
 
-__all__ = ["flatten_event", "fourier_features", "split_outputs", "step_readout", "time_features"]
+__all__ = ["distinct_steps", "flatten_event", "fourier_features", "split_outputs", "step_readout", "time_features"]
 
 
 def flatten_event(x: Array, event_dim: int) -> tuple[Array, Shape]:
@@ -20,6 +22,20 @@ def split_outputs(flat: Array, num_outputs: int, event_shape: Shape) -> Array | 
     parts = jnp.split(flat, num_outputs, axis=-1)
     shaped = tuple(part.reshape(part.shape[:-1] + event_shape) for part in parts)
     return shaped[0] if num_outputs == 1 else shaped
+
+
+def distinct_steps(t: Array, num_steps: int) -> tuple[Array, Callable[[Array], Array]]:
+    """Steps to embed, each once, and how to pick the rows of ``t`` from what was made of them.
+
+    A batch of 512 examples at T = 100 has at most 100 different steps, so layers that see the time alone are computed
+    for these. Where ``t`` has no more entries than there are steps, or is not of integers, it is left as it is.
+
+    Returns:
+        Steps; a function from (number of steps, ...) to t.shape + (...).
+    """
+    if t.size <= num_steps or not jnp.issubdtype(t.dtype, jnp.integer):
+        return t, lambda table: table
+    return jnp.arange(1, num_steps + 1), lambda table: table[t - 1]
 
 
 def time_features(t: Array, num_steps: int, num_features: int) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array
-from .common import flatten_event, fourier_features, split_outputs, step_readout, time_features
+from .common import distinct_steps, flatten_event, fourier_features, split_outputs, step_readout, time_features
 
 __all__ = ["MLP", "StepReadoutMLP"]
 
@@ -45,11 +45,12 @@ class MLP:
         features = fourier_features(flat, self.num_frequencies)
         if context is not None:
             features = jnp.concatenate([features, flatten_event(context, self.context_dim)[0]], axis=-1)
-        time = time_features(t, self.num_steps, self.num_time_features).astype(x_t.dtype)
+        steps, rows_of_t = distinct_steps(t, self.num_steps)
+        time = time_features(steps, self.num_steps, self.num_time_features).astype(x_t.dtype)
         time = jax.nn.silu(hk.Linear(self.width, name="time")(time))
         hidden = hk.Linear(self.width, name="input")(features)
         for layer in range(self.depth):
-            shift = hk.Linear(self.width, name=f"time_{layer}")(time)
+            shift = rows_of_t(hk.Linear(self.width, name=f"time_{layer}")(time))
             hidden = hidden + hk.Linear(self.width, name=f"hidden_{layer}")(jax.nn.silu(hidden + shift))
         size = self.num_outputs * flat.shape[-1]
         output = hk.Linear(size, w_init=hk.initializers.Constant(0.0), name="output")(jax.nn.silu(hidden))
