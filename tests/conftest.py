@@ -43,7 +43,8 @@ def _global_flags() -> dict[str, object]:
 def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """Half the compile time where programs are many and run for microseconds. No claim there depends on the optimiser;
     the statistics, the examples, the README and the slow tests run with it."""
-    quickly = request.path.parent.name in ("contract", "exact") and not request.node.get_closest_marker("slow")
+    as_usual = any(request.node.get_closest_marker(name) for name in ("slow", "optimised"))
+    quickly = request.path.parent.name in ("contract", "exact") and not as_usual
     jax.config.update("jax_disable_most_optimizations", quickly)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -256,6 +256,7 @@ def test_a_count_of_zero_is_refused(estimator):
         estimator(0)
 
 
+@pytest.mark.optimised
 def test_forty_thousand_rows_agree_with_float64_numpy():
     """A compiled batch above 32,768 rows: jaxlib 0.10.2 gets such products wrong on the CPU without a word."""
     kernel = GaussianKernel(schedules.log_snr(4, 0.2, 30.0), variance="upper")
