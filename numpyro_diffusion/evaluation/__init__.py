@@ -11,7 +11,7 @@
 Log likelihoods are in nats, with properties for bits and bits per dimension, and carry standard errors.
 """
 
-from .bound import Bound, bound
+from .bounds import Bound, bound
 from .calibration import Coverage, expected_coverage, rank_uniformity, sbc_ranks
 from .distances import TwoSampleTest, classifier_two_sample_test, max_mean_discrepancy, sliced_wasserstein
 from .entropies import EntropyBounds, entropy_bounds

@@ -3,8 +3,9 @@ r"""The importance-weighted (Jarzynski) estimate of log p(x^0), and how it conve
     log p(x^0) >= E log (1/s) sum_{i=1..s} w_i,     w = p(x^{0:T}) / q(x^{1:T} | x^0)                     (Eq. 9)
 
 For every size s = 1, 2, 4, ... and N the N trajectories are divided into groups of s, and the log of the average
-weight is averaged over the complete groups: all sizes use all trajectories. By Jensen's inequality the estimates then rise with
-s for every point, not only in expectation, along 1, 2, 4, ... whenever N is a power of two. The effective sample size
+weight is averaged over the complete groups: all sizes use all trajectories. By Jensen's inequality the estimates then
+rise with s for every point, not only in expectation, along 1, 2, 4, ... whenever N is a power of two. The effective
+sample size
 
     ESS = (sum w)^2 / sum w^2                                                                            in 1..N
 
