@@ -108,7 +108,7 @@ class Coverage(NamedTuple):
 
 
 def expected_coverage(
-    truth: ArrayLike, draws: ArrayLike, *, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
+    truth: ArrayLike, draws: ArrayLike, *, levels: ArrayLike | Sequence[float] = (0.5, 0.8, 0.9, 0.95)
 ) -> Coverage:
     """The share of data sets whose central credible interval holds the truth, for each level and each scalar.
 

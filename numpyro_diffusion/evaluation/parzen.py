@@ -12,6 +12,7 @@ Oord, Bethge 2016 (its weakness).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import numpy as np
 
 from .._checks import check_floating, check_integer_at_least, expected
 from .._typing import Array, ArrayLike
-from .distances import rows
+from .distances import rows, squared_distances
 from .results import LogLikelihood
 
 __all__ = ["ParzenLikelihood", "parzen_log_likelihood"]
@@ -47,7 +48,7 @@ def parzen_log_likelihood(
     x: ArrayLike,
     validation: ArrayLike,
     *,
-    bandwidths: ArrayLike | None = None,
+    bandwidths: ArrayLike | Sequence[float] | None = None,
     chunk_size: int = 1024,
 ) -> ParzenLikelihood:
     """Log likelihood of data under a Gaussian kernel density of samples. Not a likelihood of the model: see above.
@@ -115,9 +116,7 @@ def _log_sum(blocks: Array, log_weights: Array, points: Array, bandwidth: Array)
 
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         samples, weights = block
-        # One coordinate of the difference at a time would be exact too; the product of matrices is what is fast.
-        squares = (points**2).sum(1)[:, None] - 2 * points @ samples.T + (samples**2).sum(1)
-        terms = weights - 0.5 * jnp.maximum(squares, 0) / bandwidth**2
+        terms = weights - 0.5 * squared_distances(points, samples) / bandwidth**2
         return jnp.logaddexp(total, jax.nn.logsumexp(terms, axis=1)), None
 
     start = jnp.full(len(points), -jnp.inf, points.dtype)

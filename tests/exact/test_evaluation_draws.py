@@ -55,20 +55,20 @@ def test_discrepancy_of_one_law_is_zero_on_average():
     found = [max_mean_discrepancy(normal(2 * seed, 20, 1), normal(2 * seed + 1, 20, 1)) for seed in range(200)]
     assert abs(np.mean(found)) < 5 * np.std(found) / math.sqrt(200)
     assert min(found) < 0  # unbiased, so not clipped
-    assert np.std(found) / math.sqrt(200) < 0.003
+    assert np.std(found) / math.sqrt(200) < 0.005  # the biased estimate would be 0.05 off
 
 
 def test_a_classifier_tells_a_shift_and_nothing_else():
-    same = classifier_two_sample_test(KEY, normal(3, 200, 2), normal(4, 220, 2), hidden=(8,))
+    same = classifier_two_sample_test(KEY, normal(3, 200, 2), normal(4, 220, 2))
     assert same.num_held_out == 200
     assert same.p_value > 1e-5
-    apart = classifier_two_sample_test(KEY, normal(3, 200, 2), normal(4, 220, 2) + 3, hidden=(8,))
+    apart = classifier_two_sample_test(KEY, normal(3, 200, 2), normal(4, 220, 2) + 3)
     assert apart.accuracy > 0.9
     assert apart.p_value < 1e-5
 
 
 def parzen(samples, points, bandwidth):
-    squares = ((points[:, None] - samples) ** 2).sum(-1) / bandwidth**2
+    squares = ((points[:, None].astype(float) - samples) ** 2).sum(-1) / bandwidth**2
     return np.log(np.exp(-0.5 * squares).mean(1)) - samples.shape[1] * np.log(bandwidth * math.sqrt(2 * math.pi))
 
 
