@@ -79,11 +79,12 @@ def untrained(num_steps: int, seed: int = 0) -> nd.Diffusion:
     return problem.prior(problem.params(seed))
 
 
-def cost_rows(seed: int, num_steps: int = 100, num_points: int = 8192, rounds: int = 15) -> list[dict[str, Any]]:
+def cost_rows(name: str, seed: int, num_points: int, num_steps: int, rounds: int = 15) -> list[dict[str, Any]]:
     """Seconds of the exact K, all of its checks and results included, over those of its network calls."""
-    model = untrained(num_steps, seed)
+    problem = Problem(name, num_steps)
+    model = problem.prior(problem.params(seed))
     x = np.random.default_rng(seed).standard_normal((num_points, *model.event_shape)).astype(np.float32)
-    key, size = jax.random.key(seed + 1), 512
+    key, size = jax.random.key(seed + 1), num_points // 2
 
     @jax.jit
     def calls(transition: nd.Transition, x: jax.Array) -> jax.Array:
@@ -105,7 +106,7 @@ def cost_rows(seed: int, num_steps: int = 100, num_points: int = 8192, rounds: i
     mine, theirs, ratio = alternate(ours, bare, rounds)
     return [
         record(
-            "exact_K_cost_over_network_calls",
+            f"exact_K_cost_over_network_calls_{name}",
             ratio,
             "ratio",
             baseline=theirs,
@@ -116,6 +117,7 @@ def cost_rows(seed: int, num_steps: int = 100, num_points: int = 8192, rounds: i
             ours_seconds=mine,
             T=num_steps,
             points=num_points,
+            chunk_size=size,
             rounds=rounds,
             seed=seed,
         )
@@ -163,7 +165,7 @@ def main(arguments: argparse.Namespace) -> None:
     if "flow" in arguments.rows:
         records += flow_rows(arguments.seeds)
     if "cost" in arguments.rows:
-        records += cost_rows(arguments.seeds[0])
+        records += cost_rows("mlp", arguments.seeds[0], 4096, 100) + cost_rows("unet", arguments.seeds[0], 256, 20)
     if "memory" in arguments.rows:
         records += memory_rows()
     print_table(records)

@@ -32,12 +32,13 @@ __all__ = [
     "Estimator",
     "ImportanceWeighted",
     "RandomStep",
+    "draw_state",
     "log_path_ratio",
     "log_trajectory_weight",
     "paper_bound",
     "paper_end_terms",
     "prior_term",
-    "step_term",
+    "score_step",
     "sum_of_step_terms",
 ]
 
@@ -192,10 +193,20 @@ def step_term(
     kernel: Kernel, transition: Transition, x_0: Array, t: Array, key: jax.Array, context: Array | None
 ) -> Array:
     """Draw x^t given x^0 and score the reverse step there; t broadcasts with the batch shape."""
-    t_event = expand_right(t, transition.event_dim)
-    x_t = kernel.marginal(x_0, t_event).sample(key)
+    return score_step(kernel, transition, x_0, draw_state(kernel, transition, x_0, t, key), t, context)
+
+
+def draw_state(kernel: Kernel, transition: Transition, x_0: Array, t: Array, key: jax.Array) -> Array:
+    """A draw of q(x^t | x^0), in the shape of x_0."""
+    return kernel.marginal(x_0, expand_right(t, transition.event_dim)).sample(key)
+
+
+def score_step(
+    kernel: Kernel, transition: Transition, x_0: Array, x_t: Array, t: Array, context: Array | None
+) -> Array:
+    """What step t adds to the bound at x^t, shape (batch...), nats."""
     law = reverse_step(kernel, transition, x_t, t, context)
-    return _sum_event(transition, kernel.bound_term(law, x_t, x_0, t_event))
+    return _sum_event(transition, kernel.bound_term(law, x_t, x_0, expand_right(t, transition.event_dim)))
 
 
 def log_trajectory_weight(

@@ -88,9 +88,15 @@ def point_keys(key: jax.Array, chunk: Chunk, num_draws: int) -> jax.Array:
     return jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_draws)))(by_point)
 
 
-def over_points(function: Callable[[Array, Array | None, jax.Array], Any], chunk: Chunk, keys: jax.Array) -> Any:
-    """``function(x, context, key)`` of one point, for all points and draws: leading dimensions (points, num_draws)."""
-    return jax.vmap(jax.vmap(function, (None, None, 0)))(chunk.x, chunk.context, keys)
+def over_points(function: Callable[[Array, Array | None, Array], Any], chunk: Chunk, drawn: Array) -> Any:
+    """``function(x, context, one of drawn)`` for all points and draws.
+
+    Args:
+        function: of one point and one of its draws or keys.
+        chunk: the points.
+        drawn: leading dimensions (points, num_draws), which the result has too.
+    """
+    return jax.vmap(jax.vmap(function, (None, None, 0)))(chunk.x, chunk.context, drawn)
 
 
 def moments_over_points(values: Array, chunk: Chunk) -> tuple[Array, Array]:

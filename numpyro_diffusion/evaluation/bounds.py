@@ -30,7 +30,7 @@ import numpy as np
 from .._checks import check_integer_at_least, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
-from ..chains.bounds import paper_end_terms, prior_term, step_term
+from ..chains.bounds import draw_state, paper_end_terms, prior_term, score_step
 from ..diffusion import Diffusion
 from ..kernels import Kernel
 from ..transition import Transition
@@ -151,15 +151,27 @@ def _chunk(
         prior, edge = paper_end_terms(kernel, transition, chunk.x)
         first = 2
 
-    def step(total: Array, t: Array) -> tuple[Array, tuple[Array, Array]]:
-        def term(x_0: Array, context: Array | None, key: jax.Array) -> Array:
-            return step_term(kernel, transition, x_0, t, jax.random.fold_in(key, t), context)
+    def draw(t: Array | int) -> Array:
+        t = jnp.asarray(t)
+        return over_points(
+            lambda x_0, _, key: draw_state(kernel, transition, x_0, t, jax.random.fold_in(key, t)), chunk, keys
+        )
 
-        terms = over_points(term, chunk, keys)
-        return total + terms, moments_over_points(terms.mean(1), chunk)
+    def step(carry: tuple[Array, Array], t: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        total, x_t = carry
+
+        def term(x_0: Array, context: Array | None, x_t: Array) -> Array:
+            return score_step(kernel, transition, x_0, x_t, t, context)
+
+        terms = over_points(term, chunk, x_t)
+        # Drawn one step ahead and carried, the noise is made once; else XLA makes it anew for each of the features
+        # that the network's first layer takes of it.
+        ahead = draw(jnp.minimum(t + 1, kernel.num_steps))
+        return (total + terms, ahead), moments_over_points(terms.mean(1), chunk)
 
     start = jnp.zeros(keys.shape, prior.dtype) + prior[:, None]
-    total, moments = jax.lax.scan(step, start, jnp.arange(first, kernel.num_steps + 1))
+    steps = jnp.arange(first, kernel.num_steps + 1)
+    (total, _), moments = jax.lax.scan(step, (start, draw(min(first, kernel.num_steps))), steps)
     if edge is not None:
         total = total + edge[:, None]
         ends = moments_over_points(edge, chunk)
