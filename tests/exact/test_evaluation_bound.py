@@ -64,28 +64,31 @@ def test_k_of_a_point_is_that_of_the_estimator_with_the_points_key(make):
         x = x if model.kernel.is_discrete else x + 0.5
         found = bound(model, x, KEY, num_draws=2, chunk_size=2)
         for i, x_0 in enumerate(x):
-            draws = [
-                nd.AllSteps()(model.kernel, model.transition, jnp.asarray(x_0), point_key(KEY, i, draw), None)
-                for draw in range(2)
-            ]
+            draws = [all_steps(model, jnp.asarray(x_0), point_key(KEY, i, draw)) for draw in range(2)]
             assert found.per_point[i] == pytest.approx(np.mean(draws), rel=1e-12)
+
+
+@jax.jit
+def all_steps(model, x_0, key):
+    return nd.AllSteps()(model.kernel, model.transition, x_0, key, None)
 
 
 def test_chunks_and_padding_change_nothing():
     with enable_x64(True):
         model, x = wavy_model(), np.random.default_rng(0).normal(size=(10, 2))
         whole = bound(model, x, KEY, num_draws=2, chunk_size=100)
-        for chunk_size in (1, 6):  # 1 and 3 points
-            parts = bound(model, x, KEY, num_draws=2, chunk_size=chunk_size)
-            for name in ("per_point", "step_terms", "step_standard_errors", "prior_term", "null_per_point"):
-                np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12, err_msg=name)
-        weighted = importance_weighted(model, x, KEY, num_trajectories=13)
-        for chunk_size, width in ((3, 1), (4, 8)):
-            parts = importance_weighted(
-                model, x, KEY, num_trajectories=13, chunk_size=chunk_size, trajectories_per_chunk=width
-            )
-            np.testing.assert_allclose(parts.per_point_by_size, weighted.per_point_by_size, rtol=1e-12)
-            np.testing.assert_allclose(parts.effective_sample_size, weighted.effective_sample_size, rtol=1e-12)
+        parts = bound(model, x, KEY, num_draws=2, chunk_size=6)  # 3 points
+        for name in ("per_point", "step_terms", "step_standard_errors", "prior_term", "null_per_point"):
+            np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12, err_msg=name)
+
+
+def test_chunks_of_points_and_of_trajectories_change_nothing():
+    with enable_x64(True):
+        model, x = wavy_model(), np.random.default_rng(0).normal(size=(10, 2))
+        whole = importance_weighted(model, x, KEY, num_trajectories=13)
+        parts = importance_weighted(model, x, KEY, num_trajectories=13, chunk_size=4, trajectories_per_chunk=2)
+        np.testing.assert_allclose(parts.per_point_by_size, whole.per_point_by_size, rtol=1e-12)
+        np.testing.assert_allclose(parts.effective_sample_size, whole.effective_sample_size, rtol=1e-12)
 
 
 def test_a_context_for_each_point_goes_with_its_point():
