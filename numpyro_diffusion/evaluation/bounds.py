@@ -112,13 +112,14 @@ def bound(
     """
     x = points_of(model, x)
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^t at each step.")
+    check_integer_at_least("chunk_size", chunk_size, 1, "It counts draws that are in memory.")
     if form not in get_args(Form):
         raise ValueError(expected(f"form one of {', '.join(get_args(Form))}", repr(form), "Choose one of these."))
     if form == "paper":
         _check_normalised(model, x)
     steps, prior = Moments(), Moments()
     totals, nulls = [], []
-    for chunk in chunks(model, x, max(1, chunk_size // num_draws) if chunk_size else chunk_size):
+    for chunk in chunks(model, x, max(1, chunk_size // num_draws)):
         values = _chunk(model.kernel, model.transition, chunk, key, num_draws, form)
         total, null, prior_moments, step_moments = jax.device_get(values)
         totals.append(total[: chunk.size])

@@ -54,9 +54,10 @@ def test_contexts_of_another_count_are_refused(evaluate):
 
 
 @EVERY
-def test_chunks_of_nothing_are_refused(evaluate):
+@pytest.mark.parametrize("chunk_size", [0, -3])
+def test_chunks_of_nothing_are_refused(evaluate, chunk_size):
     with pytest.raises(ValueError, match="chunk_size to be an integer >= 1"):
-        evaluate(wavy_model(5), X, KEY, chunk_size=0)
+        evaluate(wavy_model(5), X, KEY, chunk_size=chunk_size)
 
 
 def test_counts_that_make_no_estimate_are_refused():
