@@ -73,16 +73,15 @@ def ranks(num_data_sets: int = 200, scale: float = 1.0, seed: int = 0) -> dict[s
     keys = jax.random.split(key_posterior, num_data_sets)
     draws = jax.jit(jax.vmap(lambda key, y: posterior(key, y, scale)))(keys, truth["y"])
     return {
-        "sigma": np.asarray((draws["sigma"] < truth["sigma"][:, None]).sum(1)),
-        "x, first": np.asarray((draws["x"][..., 0] < truth["x"][:, None, 0]).sum(1)),
-        "x, second": np.asarray((draws["x"][..., 1] < truth["x"][:, None, 1]).sum(1)),
+        "sigma": nd.evaluation.sbc_ranks(truth["sigma"], draws["sigma"]),
+        "x, first": nd.evaluation.sbc_ranks(truth["x"][..., 0], draws["x"][..., 0]),
+        "x, second": nd.evaluation.sbc_ranks(truth["x"][..., 1], draws["x"][..., 1]),
     }
 
 
 def uniformity(rank: np.ndarray) -> float:
     """The p-value of a chi-square test over equally wide bins."""
-    counts, _ = np.histogram(rank, np.linspace(-0.5, NUM_DRAWS + 0.5, BINS + 1))
-    return float(stats.chisquare(counts).pvalue)
+    return nd.evaluation.rank_uniformity(rank, NUM_DRAWS, num_bins=BINS)
 
 
 # %%

@@ -1,6 +1,6 @@
 """Diffusion probabilistic models as NumPyro distributions."""
 
-from . import analytic, datasets, infer, networks, plots, schedules
+from . import analytic, datasets, evaluation, infer, networks, plots, schedules
 from .chains import (
     AllSteps,
     ForwardChain,
@@ -42,6 +42,7 @@ __all__ = [
     "Validation",
     "analytic",
     "datasets",
+    "evaluation",
     "fit",
     "haiku_module",
     "infer",

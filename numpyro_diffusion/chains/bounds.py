@@ -32,9 +32,13 @@ __all__ = [
     "Estimator",
     "ImportanceWeighted",
     "RandomStep",
+    "draw_state",
     "log_path_ratio",
+    "log_trajectory_weight",
     "paper_bound",
+    "paper_end_terms",
     "prior_term",
+    "score_step",
     "sum_of_step_terms",
 ]
 
@@ -76,7 +80,7 @@ class RandomStep:
         points = jnp.arange(math.prod(shape)).reshape(shape) / math.prod(shape)
         position = (points + jax.random.uniform(key_step)) % 1.0
         t = 1 + jnp.minimum((position * kernel.num_steps).astype(int), kernel.num_steps - 1)
-        steps = _step_term(kernel, transition, x_0_drawn, t, key_noise, context)
+        steps = step_term(kernel, transition, x_0_drawn, t, key_noise, context)
         if self.num_draws > 1:
             steps = steps.mean(0)
         return prior_term(kernel, transition, x_0) + kernel.num_steps * steps
@@ -125,7 +129,7 @@ class ImportanceWeighted:
         self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
     ) -> Array:
         x_0_drawn = _repeat(transition, x_0, self.num_trajectories)
-        log_weights = _log_trajectory_weight(kernel, transition, x_0_drawn, key, context)
+        log_weights = log_trajectory_weight(kernel, transition, x_0_drawn, key, context)
         if self.num_trajectories == 1:
             return log_weights
         return jax.nn.logsumexp(log_weights, axis=0) - math.log(self.num_trajectories)
@@ -147,7 +151,7 @@ def sum_of_step_terms(
     """
 
     def step(total: Array, t: Array) -> tuple[Array, None]:
-        return total + _step_term(kernel, transition, x_0, t, jax.random.fold_in(key, t), context), None
+        return total + step_term(kernel, transition, x_0, t, jax.random.fold_in(key, t), context), None
 
     start = jnp.zeros_like(prior_term(kernel, transition, x_0))
     total, _ = jax.lax.scan(step, start, jnp.arange(first, kernel.num_steps + 1))
@@ -171,26 +175,41 @@ def paper_bound(
 
     References: Sohl-Dickstein et al. 2015, Eq. 14 and Appendix B.2.
     """
-    steps = sum_of_step_terms(kernel, transition, x_0, key, context, first=2)
-    entropies = (
-        kernel.marginal(x_0, kernel.num_steps).entropy()
-        - kernel.marginal(x_0, 1).entropy()
-        - kernel.stationary(jnp.shape(x_0)).entropy()
-    )
-    return steps + _sum_event(transition, entropies)
+    prior, edge = paper_end_terms(kernel, transition, x_0)
+    return sum_of_step_terms(kernel, transition, x_0, key, context, first=2) + prior + edge
 
 
-def _step_term(
+def paper_end_terms(kernel: Kernel, transition: Transition, x_0: Array) -> tuple[Array, Array]:
+    """What stands in Eq. 14 for the prior term and for step 1: H_q(X^T | X^0) - H_p(X^T) and -H_q(X^1 | X^0).
+
+    Returns:
+        Two arrays of shape (batch...), nats.
+    """
+    prior = kernel.marginal(x_0, kernel.num_steps).entropy() - kernel.stationary(jnp.shape(x_0)).entropy()
+    return _sum_event(transition, prior), -_sum_event(transition, kernel.marginal(x_0, 1).entropy())
+
+
+def step_term(
     kernel: Kernel, transition: Transition, x_0: Array, t: Array, key: jax.Array, context: Array | None
 ) -> Array:
     """Draw x^t given x^0 and score the reverse step there; t broadcasts with the batch shape."""
-    t_event = expand_right(t, transition.event_dim)
-    x_t = kernel.marginal(x_0, t_event).sample(key)
+    return score_step(kernel, transition, x_0, draw_state(kernel, transition, x_0, t, key), t, context)
+
+
+def draw_state(kernel: Kernel, transition: Transition, x_0: Array, t: Array, key: jax.Array) -> Array:
+    """A draw of q(x^t | x^0), in the shape of x_0."""
+    return kernel.marginal(x_0, expand_right(t, transition.event_dim)).sample(key)
+
+
+def score_step(
+    kernel: Kernel, transition: Transition, x_0: Array, x_t: Array, t: Array, context: Array | None
+) -> Array:
+    """What step t adds to the bound at x^t, shape (batch...), nats."""
     law = reverse_step(kernel, transition, x_t, t, context)
-    return _sum_event(transition, kernel.bound_term(law, x_t, x_0, t_event))
+    return _sum_event(transition, kernel.bound_term(law, x_t, x_0, expand_right(t, transition.event_dim)))
 
 
-def _log_trajectory_weight(
+def log_trajectory_weight(
     kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
 ) -> Array:
     """The log weight log p(x^{0:T}) - log q(x^{1:T} | x^0) of one forward trajectory, drawn from its end back.

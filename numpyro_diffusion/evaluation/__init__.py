@@ -1,0 +1,44 @@
+"""How good a model is: log likelihoods of held-out data, entropies of its steps, distances of its draws, calibration.
+
+    bound                    K with every step, term by term, and K - L_null
+    importance_weighted      tighter with more trajectories, and how it converges
+    probability_flow         an ordinary differential equation through the denoiser; ProbabilityFlow is the estimator
+    entropy_bounds           what each reverse step's entropy must lie between
+    parzen_log_likelihood    only for comparison with published tables
+    sliced_wasserstein, max_mean_discrepancy, classifier_two_sample_test     draws against data
+    sbc_ranks, rank_uniformity, expected_coverage                            posteriors against truths
+
+Log likelihoods are in nats, with properties for bits and bits per dimension, and carry standard errors.
+"""
+
+from .bounds import Bound, bound
+from .calibration import Coverage, expected_coverage, rank_uniformity, sbc_ranks
+from .distances import TwoSampleTest, classifier_two_sample_test, max_mean_discrepancy, sliced_wasserstein
+from .entropies import EntropyBounds, entropy_bounds
+from .flow import FlowLikelihood, ProbabilityFlow, probability_flow
+from .importance import ImportanceWeightedBound, importance_weighted
+from .parzen import ParzenLikelihood, parzen_log_likelihood
+from .results import LogLikelihood
+
+__all__ = [
+    "Bound",
+    "Coverage",
+    "EntropyBounds",
+    "FlowLikelihood",
+    "ImportanceWeightedBound",
+    "LogLikelihood",
+    "ParzenLikelihood",
+    "ProbabilityFlow",
+    "TwoSampleTest",
+    "bound",
+    "classifier_two_sample_test",
+    "entropy_bounds",
+    "expected_coverage",
+    "importance_weighted",
+    "max_mean_discrepancy",
+    "parzen_log_likelihood",
+    "probability_flow",
+    "rank_uniformity",
+    "sbc_ranks",
+    "sliced_wasserstein",
+]
