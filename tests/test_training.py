@@ -116,7 +116,10 @@ def test_rows_may_be_a_pytree():
             numpyro.sample("x", nd.Diffusion(KERNEL, transition, context=batch["c"]), obs=batch["x"])
 
     fitted = nd.fit(paired, {"x": DATA, "c": 2 * DATA}, key=jax.random.key(0), **SETTINGS)
-    with pytest.raises(TypeError, match="an unconditional Diffusion at site 'x'; got a conditional one"):
+    laws = fitted.distribution("x", context=jnp.zeros((3, 1)))
+    assert (laws.batch_shape, laws.event_shape) == ((3,), (1,))
+    assert laws.sample(jax.random.key(1), (2,)).shape == (2, 3, 1)
+    with pytest.raises(ValueError, match=r"a context of trailing shape \(1,\); got None"):
         fitted.distribution("x")
 
 

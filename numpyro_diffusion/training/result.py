@@ -9,7 +9,7 @@ import numpy as np
 import numpyro
 
 from .._checks import expected
-from .._typing import PyTree
+from .._typing import ArrayLike, PyTree
 from ..diffusion import Diffusion
 
 __all__ = ["FitResult"]
@@ -40,16 +40,20 @@ class FitResult:
     validation_steps: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     validation_losses: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
-    def distribution(self, site: str, *, rng_key: jax.Array | None = None) -> Diffusion:
+    def distribution(
+        self, site: str, *, context: ArrayLike | None = None, rng_key: jax.Array | None = None
+    ) -> Diffusion:
         """The trained diffusion at a sample site, parameters bound, free of plates: a prior for another model.
 
         Args:
             site: its name in the trained model.
+            context: for a conditional diffusion, what it is to be conditioned on, shape (batch..., context...).
             rng_key: for its ``log_prob``, the random estimate; key 0 by default, so that the number is repeatable.
 
         Raises:
             KeyError: if the model has no such site.
-            TypeError: if the site is no diffusion, or a conditional one, whose context only the caller knows.
+            TypeError: if the site is no diffusion.
+            ValueError: if a context is missing, not wanted, or of another shape than the transition's.
         """
         model = numpyro.handlers.substitute(self.model, data={**self.params, **(self.mutable_state or {})})
         with numpyro.handlers.block():  # the caller may be another model
@@ -60,13 +64,11 @@ class FitResult:
         law = sites[site]["fn"]
         while not isinstance(law, Diffusion) and hasattr(law, "base_dist"):
             law = law.base_dist
-        if not isinstance(law, Diffusion) or law.context is not None:
+        if not isinstance(law, Diffusion):
             raise TypeError(
                 expected(
-                    f"an unconditional Diffusion at site {site!r}",
-                    "a conditional one" if isinstance(law, Diffusion) else type(law).__name__,
-                    "Build Diffusion(kernel, transition, context=...) with the parameters in .params.",
+                    f"a Diffusion at site {site!r}", type(law).__name__, "Only diffusions are taken out of a model."
                 )
             )
         key = jax.random.key(0) if rng_key is None else rng_key
-        return Diffusion(law.kernel, law.transition, estimator=law.estimator, rng_key=key)
+        return Diffusion(law.kernel, law.transition, context=context, estimator=law.estimator, rng_key=key)
