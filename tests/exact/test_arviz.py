@@ -121,11 +121,14 @@ def test_chains_have_named_axes_and_no_trajectories(chains):
 def test_extra_fields_are_sample_stats_under_arviz_names(chains):
     name, mcmc = chains
     stats = nd.to_arviz(mcmc, log_likelihood=False)["sample_stats"]
-    assert set(stats.data_vars) == {
-        "NUTS": {"diverging", "n_steps", "tree_depth", "lp", "step_size"},
-        "DiffusionGibbs": {"moved", "effective_size", "diverging", "n_steps", "tree_depth"},
-        "EllipticalSlice": {"num_evaluations"},
-    }[name]
+    assert (
+        set(stats.data_vars)
+        == {
+            "NUTS": {"diverging", "n_steps", "tree_depth", "lp", "step_size"},
+            "DiffusionGibbs": {"moved", "effective_size", "diverging", "n_steps", "tree_depth"},
+            "EllipticalSlice": {"num_evaluations"},
+        }[name]
+    )
     assert all(array.dims == ("chain", "draw") for array in stats.data_vars.values())
     if name == "NUTS":
         potential = mcmc.get_extra_fields(group_by_chain=True)["potential_energy"]
@@ -186,7 +189,7 @@ def test_plates_name_the_axes_of_draws_and_particles():
             x = numpyro.sample("x", PRIOR)
             numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
 
-    smc = nd.infer.TwistedSMC(plated, 32, 4, "gaussian", keep_paths=True, progress_bar=False)
+    smc = nd.infer.TwistedSMC(plated, 32, 4, "none", keep_paths=True, progress_bar=False)
     smc.run(jax.random.key(0), jnp.ones((2, 2)))
     data = nd.to_arviz(smc, coords={"face": ["a", "b"]}, trajectories=True)
     assert axes(data, "posterior") == {"x": ("face", "x_dim_1"), "x_path": ("x_time", "face", "x_dim_1")}
@@ -270,7 +273,7 @@ def test_observed_diffusions_have_no_likelihood_for_their_log_prob_is_a_bound():
 
 def subsampled():
     with numpyro.plate("n", 10, subsample_size=2):
-        numpyro.sample("y", dist.Normal(numpyro.param("loc", lambda key: 0.0), 1.0), obs=jnp.zeros(2))
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal()), 1.0), obs=jnp.zeros(2))
 
 
 def untrained(y):
@@ -294,8 +297,16 @@ DRAWS = {"x": np.zeros((4, 2)), "sigma": np.ones(4)}
         (lambda: nd.to_arviz(DRAWS, dims={"z": ["a"]}), ValueError, r"among \['sigma', 'x'\]; got \['z'\]"),
         (lambda: nd.to_arviz(DRAWS, dims={"x": ["a", "b"]}), ValueError, "1 names of the axes of 'x'; got"),
         (lambda: nd.to_arviz(DRAWS, dims={"x": "a"}), ValueError, "1 names of the axes of 'x'; got 'a'"),
-        (lambda: nd.to_arviz(DRAWS, coords={"axis": [1, 2]}), ValueError, r"coords of dimensions among .*; got \['axis"),
-        (lambda: nd.to_arviz(DRAWS, coords={"x_dim_0": [1]}), ValueError, r"2 coordinates of 'x_dim_0'; got shape \(1,\)"),
+        (
+            lambda: nd.to_arviz(DRAWS, coords={"axis": [1, 2]}),
+            ValueError,
+            r"coords of dimensions among .*; got \['axis",
+        ),
+        (
+            lambda: nd.to_arviz(DRAWS, coords={"x_dim_0": [1]}),
+            ValueError,
+            r"2 coordinates of 'x_dim_0'; got shape \(1,\)",
+        ),
         (
             lambda: nd.to_arviz({"a": np.zeros((3, 2)), "b": np.zeros((3, 4))}, dims={"a": ["k"], "b": ["k"]}),
             ValueError,
@@ -307,7 +318,7 @@ DRAWS = {"x": np.zeros((4, 2)), "sigma": np.ones(4)}
             r"4 draws of 'y', or \(1, 4\) by chain; got shape \(5, 1\)",
         ),
         (lambda: nd.to_arviz({"x": DRAWS["x"]}, model=model, model_args=(Y,)), ValueError, r"got none of \['sigma'\]"),
-        (lambda: nd.to_arviz(DRAWS, model=subsampled), ValueError, "plate 'n' with 2 of 10"),
+        (lambda: nd.to_arviz({"x": np.zeros(4)}, model=subsampled), ValueError, "plate 'n' with 2 of 10"),
         (lambda: nd.to_arviz({"x": np.zeros(4)}, model=untrained, model_args=(0.0,)), ValueError, "parameter 'sigma'"),
     ],
 )

@@ -8,8 +8,8 @@
     observed_data          from the model
     posterior_predictive, prior, prior_predictive       what is given
 
-Plates give axes their names, and so does ``numpyro.sample(..., infer={"event_dims": [...]})``. Trajectories of diffusion
-sites and their noises are left out unless asked for: they are T + 1 times as large and no one's question.
+Plates give axes their names, and so does ``numpyro.sample(..., infer={"event_dims": [...]})``. Trajectories of
+diffusion sites and their noises are left out unless asked for: they are T + 1 times as large and no one's question.
 
 Run with ArviZ 0.23, which makes an ``InferenceData``, and with ArviZ 1.3 on Python 3.12, which makes a ``DataTree``.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from ..._checks import expected
 from .model import Look, look_at, pointwise
-from .runs import Run, as_run, default_dims
+from .runs import as_run, default_dims
 from .tree import Variable, as_dataset, as_tree
 
 __all__ = ["to_arviz"]
@@ -48,20 +48,21 @@ def to_arviz(
     """A result as ``arviz.InferenceData``, or from ArviZ 1 on ``xarray.DataTree``.
 
     Args:
-        result: a finished ``MCMC`` with any kernel, a finished ``TwistedSMC``, an ``ImportanceResult``, or draws by site
-            name, each (draws, site shape...), as from ``guide.sample_posterior``.
+        result: a finished ``MCMC`` with any kernel, a finished ``TwistedSMC``, an ``ImportanceResult``, or draws by
+            site name, each (draws, site shape...), as from ``guide.sample_posterior``.
         model: the model of the draws, with ``numpyro.handlers.substitute(model, data=params)`` if it has parameters.
             MCMC and TwistedSMC know it; without one there are no plate names, observations and log likelihoods.
-        model_args, model_kwargs: its arguments; MCMC and TwistedSMC know them.
+        model_args: its arguments; MCMC and TwistedSMC know them.
+        model_kwargs: its keyword arguments, likewise.
         prior: draws by site name, (draws, site shape...), as from ``Predictive(model, num_samples=...)``. Sites that
             the posterior has go into the group ``prior``, others into ``prior_predictive``.
         posterior_predictive: draws by site name, as many as those of the posterior and in their order.
         coords: dimension name -> its coordinates; 0, 1, ... where none are given.
         dims: site name -> names of all its axes, plates included; of a path they are those of its site.
         log_likelihood: whether to compute it. Observed diffusion sites have none: their ``log_prob`` is a bound.
-        trajectories: keep ``<site>_noise``, and ``<site>_path`` of engines that kept it (``TwistedSMC(keep_paths=True)``,
-            ``DiffusionGibbs`` with ``extra_fields=("paths",)``); the path's first axis is ``<site>_time``, from data, 0,
-            to noise, T.
+        trajectories: keep ``<site>_noise``, and ``<site>_path`` of engines that kept it
+            (``TwistedSMC(keep_paths=True)``, ``DiffusionGibbs`` with ``extra_fields=("paths",)``); the path's first axis
+            is ``<site>_time``, from data, 0, to noise, T.
         num_samples: how many draws of a weighted result; by default those of its ``get_samples``.
         key: for these draws.
 

@@ -1,7 +1,7 @@
 """Groups of named arrays as the object that the installed ArviZ reads.
 
-Up to 0.23 that is ``arviz.InferenceData``, from 1.0 on (Python 3.12 or newer) ``xarray.DataTree``: :func:`as_tree` is the
-only place that knows. ArviZ and xarray take two seconds to import; the first call does it.
+Up to 0.23 that is ``arviz.InferenceData``, from 1.0 on (Python 3.12 or newer) ``xarray.DataTree``: :func:`as_tree` is
+the only place that knows. ArviZ and xarray take two seconds to import; the first call does it.
 """
 
 import importlib
