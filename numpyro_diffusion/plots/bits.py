@@ -24,7 +24,7 @@ def bit_raster(draws: ArrayLike, ax: Axes = None) -> Axes:
         ValueError: for another shape, or a value that is neither 0 nor 1.
 
     >>> from matplotlib.figure import Figure
-    >>> ax = bit_raster(jnp.eye(3), Figure().subplots())
+    >>> ax = bit_raster(np.eye(3), Figure().subplots())
     >>> ax.get_xlabel(), ax.get_ylabel()
     ('bit', 'sequence')
     """

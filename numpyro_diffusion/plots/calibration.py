@@ -69,11 +69,12 @@ def sbc_ranks(
     binomial = importlib.import_module("scipy.stats").binom(values.size, 1 / num_bins)
     low, high = binomial.ppf(tail), binomial.ppf(1 - tail)
     ax = _panels.one_axes(ax, (4.2, 2.6))
-    label = f"{probability:.0%} of uniform ranks, all bars"
-    ax.axhspan(low, high, color=_panels.PALE, alpha=0.45, linewidth=0, label=label, zorder=0)
-    ax.axhline(values.size / num_bins, color=_panels.INK, linewidth=0.8, linestyle=":", zorder=0.5)
     edges = np.arange(num_bins + 1) * width - 0.5
-    ax.stairs(counts, edges, fill=True, color=_panels.DATA, alpha=0.55)
+    ax.stairs(counts, edges, fill=True, color=_panels.DATA, alpha=0.6)
+    label = f"all bars of uniform ranks, {probability:.3g}"
+    ax.axhspan(low, high, color=_panels.PALE, alpha=0.3, linewidth=0, label=label, zorder=0)
+    for height, style in ((low, "--"), (values.size / num_bins, ":"), (high, "--")):
+        ax.axhline(height, color=_panels.INK, linewidth=0.8, linestyle=style)
     ax.set(xlabel="rank of the truth", ylabel="data sets", xlim=(edges[0], edges[-1]))
     ax.set_ylim(0, 1.25 * max(high, counts.max()))
     ax.spines[["top", "right"]].set_visible(False)
@@ -131,8 +132,9 @@ def coverage(
             ends = (binomial.ppf(tail) / num_data_sets for tail in (0.025, 0.975))
             ax.fill_between(fine, *ends, color=_panels.PALE, alpha=0.45, linewidth=0, zorder=0)
     order = np.argsort(levels)
-    style = {"color": _panels.MODEL} if len(ax.lines) == 1 else {}
-    ax.plot(levels[order], shares[order], marker="o", markersize=3.5, linewidth=1.2, label=label, **style)
+    colors = (_panels.MODEL, _panels.DATA, _panels.INK)
+    color = colors[(len(ax.lines) - 1) % len(colors)]
+    ax.plot(levels[order], shares[order], marker="o", markersize=3.5, linewidth=1.2, label=label, color=color)
     ax.set(xlabel="expected coverage", ylabel="empirical coverage", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -23,7 +23,7 @@ def effective_sizes(sizes: Any, ax: Axes = None, *, num_particles: int | None = 
         num_particles: N, a line; a ``TwistedSMC`` knows it.
 
     Returns:
-        The axes.
+        The axes, with a legend.
 
     Raises:
         TypeError: for an engine that has not been run.
@@ -31,8 +31,8 @@ def effective_sizes(sizes: Any, ax: Axes = None, *, num_particles: int | None = 
 
     >>> from matplotlib.figure import Figure
     >>> ax = effective_sizes(np.full((4, 11), 60.0), Figure().subplots(), num_particles=100)
-    >>> len(ax.lines), ax.get_xlim()[0] > ax.get_xlim()[1]
-    (5, True)
+    >>> len(ax.lines), ax.get_ylabel()
+    (5, 'effective size')
     """
     is_engine = hasattr(sizes, "num_particles")
     if is_engine:
@@ -62,4 +62,5 @@ def effective_sizes(sizes: Any, ax: Axes = None, *, num_particles: int | None = 
     ax.set_ylim(bottom=0)
     ax.locator_params(axis="x", integer=True)
     ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize="small")
     return ax

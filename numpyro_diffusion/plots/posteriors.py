@@ -109,7 +109,7 @@ def marginals(
             _histogram(ax, prior[name], color=_panels.PALE, label="prior", alpha=0.6)
         _histogram(ax, draws, color=_panels.MODEL, label="posterior", alpha=0.75)
         if name in truth:
-            ax.axvline(float(truth[name]), color=_panels.INK, linewidth=1.2, linestyle="--", label="truth")
+            ax.axvline(np.asarray(truth[name]).item(), color=_panels.INK, linewidth=1.2, linestyle="--", label="truth")
         ax.set(xlabel=name, yticks=[])
         ax.locator_params(axis="x", nbins=5)
         ax.spines[["left", "top", "right"]].set_visible(False)

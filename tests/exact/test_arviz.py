@@ -1,5 +1,5 @@
-"""ArviZ reads the results of every engine: named axes, diagnostics, pointwise likelihoods, and nothing that is T times as
-large unless asked for. Each test also holds with ArviZ 1, where the tree is a DataTree."""
+"""ArviZ reads the results of every engine: named axes, diagnostics, pointwise likelihoods, and nothing that is T
+times as large unless asked for. Each test also holds with ArviZ 1, where the tree is a DataTree."""
 
 import subprocess
 import sys
@@ -239,11 +239,11 @@ def test_summaries_loo_and_pictures_work_on_all(chains, smc, weighted):
     mpl.use("Agg")
     _, mcmc = chains
     result, *_ = weighted
-    y = np.zeros((20, 3))
+    y = np.zeros((30, 3))
     for data in (
         nd.to_arviz(mcmc, posterior_predictive={"y": np.zeros((2, 20, 3))}),
-        smc.to_inference_data(20, posterior_predictive={"y": y}),
-        nd.to_arviz(result, model=model, model_args=(Y,), num_samples=20, posterior_predictive={"y": y}),
+        smc.to_inference_data(30, posterior_predictive={"y": y}),
+        nd.to_arviz(result, model=model, model_args=(Y,), num_samples=30, posterior_predictive={"y": y}),
     ):
         assert len(az.summary(data)) >= 4
         assert az.loo(data).n_data_points == 3

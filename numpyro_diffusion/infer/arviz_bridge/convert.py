@@ -61,8 +61,8 @@ def to_arviz(
         dims: site name -> names of all its axes, plates included; of a path they are those of its site.
         log_likelihood: whether to compute it. Observed diffusion sites have none: their ``log_prob`` is a bound.
         trajectories: keep ``<site>_noise``, and ``<site>_path`` of engines that kept it
-            (``TwistedSMC(keep_paths=True)``, ``DiffusionGibbs`` with ``extra_fields=("paths",)``); the path's first axis
-            is ``<site>_time``, from data, 0, to noise, T.
+            (``TwistedSMC(keep_paths=True)``, ``DiffusionGibbs`` with ``extra_fields=("paths",)``); the path's first
+            axis is ``<site>_time``, from data, 0, to noise, T.
         num_samples: how many draws of a weighted result; by default those of its ``get_samples``.
         key: for these draws.
 
