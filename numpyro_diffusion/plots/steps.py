@@ -63,7 +63,7 @@ def bound_per_step(
     Raises:
         ValueError: for arrays of another or of different shapes, with NaN, or a lower bound above the upper.
 
-    References: Sohl-Dickstein et al. 2015, Eq. 14, 22 to 24.
+    References: Sohl-Dickstein et al. 2015, Eq. 14 and 24.
 
     >>> from matplotlib.figure import Figure
     >>> ax = bound_per_step(-np.ones(5), np.zeros(5), np.ones(5), ax=Figure().subplots())
