@@ -31,7 +31,7 @@ from .._checks import check_integer_at_least, expected, is_concrete
 from .._typing import Array, PyTree
 from .filter import Cloud, run_filter
 from .inner_kernel import InnerKernel
-from .model_sites import run_silently
+from .model_sites import SilentModel
 from .named_twists import as_twist
 from .path_moves import conditional_smc, first_paths, independent_paths, refresh_paths
 from .paths import GivenPaths, noised
@@ -152,7 +152,7 @@ class DiffusionGibbs(MCMCKernel):
     @property
     def model(self) -> Callable:
         """The user's model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
-        return partial(run_silently, self._inner.model)
+        return SilentModel(self._inner.model)
 
     @property
     def inner_kernel(self) -> MCMCKernel:

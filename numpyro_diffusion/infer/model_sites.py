@@ -14,12 +14,12 @@ from ..diffusion import Diffusion
 
 __all__ = [
     "DiffusionSite",
+    "SilentModel",
     "check_plate",
     "check_trained",
     "diffusion_sites",
     "is_latent",
     "random_state",
-    "run_silently",
     "site_log_prob",
     "unwrap_diffusion",
 ]
@@ -99,11 +99,25 @@ def check_trained(site: dict) -> None:
         )
 
 
-def run_silently(model: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Run a model whose latent diffusion sites an engine knows how to draw, without the warning of their bound."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A latent Diffusion site")
-        return model(*args, **kwargs)
+class SilentModel:
+    """A model whose latent diffusion sites an engine knows how to draw, without the warning of their bound.
+
+    It equals the model, which NumPyro's Gibbs asks of its blocks.
+    """
+
+    def __init__(self, model: Callable) -> None:
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="A latent Diffusion site")
+            return self.model(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return self.model == (other.model if isinstance(other, SilentModel) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.model)
 
 
 def random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:

@@ -39,7 +39,7 @@ from numpyro.util import is_prng_key
 
 from .._checks import expected, is_concrete
 from .._typing import Array
-from .model_sites import run_silently
+from .model_sites import SilentModel
 from .normal_reference import NormalReference, Values
 
 __all__ = ["EllipticalSlice", "EllipticalSliceState"]
@@ -117,7 +117,7 @@ class EllipticalSlice(MCMCKernel):
     @property
     def model(self) -> Callable:
         """The model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
-        return partial(run_silently, self._model)
+        return SilentModel(self._model)
 
     @property
     def _sample_fn(self) -> Callable:
