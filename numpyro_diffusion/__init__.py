@@ -15,6 +15,7 @@ from .chains import (
     paper_bound,
 )
 from .diffusion import Diffusion
+from .infer.arviz_bridge import to_arviz
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
 from .saving import load, save
@@ -54,5 +55,6 @@ __all__ = [
     "random_haiku_module",
     "save",
     "schedules",
+    "to_arviz",
     "update_state",
 ]

@@ -17,7 +17,6 @@ Not assumed: that modes are connected, that the likelihood is linear, that the c
 References: Andrieu, Doucet and Holenstein 2010 (particle Gibbs, PIMH); Sohl-Dickstein et al. 2015, Eq. 1 and 9.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from .._checks import check_integer_at_least, expected, is_concrete
 from .._typing import Array, PyTree
 from .filter import Cloud, run_filter
 from .inner_kernel import InnerKernel
+from .model_sites import SilentModel
 from .named_twists import as_twist
 from .path_moves import conditional_smc, first_paths, independent_paths, refresh_paths
 from .paths import GivenPaths, noised
@@ -155,7 +155,7 @@ class DiffusionGibbs(MCMCKernel):
     @property
     def model(self) -> Callable:
         """The user's model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
-        return partial(_run_silently, self._inner.model)
+        return SilentModel(self._inner.model)
 
     @property
     def inner_kernel(self) -> MCMCKernel:
@@ -403,10 +403,3 @@ def _check_x_0(name: str, x_0: Array, path: Array) -> Array:
             )
         )
     return jnp.asarray(x_0, path.dtype)
-
-
-def _run_silently(model: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Module-level, so that it can be pickled."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A latent Diffusion site")
-        return model(*args, **kwargs)

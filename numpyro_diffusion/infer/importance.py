@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import expected
+from .._checks import check_integer_at_least, expected
 from .._typing import Array
+from .pooling import draw_particles, generator
 
 __all__ = ["ImportanceResult", "importance_result", "pareto_k"]
 
@@ -42,6 +43,23 @@ class ImportanceResult(NamedTuple):
     log_evidence: Array
     effective_sample_size: Array
     pareto_k: float
+
+    def get_samples(self, key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
+        """Draws of equal weight: resampled by weight, with copies of those that weigh much.
+
+        Args:
+            key: for the resampling; by default ``jax.random.key(0)``, always the same draws.
+            num_samples: how many; by default as many as the guide drew. No more than that is worth having.
+
+        Returns:
+            Site name -> (num_samples, site shape...).
+        """
+        log_weights = np.asarray(self.log_weights)
+        count = log_weights.size if num_samples is None else num_samples
+        count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
+        rng = generator(jax.random.key(0) if key is None else key)
+        _, chosen = draw_particles(rng, log_weights[None], np.zeros(1), count)
+        return {name: jnp.asarray(value)[chosen] for name, value in self.samples.items()}
 
 
 def importance_result(samples: dict[str, Array], log_weights: Array, cure: str) -> ImportanceResult:

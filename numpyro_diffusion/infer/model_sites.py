@@ -1,7 +1,8 @@
 """Single sites of a traced model: which are diffusions, what they must not be, and the density of the others."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from ..diffusion import Diffusion
 
 __all__ = [
     "DiffusionSite",
+    "SilentModel",
+    "check_plate",
     "check_trained",
     "diffusion_sites",
     "is_latent",
@@ -54,7 +57,7 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
     sites = []
     for name, site in prototype.items():
         if site["type"] == "plate":
-            _check_plate(name, *site["args"][:2])
+            check_plate(name, *site["args"][:2])
         elif is_latent(site):
             law, _ = unwrap_diffusion(site["fn"])
             if isinstance(law, Diffusion):
@@ -96,6 +99,27 @@ def check_trained(site: dict) -> None:
         )
 
 
+class SilentModel:
+    """A model whose latent diffusion sites an engine knows how to draw, without the warning of their bound.
+
+    It equals the model, which NumPyro's Gibbs asks of its blocks.
+    """
+
+    def __init__(self, model: Callable) -> None:
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="A latent Diffusion site")
+            return self.model(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return self.model == (other.model if isinstance(other, SilentModel) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.model)
+
+
 def random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:
     """Some state of a chain, no draw of it: a place to try the model at."""
     if law.kernel.is_discrete:
@@ -134,7 +158,12 @@ def _fits(shape: Shape, law: dist.Distribution) -> bool:
         return False
 
 
-def _check_plate(name: str, size: int, subsample_size: int | None) -> None:
+def check_plate(name: str, size: int, subsample_size: int | None) -> None:
+    """A plate has all its data.
+
+    Raises:
+        ValueError: if it is subsampled.
+    """
     if subsample_size is not None and size > subsample_size:
         raise ValueError(
             expected(

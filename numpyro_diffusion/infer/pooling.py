@@ -9,9 +9,10 @@ share nothing are pooled by themselves.
 References: Whiteley, Lee, Heine 2016 (islands); Tran et al. 2013 (IS^2).
 """
 
+import jax
 import numpy as np
 
-__all__ = ["draw_particles", "log_mean_and_error"]
+__all__ = ["draw_particles", "generator", "log_mean_and_error"]
 
 
 def log_mean_and_error(log_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -26,6 +27,11 @@ def log_mean_and_error(log_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.asarray(log_mean), np.full_like(log_mean, np.nan)
         error = scaled.std(axis=0, ddof=1) / mean / np.sqrt(len(log_values))
     return np.asarray(log_mean), np.asarray(error)
+
+
+def generator(key: jax.Array) -> np.random.Generator:
+    """NumPy's randomness from a JAX key: what is drawn on the host needs no compiling for each number of draws."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
 def draw_particles(

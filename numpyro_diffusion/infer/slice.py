@@ -39,6 +39,7 @@ from numpyro.util import is_prng_key
 
 from .._checks import expected, is_concrete
 from .._typing import Array
+from .model_sites import SilentModel
 from .normal_reference import NormalReference, Values
 
 __all__ = ["EllipticalSlice", "EllipticalSliceState"]
@@ -115,8 +116,8 @@ class EllipticalSlice(MCMCKernel):
 
     @property
     def model(self) -> Callable:
-        """The model as it was given."""
-        return self._model
+        """The model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
+        return SilentModel(self._model)
 
     @property
     def _sample_fn(self) -> Callable:

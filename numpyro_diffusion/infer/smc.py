@@ -28,7 +28,7 @@ from .filter import Cloud, run_filter
 from .islands import Islands, check_weights, report, warn
 from .named_twists import as_twist
 from .ordering import principal_directions
-from .pooling import draw_particles, log_mean_and_error
+from .pooling import draw_particles, generator, log_mean_and_error
 from .proposals import TiltedStep
 from .sites import SplitModel
 from .target import States, Target, draw_prior
@@ -168,7 +168,7 @@ class TwistedSMC:
         count = self.num_islands * self.num_particles if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
         key = result.key if key is None else key
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+        rng = generator(key)
         by_element = bool(result.split.element_shape) and not result.islands_differ
         evidence = result.cloud.log_evidence if by_element else result.log_evidence_by_island()
         islands, particles = draw_particles(rng, result.cloud.log_weights, evidence, count)
@@ -210,24 +210,19 @@ class TwistedSMC:
         import arviz as az
 
         print(report(self._require_result(), self.log_evidence, self.log_evidence_error, self.elements_reason))
-        frame = az.summary(self.to_inference_data(), kind="stats", round_to=3)
+        frame = az.summary(self.to_inference_data(log_likelihood=False), kind="stats", round_to=3)
         print(frame.to_string())
 
-    def to_inference_data(self, num_samples: int | None = None) -> Any:
-        """The run for ArviZ: equally weighted draws as one chain, observations, diagnostics as attributes."""
-        import arviz as az  # takes two seconds: only for those who ask
+    def to_inference_data(self, num_samples: int | None = None, **options: Any) -> Any:
+        """The run for ArviZ: :func:`numpyro_diffusion.to_arviz` of it.
 
-        result = self._require_result()
-        draws = {name: np.asarray(value)[None] for name, value in self.get_samples(num_samples=num_samples).items()}
-        attributes = {
-            "inference_library": "numpyro_diffusion",
-            "log_evidence": self.log_evidence,
-            "log_evidence_error": self.log_evidence_error,
-            "min_ess": self.min_ess,
-            "elements": self.elements_reason,
-        }
-        observed = {name: np.asarray(value) for name, value in result.split.observations().items()}
-        return az.from_dict(posterior=draws, observed_data=observed, attrs=attributes)
+        Args:
+            num_samples: how many draws, as for :meth:`get_samples`.
+            **options: of ``to_arviz``.
+        """
+        from .arviz_bridge import to_arviz  # which knows this class
+
+        return to_arviz(self, num_samples=num_samples, **options)
 
     # Compiled parts -------------------------------------------------------------------------------
 

@@ -1,14 +1,4 @@
-r"""Pictures: Fig. 1 and Fig. 2 of Sohl-Dickstein et al. 2015, a posterior against its prior, a schedule.
-
-    trajectory             q(x^t), p(x^t) and f_mu(x^t, t) - x^t at a few times, for data in the plane (Fig. 1)
-    slices, drift          one row of it alone: the states of any chain; the drift of the reverse chain
-    bit_raster             binary sequences, one to a row (Fig. 2)
-    prior_and_posterior    draws in the plane before and after an observation
-    schedule               log signal-to-noise ratio by step
-
-Every function draws on the axes it is given, or on those of a new pyplot figure, and returns them. Nothing is shown or
-saved, and matplotlib is not imported before a figure is needed.
-"""
+"""Chains in the plane: Fig. 1 of Sohl-Dickstein et al. 2015."""
 
 import math
 from collections.abc import Sequence
@@ -18,18 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import check_integer_at_least, expected
+from .._typing import ArrayLike
+from ..chains import ForwardChain, ReverseChain
+from ..diffusion import Diffusion
 from . import _panels
-from ._checks import check_binary, check_integer_at_least, expected
-from ._panels import PALE, Axes, Limits
-from ._typing import ArrayLike
-from .chains import ForwardChain, ReverseChain
-from .diffusion import Diffusion
-from .schedules import Schedule
+from ._panels import Limits
 
-__all__ = ["bit_raster", "drift", "prior_and_posterior", "schedule", "slices", "trajectory"]
-
-# Data and prior are blue and grey, what the model says is red: apart in lightness too, so they survive a grey print.
-_DATA, _MODEL, _INK = "#2b5c8a", "#c8402f", "#333333"
+__all__ = ["drift", "slices", "trajectory"]
 
 
 def trajectory(
@@ -70,7 +56,7 @@ def trajectory(
     forward = np.concatenate([x_0[:, None], np.asarray(noised)], axis=1)
     limits = _panels.limits_of(forward[:, t]) if limits is None else _panels.check_limits(limits)
     axes = _panels.row_or_grid(axes, (3, len(t)))
-    slices(forward, t, limits=limits, color=_DATA, label="$q(x^t)$", axes=axes[0])
+    slices(forward, t, limits=limits, color=_panels.DATA, label="$q(x^t)$", axes=axes[0])
     slices(chain.sample(key_reverse, (len(x_0),)), t, limits=limits, label="$p(x^t)$", axes=axes[1])
     drift(chain, [max(time, 1) for time in t], limits=limits, axes=axes[2])
     # The titles of row 1 serve the rows below, but not where the drift is that of another time.
@@ -84,7 +70,7 @@ def slices(
     t: Sequence[int] | None = None,
     *,
     limits: Limits | None = None,
-    color: str = _MODEL,
+    color: str = _panels.MODEL,
     label: str = "$x^t$",
     axes: Any = None,
 ) -> np.ndarray:
@@ -162,127 +148,11 @@ def drift(
         lengths = np.linalg.norm(moves, axis=-1, keepdims=True)
         # Two grid steps, 4 margins, are a length that no arrow reaches. Without any drift all arrows are points.
         arrows = 4 * margin * moves / np.maximum(lengths + np.median(lengths), np.finfo(moves.dtype).tiny)
-        ax.quiver(*np.asarray(grid).T, *arrows.T, color=_INK, angles="xy", scale_units="xy", scale=1.0, width=0.006)
+        ax.quiver(
+            *np.asarray(grid).T, *arrows.T, color=_panels.INK, angles="xy", scale_units="xy", scale=1.0, width=0.006
+        )
     _panels.dress(axes, t, num_steps, (low, high), r"$f_\mu(x^t, t) - x^t$")
     return axes
-
-
-def bit_raster(draws: ArrayLike, ax: Axes = None) -> Axes:
-    """Binary sequences as a raster, one to a row, ones dark: the paper's Fig. 2.
-
-    Args:
-        draws: zeros and ones, shape (num_sequences, num_bits).
-        ax: where to draw; by default on a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: for another shape, or a value that is neither 0 nor 1.
-
-    >>> from matplotlib.figure import Figure
-    >>> ax = bit_raster(jnp.eye(3), Figure().subplots())
-    >>> ax.get_xlabel(), ax.get_ylabel()
-    ('bit', 'sequence')
-    """
-    bits = np.asarray(draws)
-    if bits.ndim != 2 or not bits.size:
-        cure = "Flatten batches into one axis."
-        raise ValueError(expected("draws of shape (num_sequences, num_bits)", f"shape {bits.shape}", cure))
-    check_binary("draws", bits)
-    rows, columns = bits.shape
-    # Square cells up to a page; beyond that they shrink together.
-    ax = _panels.one_axes(ax, (min(0.13 * columns, 6.5) + 0.7, min(0.13 * rows, 6.5) + 0.6))
-    ax.imshow(bits.astype(float), cmap="Greys", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    ax.set(xlabel="bit", ylabel="sequence")
-    ax.locator_params(integer=True)
-    # White lines keep equal neighbours apart, thinner than the rows however many there are.
-    ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-    ax.grid(which="minor", axis="y", color="white", linewidth=min(0.9, 40 / rows))
-    ax.tick_params(which="minor", length=0)
-    _panels.frame(ax)
-    return ax
-
-
-def prior_and_posterior(
-    prior_draws: ArrayLike,
-    posterior_draws: ArrayLike,
-    ax: Axes = None,
-    *,
-    observation: tuple[int, ArrayLike, ArrayLike] | None = None,
-    truth: ArrayLike | None = None,
-) -> Axes:
-    """Draws in the plane before (pale) and after (red) an observation.
-
-    Args:
-        prior_draws: shape (..., 2).
-        posterior_draws: shape (..., 2), of equal weight.
-        ax: where to draw; by default on a new figure.
-        observation: (axis, value, sd), a noisy sight of coordinate 0 or 1: a line at the value, a band of one sd.
-        truth: the point observed, shape (2,).
-
-    Returns:
-        The axes, with a legend.
-
-    Raises:
-        TypeError, ValueError: for draws or a truth of another shape or with NaN, or an observation not of this form.
-    """
-    prior = _panels.check_points("prior_draws", prior_draws, 2, "Pass one point of the plane for each draw.")
-    posterior = _panels.check_points(
-        "posterior_draws", posterior_draws, 2, "Pass one point of the plane for each draw."
-    )
-    axis, value, sd = _panels.check_observation((0, 0.0, 0.0) if observation is None else observation)
-    if truth is not None and np.shape(truth) != (2,):
-        raise ValueError(expected("truth of shape (2,)", f"shape {np.shape(truth)}", "Pass one point of the plane."))
-    ax = _panels.one_axes(ax, (4.2, 4.2))
-    for points, size, color, name in ((prior, 5, PALE, "prior"), (posterior, 7, _MODEL, "posterior")):
-        ax.scatter(*points.T, s=size, color=color, alpha=0.7, label=name, linewidths=0, rasterized=True)
-    if observation is not None:
-        line, band = (ax.axvline, ax.axvspan) if axis == 0 else (ax.axhline, ax.axhspan)
-        line(value, color=_DATA, linewidth=1.2, zorder=0.5, label=r"observed $\pm$ 1 sd" if sd else "observed")
-        if sd:
-            band(value - sd, value + sd, color=_DATA, alpha=0.15, linewidth=0, zorder=0)
-    if truth is not None:
-        style = {"marker": "*", "s": 170, "color": "#f2c14e", "edgecolors": _INK, "linewidths": 0.8}
-        ax.scatter(*np.asarray(truth)[:, None], label="truth", zorder=3, **style)
-    ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-    ax.locator_params(nbins=5)
-    _panels.frame(ax)
-    legend = ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize="small",
-        handlelength=1.2, handletextpad=0.5, columnspacing=1.0, borderpad=0.2)  # fmt: skip
-    for handle in legend.legend_handles[:2]:
-        handle.set(sizes=[25], alpha=1)
-    return ax
-
-
-def schedule(schedule: Schedule, ax: Axes = None, *, label: str | None = None) -> Axes:
-    """The log signal-to-noise ratio by step: where it falls steeply the chain spends few steps.
-
-    Steps without noise (t = 0) or without signal (T, where b_T = 1) have an infinite ratio and are left out.
-
-    Args:
-        schedule: concrete, from :mod:`numpyro_diffusion.schedules` or a kernel's ``schedule``.
-        ax: where to draw; by default on a new figure. Call again with the same axes to compare schedules.
-        label: for ``ax.legend()``.
-
-    Returns:
-        The axes.
-
-    Raises:
-        TypeError: for anything else than a schedule.
-    """
-    if not isinstance(schedule, Schedule):
-        raise TypeError(expected("a Schedule", repr(schedule), "Pass kernel.schedule, or one of nd.schedules."))
-    log_snr = np.asarray(schedule.log_snr)
-    t = np.flatnonzero(np.isfinite(log_snr))
-    ax = _panels.one_axes(ax, (4.2, 2.8))
-    if not ax.lines:
-        ax.axhline(0.0, color=PALE, linewidth=0.8, zorder=0)
-    few = {"marker": "o", "markersize": 3} if len(t) <= 50 else {}
-    ax.plot(t, log_snr[t], label=label, linewidth=1.4, **few)
-    ax.set(xlabel="step $t$", ylabel="log signal-to-noise ratio")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
 
 
 def _chain_in_the_plane(model: Diffusion | ReverseChain) -> ReverseChain:

@@ -9,10 +9,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._checks import check_finite, expected
-from ._typing import ArrayLike
+from .._checks import check_finite, expected
+from .._typing import ArrayLike
 
 __all__ = [
+    "DATA",
+    "INK",
+    "MODEL",
     "PALE",
     "Axes",
     "Limits",
@@ -25,13 +28,16 @@ __all__ = [
     "limits_of",
     "one_axes",
     "row_or_grid",
+    "time_title",
 ]
 
 Axes: TypeAlias = Any  # matplotlib.axes.Axes: an annotation must not import matplotlib
 Limits: TypeAlias = tuple[float, float]
 
+# Data and prior are blue and grey, what the model says is red: apart in lightness too, so they survive a grey print.
+DATA, MODEL, INK = "#2b5c8a", "#c8402f", "#333333"
 PALE = "#b9c2cc"  # frames, helping lines, the prior
-_PANEL_INCHES = 2.1  # three columns are then as wide as a page's text
+_PANEL_INCHES = (2.1, 2.1)  # three columns are then as wide as a page's text
 
 
 def _pyplot() -> Any:
@@ -48,11 +54,11 @@ def one_axes(ax: Axes, size: tuple[float, float]) -> Axes:
     return _pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def row_or_grid(axes: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of axes given, or that of a new figure of square panels."""
+def row_or_grid(axes: Any, shape: tuple[int, ...], panel_inches: tuple[float, float] = _PANEL_INCHES) -> np.ndarray:
+    """The array of axes given, or that of a new figure of panels of this size."""
     if axes is None:
         rows, columns = (1, *shape)[-2:]
-        size = (_PANEL_INCHES * columns + 0.3, _PANEL_INCHES * rows + 0.3)
+        size = (panel_inches[0] * columns + 0.3, panel_inches[1] * rows + 0.3)
         axes = _pyplot().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1].reshape(shape)
     axes = np.asarray(axes, dtype=object)
     if axes.shape != shape:
@@ -63,10 +69,15 @@ def row_or_grid(axes: Any, shape: tuple[int, ...]) -> np.ndarray:
 def dress(axes: np.ndarray, t: list[int], num_steps: int, limits: Limits, label: str) -> None:
     """Titles, equal limits and frames of a row of panels, and its label at the left."""
     for ax, time in zip(axes, t, strict=True):
-        name = {num_steps: "T", num_steps / 2: "T/2", 0: "0"}.get(time, str(time))
-        ax.set(title=f"$t = {name}$", xlim=limits, ylim=limits, aspect="equal", xticks=[], yticks=[])
+        ax.set(title=time_title(time, num_steps), xlim=limits, ylim=limits, aspect="equal", xticks=[], yticks=[])
         frame(ax)
     axes[0].set_ylabel(label)
+
+
+def time_title(time: int, num_steps: int) -> str:
+    """The time as the paper writes it."""
+    name = {num_steps: "T", num_steps / 2: "T/2", 0: "0"}.get(time, str(time))
+    return f"$t = {name}$"
 
 
 def frame(ax: Axes) -> None:
