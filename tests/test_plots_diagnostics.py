@@ -58,6 +58,11 @@ def test_bound_per_step_shows_terms_and_entropy_between_its_bounds():
     assert texts(plots.bound_per_step(-1.0 / t, upper=t)) == ["term of $K$", "upper bound of the entropy"]
 
 
+def test_a_step_without_a_lower_bound_leaves_a_gap():
+    without = plots.bound_per_step(ONES, np.array([-np.inf, 0, 0, 0]), 2 * ONES)
+    assert [np.isnan(line.get_ydata()).sum() for line in without.lines[:2]] == [0, 1]
+
+
 def test_bounds_that_agree_to_rounding_are_taken():
     plots.bound_per_step(jnp.zeros(2), jnp.array([1.0 + 1e-6, 0.0]), jnp.array([1.0, 0.0]))
 

@@ -62,6 +62,13 @@ class RandomStep:
     Args:
         num_draws: random steps for each example.
 
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
+    >>> standard_normal = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,))
+    >>> law = Diffusion(kernel, standard_normal, estimator=RandomStep(), rng_key=jax.random.key(0))
+    >>> law.log_prob(jnp.ones((5, 2))).shape
+    (5,)
+
     References: Kingma et al. 2021 (the low-discrepancy sampler of times).
     """
 
@@ -172,6 +179,12 @@ def paper_bound(
 
     Returns:
         Shape (batch...), nats, with one draw of x^t a step.
+
+    >>> from numpyro_diffusion import GaussianKernel, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
+    >>> standard_normal = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,))
+    >>> paper_bound(kernel, standard_normal, jnp.ones((5, 2)), jax.random.key(0)).shape
+    (5,)
 
     References: Sohl-Dickstein et al. 2015, Eq. 14 and Appendix B.2.
     """

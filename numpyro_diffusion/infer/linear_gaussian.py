@@ -74,6 +74,9 @@ class LinearGaussian:
     Args:
         covariance: ``"secant"``, ``"jacobian"`` or ``"scale"``.
         num_prior_draws: of the prior, for its variance S^2, >= 2.
+
+    >>> LinearGaussian("jacobian")  # TwistedSMC(model, twist=LinearGaussian("jacobian")); "gaussian" is the secant
+    LinearGaussian(covariance='jacobian', num_prior_draws=64)
     """
 
     covariance: Covariance = "secant"

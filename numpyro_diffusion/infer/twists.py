@@ -57,6 +57,9 @@ class Twist(Protocol):
 
     Attributes:
         num_prior_draws: how many draws of the prior ``prepare`` wants; 0 for none.
+
+    >>> all(isinstance(twist, Twist) for twist in (NoTwist(), Tempered()))
+    True
     """
 
     @property
@@ -79,7 +82,11 @@ class Twist(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NoTwist:
-    """psi = 1: the bootstrap filter. Particles move by the prior, and meet the data at the end."""
+    """psi = 1: the bootstrap filter. Particles move by the prior, and meet the data at the end.
+
+    >>> NoTwist() == NoTwist()  # TwistedSMC(model, twist=NoTwist()), or twist="none"
+    True
+    """
 
     num_prior_draws = 0
 
@@ -108,6 +115,9 @@ class Tempered:
     Args:
         num_prior_draws: of the prior, for its variance and the largest curvature.
         num_iterations: of the power method for the curvature.
+
+    >>> Tempered(num_prior_draws=256)  # TwistedSMC(model, twist=Tempered(num_prior_draws=256))
+    Tempered(num_prior_draws=256, num_iterations=8)
     """
 
     num_prior_draws: int = 64

@@ -52,7 +52,8 @@ def bound_per_step(
 
     Args:
         terms: of K by step t = 1..T, shape (T,), in nats.
-        lower: of the entropy of q(x^{t-1} | x^t), shape (T,), in nats.
+        lower: of the entropy of q(x^{t-1} | x^t), shape (T,), in nats; -inf where there is none, as at t = 1 for
+            real data, which leaves a gap.
         upper: of the same.
         entropy: of the model's step p(x^{t-1} | x^t), shape (T,), in nats.
         ax: where to draw; by default on a new figure.
@@ -77,10 +78,12 @@ def bound_per_step(
         if len(shape) != 1 or array.shape != shape or not array.size:
             wanted = "(T,)" if name == "terms" else f"{shape}"
             raise ValueError(expected(f"{name} of shape {wanted}", f"shape {array.shape}", "One number for each step."))
-        check_finite(name, array)
+        has_value = array != -np.inf if name == "lower" else np.ones(shape, bool)
+        check_finite(name, array[has_value])
+        arrays[name] = np.where(has_value, array, np.nan)  # matplotlib leaves a gap
     t = np.arange(1, shape[0] + 1)
     if lower is not None and upper is not None:
-        gap = arrays["lower"] - arrays["upper"]
+        gap = np.nan_to_num(arrays["lower"] - arrays["upper"], nan=-1.0)
         if (gap > 1e-4 * (1 + np.abs(arrays["upper"]))).any():  # what float32 leaves of equal bounds
             got = f"lower above upper by {gap.max():.3g} at t = {t[gap.argmax()]}"
             raise ValueError(expected("lower <= upper", got, "Swap them."))
