@@ -2,7 +2,8 @@
 
 When the weights collapse onto the retained path, its x^0 is chosen again and again. Nothing in the draws looks wrong:
 they are all the same, and a short run of several chains may even agree. MCMC offers a kernel no place for a warning, so
-the compiled step calls back to Python at the one draw where a stall is found; other draws cost a comparison.
+the compiled step calls back to Python at the one draw where a stall is found; other draws cost a comparison, also under
+a ``vmap`` of the caller's.
 """
 
 import warnings
@@ -10,6 +11,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 
 from .._typing import Array
 
@@ -32,37 +34,36 @@ def warn_of_stalls(stalled: Array, effective_size: Array, num_particles: int) ->
         effective_size: of the newest draw, shape (chains...).
         num_particles: N.
     """
-    begins = stalled == STALL
-
-    def call_back(begins: Array, effective_size: Array) -> None:
-        jax.debug.callback(_Warning(num_particles), begins, effective_size)
-
-    def pass_over(begins: Array, effective_size: Array) -> None:
-        del begins, effective_size
-
-    jax.lax.cond(begins.any(), call_back, pass_over, begins, effective_size.min())
+    _call_back(stalled == STALL, effective_size, jnp.asarray(num_particles))
 
 
-class _Warning:
-    """Compared by what it says, so that the same program is compiled once."""
+@custom_vmap
+def _call_back(begins: Array, effective_size: Array, num_particles: Array) -> Array:
+    def warn(begins: Array, effective_size: Array, num_particles: Array) -> None:
+        jax.debug.callback(_warn, begins, effective_size, num_particles)
 
-    def __init__(self, num_particles: int) -> None:
-        self.num_particles = num_particles
+    def pass_over(begins: Array, effective_size: Array, num_particles: Array) -> None:
+        del begins, effective_size, num_particles
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Warning) and other.num_particles == self.num_particles
+    jax.lax.cond(begins.any(), warn, pass_over, begins, effective_size.min(), num_particles)
+    return jnp.zeros(())
 
-    def __hash__(self) -> int:
-        return hash((type(self), self.num_particles))
 
-    def __call__(self, begins: Array, effective_size: Array) -> None:
-        count = int(np.sum(begins))
-        if not count:  # where cond became a select, under a vmap that is not ours
-            return
-        warnings.warn(
-            f"The particles have not changed x^0 for {STALL} draws, in {count} of {np.size(begins)} chains and "
-            f"elements: the effective size fell to {float(effective_size):.1f} of {self.num_particles} particles, and "
-            "draws that repeat each other say nothing of the posterior. Take more particles (num_particles), a closer "
-            "twist ('gaussian' for Normal observations), or a schedule with more steps.",
-            stacklevel=2,
-        )
+@_call_back.def_vmap
+def _(axis_size: int, in_batched: list, begins: Array, effective_size: Array, num_particles: Array) -> tuple:
+    """One question for all rows: a ``cond`` that is mapped would call back for each of them at every draw."""
+    rows, sizes = (
+        array if is_batched else jnp.broadcast_to(array, (axis_size, *array.shape))
+        for array, is_batched in zip((begins, effective_size), in_batched[:2], strict=True)
+    )
+    return _call_back(rows, sizes, num_particles[0] if in_batched[2] else num_particles), False
+
+
+def _warn(begins: Array, effective_size: Array, num_particles: Array) -> None:
+    warnings.warn(
+        f"The particles have not changed x^0 for {STALL} draws, in {int(np.sum(begins))} of {np.size(begins)} chains "
+        f"and elements: the effective size fell to {float(effective_size):.1f} of {int(num_particles)} particles, and "
+        "draws that repeat each other say nothing of the posterior. Take more particles (num_particles), a closer "
+        "twist ('gaussian' for Normal observations), or a schedule with more steps.",
+        stacklevel=2,
+    )

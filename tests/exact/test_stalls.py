@@ -10,7 +10,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import DiffusionGibbs
+from numpyro_diffusion.infer import DiffusionGibbs, stalls
 from numpyro_diffusion.infer.stalls import STALL, count_stalled, warn_of_stalls
 
 
@@ -65,11 +65,21 @@ def test_every_stall_is_told_once_and_moves_never():
     assert ["in 1 of 2 chains" in message for message in messages] == [True, True]
 
 
-def test_a_vmap_around_the_kernel_is_told_of_the_rows_that_stall():
+def test_a_vmap_around_the_kernel_is_told_once_of_all_rows_that_stall():
     def row(stalled):
         warn_of_stalls(stalled, jnp.ones(()), 16)
         return stalled
 
-    messages = told(jax.vmap(row), jnp.array([[STALL, 0], [0, 3], [7, STALL + 1]]))
+    messages = told(jax.vmap(jax.vmap(row)), jnp.array([[[STALL, 0], [0, 3]], [[7, STALL + 1], [STALL, STALL]]]))
     assert len(messages) == 1
-    assert "in 1 of 2 chains" in messages[0]
+    assert "in 3 of 8 chains" in messages[0]
+
+
+def test_a_vmap_does_not_call_back_where_nothing_stalls(monkeypatch):
+    """A mapped ``cond`` runs both branches: ten thousand rows would be ten thousand calls of Python at every draw."""
+    calls = []
+    monkeypatch.setattr(stalls, "_warn", lambda *values: calls.append(values))
+    told(jax.vmap(lambda stalled: warn_of_stalls(stalled, jnp.ones(()), 16)), jnp.arange(50))
+    assert not calls
+    told(jax.vmap(lambda stalled: warn_of_stalls(stalled, jnp.ones(()), 16)), jnp.arange(STALL + 1))
+    assert len(calls) == 1
