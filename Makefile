@@ -15,7 +15,7 @@ test: $(STAMPS)/test lint types  ## everything that must pass
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMPS)/test  ## the tests that take long
-	$(BIN)/python -m pytest --run-slow -m slow
+	XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest --run-slow -m slow
 
 test-lowest:  ## the tests with the oldest supported versions, in an environment of their own
 	$(PYTHON) -m venv .venv/lowest

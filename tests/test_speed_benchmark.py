@@ -38,6 +38,7 @@ def test_another_loss_is_found_out(monkeypatch):
         fits.check_same_loss(problem, problem.data(0), 0)
 
 
+@pytest.mark.slow
 def test_unet_does_to_each_image_what_it_does_to_one():
     """Any batch shape; a scalar t for all."""
     problem = SMALL["unet"]
@@ -51,6 +52,7 @@ def test_unet_does_to_each_image_what_it_does_to_one():
             np.testing.assert_allclose(part[index], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_kinds_of_written_loop_train_alike_and_fit_is_timed():
     problem = SMALL["mlp"]
     data = problem.data(0)
@@ -72,6 +74,7 @@ def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
         growth.growth("none", (2, 4), lambda size: lambda: 0.0, 1)
 
 
+@pytest.mark.slow
 def test_peak_of_a_fresh_process_is_its_own():
     """Not its parent's, which ``ru_maxrss`` reports on Linux."""
     code = f"import sys; sys.path.insert(0, {str(process._BENCHMARKS)!r})\n{{}}\nfrom speed_process import peak_bytes"
@@ -83,6 +86,7 @@ def test_peak_of_a_fresh_process_is_its_own():
     assert large - small > 300 << 20
 
 
+@pytest.mark.slow
 def test_program_memory_grows_with_the_batch():
     small, large = (
         process.training_bytes(problems.Problem("mlp", num_steps=4, width=8, batch_size=size)) for size in (64, 4096)

@@ -263,7 +263,8 @@ def test_forty_thousand_rows_agree_with_float64_numpy():
     matrix = np.random.default_rng(0).normal(size=(3, 3)) / 3
     transition = Transition(linear_network, jnp.asarray(matrix, jnp.float32), (3,))
     x = np.random.default_rng(1).normal(size=(40_000, 5, 3)).astype(np.float32)
-    compiled = jax.jit(ReverseChain(kernel, transition).log_prob)(x)
+    options = {"xla_cpu_use_fusion_emitters": True} if jax.default_backend() == "cpu" else None
+    compiled = jax.jit(ReverseChain(kernel, transition).log_prob, compiler_options=options)(x)
     wide = x.astype(np.float64)
     total = -0.5 * (wide[:, 4] ** 2 + np.log(2 * np.pi)).sum(-1)
     for t in range(1, 5):
