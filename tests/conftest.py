@@ -4,7 +4,7 @@ compilation."""
 import os
 from collections.abc import Iterator
 
-# XLA's older code generator for the CPU compiles in two thirds of the time, and the tests compile thousands of programs.
+# XLA's older code generator for the CPU compiles in two thirds of the time; the tests compile thousands of programs.
 # ``make test-slow`` and the test marked ``optimised`` compile as a user's program does.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
