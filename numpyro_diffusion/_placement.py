@@ -105,6 +105,13 @@ class Placement:
 
         return multihost_utils.process_allgather(tree, tiled=True)
 
+    def wait(self) -> None:
+        """Return when every process of the mesh has come here."""
+        if self.num_processes > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("numpyro_diffusion")
+
     def split_rows(self, shape: Shape, row_shape: Shape, data: Any, rows: np.ndarray) -> Array:
         """``data[rows]``, rows (steps, batch), each process reading only what its devices take."""
         if self.mesh is None:

@@ -50,9 +50,9 @@ found = {
     "disk": nd.fit(light, on_disk, **settings),
     "stream": nd.fit(light, batches(), size=40, **settings),
 }
-if processes == 1:
-    nd.fit(light, data, checkpoint_dir=f"{path}/{jax.device_count()}", **{**settings, "num_steps": 3})
-    found["resumed"] = nd.fit(light, data, checkpoint_dir=f"{path}/{jax.device_count()}", resume=True, **settings)
+directory = f"{path}/{jax.device_count()}"
+nd.fit(light, data, checkpoint_dir=directory, **{**settings, "num_steps": 3})
+found["resumed"] = nd.fit(light, data, checkpoint_dir=directory, resume=True, **settings)
 result = {name: one.losses.tolist() + one.validation_losses.tolist() for name, one in found.items()}
 if mesh is not None:
     try:
@@ -124,5 +124,5 @@ def test_two_processes_give_the_losses_of_one(tmp_path, one_device):
     processes = [start(tmp_path, 1, processes=2, index=index, port=port) for index in range(2)]
     found = [finish(process) for process in processes]
     assert found[0] == found[1]
-    assert_equal_to_rounding(found[0], one_device, ["memory", "disk", "stream", "sum", "draw"])
+    assert_equal_to_rounding(found[0], one_device, ["memory", "disk", "stream", "resumed", "sum", "draw"])
     np.testing.assert_allclose(found[0]["islands"], one_device["islands"], rtol=1e-4, atol=1e-5)

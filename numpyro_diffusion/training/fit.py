@@ -139,7 +139,12 @@ def fit(
         "validation_every": None if validation is None else validation.every,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
-    with Checkpoints(checkpoint_dir, writes=jax.process_index() == 0) as checkpoints:
+    writes = jax.process_index() == 0
+    if not writes:
+        place.wait()  # until the writer has the directory, and whatever it wrote before is there to be read
+    with Checkpoints(checkpoint_dir, writes=writes) as checkpoints:
+        if writes:
+            place.wait()
         losses = _Losses([], [], [])
         state = run.start()
         if not resume:
