@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from .._typing import Array
+from .._typing import Array, ArrayLike
 
 __all__ = ["count_stalled", "warn_of_stalls"]
 
@@ -34,15 +34,15 @@ def warn_of_stalls(stalled: Array, effective_size: Array, num_particles: int) ->
         effective_size: of the newest draw, shape (chains...).
         num_particles: N.
     """
-    _call_back(stalled == STALL, effective_size, jnp.asarray(num_particles))
+    _call_back(stalled == STALL, effective_size, num_particles)
 
 
 @custom_vmap
-def _call_back(begins: Array, effective_size: Array, num_particles: Array) -> Array:
-    def warn(begins: Array, effective_size: Array, num_particles: Array) -> None:
+def _call_back(begins: Array, effective_size: Array, num_particles: ArrayLike) -> Array:
+    def warn(begins: Array, effective_size: Array, num_particles: ArrayLike) -> None:
         jax.debug.callback(_warn, begins, effective_size, num_particles)
 
-    def pass_over(begins: Array, effective_size: Array, num_particles: Array) -> None:
+    def pass_over(begins: Array, effective_size: Array, num_particles: ArrayLike) -> None:
         del begins, effective_size, num_particles
 
     jax.lax.cond(begins.any(), warn, pass_over, begins, effective_size.min(), num_particles)
@@ -50,19 +50,19 @@ def _call_back(begins: Array, effective_size: Array, num_particles: Array) -> Ar
 
 
 @_call_back.def_vmap
-def _(axis_size: int, in_batched: list, begins: Array, effective_size: Array, num_particles: Array) -> tuple:
+def _(axis_size: int, in_batched: list, begins: Array, effective_size: Array, num_particles: ArrayLike) -> tuple:
     """One question for all rows: a ``cond`` that is mapped would call back for each of them at every draw."""
     rows, sizes = (
         array if is_batched else jnp.broadcast_to(array, (axis_size, *array.shape))
         for array, is_batched in zip((begins, effective_size), in_batched[:2], strict=True)
     )
-    return _call_back(rows, sizes, num_particles[0] if in_batched[2] else num_particles), False
+    return _call_back(rows, sizes, num_particles), False
 
 
-def _warn(begins: Array, effective_size: Array, num_particles: Array) -> None:
+def _warn(begins: Array, effective_size: Array, num_particles: ArrayLike) -> None:
     warnings.warn(
         f"The particles have not changed x^0 for {STALL} draws, in {int(np.sum(begins))} of {np.size(begins)} chains "
-        f"and elements: the effective size fell to {float(effective_size):.1f} of {int(num_particles)} particles, and "
+        f"and elements: the effective size fell to {float(effective_size):.1f} of {num_particles} particles, and "
         "draws that repeat each other say nothing of the posterior. Take more particles (num_particles), a closer "
         "twist ('gaussian' for Normal observations), or a schedule with more steps.",
         stacklevel=2,

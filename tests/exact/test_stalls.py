@@ -33,7 +33,7 @@ Y, SCALE = jnp.array([0.3, 0.0]), jnp.array([1e-5, 10.0])
 
 
 def test_collapsed_weights_are_told_with_number_and_cure():
-    kernel = DiffusionGibbs(NUTS(model), num_particles=2, twist="none", refresh=False)
+    kernel = DiffusionGibbs(NUTS(model), num_particles=2, twist="none", refresh=False, elements="independent")
     mcmc = MCMC(kernel, num_warmup=0, num_samples=STALL + 5, progress_bar=False)
     said = f"for {STALL} draws, in 1 of 2 chains and elements: .* size fell to 1.0 of 2 .*Take more particles"
     with pytest.warns(UserWarning, match=said) as caught:
