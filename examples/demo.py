@@ -18,6 +18,6 @@ if __name__ == "__main__":
     start = time.perf_counter()
     print("1. Learn the swiss roll by SVI")
     prior = swiss_roll.main(output)
-    print("\n2. Use it as the prior of a point that is seen in part, with noise of unknown size (NUTS)")
+    print("\n2. Use it as the prior of a point that is seen in part, with noise of unknown size (DiffusionGibbs)")
     prior_in_a_model.main(output, prior)
     print(f"\nDone in {time.perf_counter() - start:.0f} s. The pictures are in {output.resolve()}")
