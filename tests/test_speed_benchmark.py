@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import matplotlib.image
 import numpy as np
 import pytest
 from test_benchmark_problems import load
@@ -104,6 +105,19 @@ def test_picture_is_drawn(tmp_path):
     rows += [growth.record("ratio", 1.2, "ratio", limit="<= 1.05"), growth.record("free", 2.0, "ratio")]
     plots.plot(rows, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_picture_of_one_kind_of_record_has_one_panel(tmp_path):
+    plots.plot([growth.record("ratio", 1.2, "ratio", limit="<= 1.05")], tmp_path / "ratios.png")
+    plots.plot([growth.growth("linear", (2, 4), lambda size: lambda: float(size), 1)], tmp_path / "slopes.png")
+    for name in ("ratios.png", "slopes.png"):
+        height, width = matplotlib.image.imread(tmp_path / name).shape[:2]
+        assert width < 1.4 * height
+
+
+def test_picture_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Expected a record of a ratio or of a slope to draw; got none"):
+        plots.plot([growth.record("seconds", 1.2, "s")], tmp_path / "none.png")
 
 
 def test_the_kernel_of_the_pytorch_rows_is_ddpm():
