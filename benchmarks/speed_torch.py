@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """As `speed_unet.UNet`; images as (count, channels, side, side), t counts from 0."""
+    """As ``numpyro_diffusion.networks.UNet`` with two levels; images as (count, channels, h, w), t counts from 0."""
 
     def __init__(self, num_steps: int, width: int) -> None:
         super().__init__()
@@ -105,8 +105,12 @@ class UNet(nn.Module):
 
     def by_name(self) -> dict[str, nn.Module]:
         """The layers by their names in Haiku."""
-        names = dict(self.named_modules())
-        parts = {name.replace(".", "_"): module for name, module in names.items() if not isinstance(module, Block)}
+        blocks = {"down": "down_0_0", "middle": "middle_0", "up": "up_0_0"}
+        names = {}
+        for name, module in self.named_modules():
+            first, *rest = name.split(".")
+            names["_".join([blocks.get(first, first), *rest])] = module
+        parts = {name: module for name, module in names.items() if not isinstance(module, Block)}
         return {name: module for name, module in parts.items() if list(module.parameters(recurse=False))}
 
 

@@ -23,7 +23,7 @@ from .chains.bounds import AllSteps, ImportanceWeighted, RandomStep
 from .diffusion import Diffusion
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import HaikuFunction
-from .networks import MLP, RBF, StepReadoutMLP
+from .networks import MLP, RBF, MultiScaleConv, StepReadoutMLP, UNet
 from .schedules import Schedule
 from .transition import Transition, reverse_step
 
@@ -34,7 +34,7 @@ KERNELS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "GaussianKernel": (GaussianKernel, ("parameterization", "variance", "data_scale")),
     "BernoulliKernel": (BernoulliKernel, ("rate", "parameterization")),
 }
-NETWORKS: dict[str, Any] = {"MLP": MLP, "RBF": RBF, "StepReadoutMLP": StepReadoutMLP}
+NETWORKS: dict[str, Any] = {cls.__name__: cls for cls in (MLP, RBF, MultiScaleConv, StepReadoutMLP, UNet)}
 FUNCTIONS: dict[str, Any] = {"gaussian_mixture": _MixtureDenoiser}
 ESTIMATORS: dict[str, Any] = {
     "RandomStep": RandomStep,
@@ -194,12 +194,14 @@ def _same_schedule(first: Schedule, second: Schedule) -> bool:
 def _describe_dataclass(instance: Any, classes: dict[str, Any]) -> dict[str, Any]:
     for name, cls in classes.items():
         if type(instance) is cls:
-            values = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
-            for key, value in values.items():
-                if not _is_size(value):
-                    wanted = f"{key} of {name} to be an integer from 0 to {_MAX_INTEGER}"
+            values = {}
+            for field in dataclasses.fields(instance):
+                value = getattr(instance, field.name)
+                if not _is_setting(field, value):
+                    wanted = f"{field.name} of {name} to be {_kind(field)}"
                     raise ValueError(expected(wanted, repr(value), "Such a network cannot be loaded again."))
-            return {"class": name, "settings": {key: int(value) for key, value in values.items()}}
+                values[field.name] = value if isinstance(value, bool) else int(value)
+            return {"class": name, "settings": values}
     return {"custom": _qualified_name(instance)}
 
 
@@ -208,15 +210,25 @@ def _restore_dataclass(what: str, node: Any, classes: dict[str, Any]) -> Any:
     if name is None:
         raise wrong(f"{what} out of {', '.join(classes)}", node["custom"])
     cls = classes[name]
-    values = _fields(name, node["settings"], tuple(field.name for field in dataclasses.fields(cls)))
-    for key, value in values.items():
-        if not _is_size(value):
-            raise wrong(f"{key} of {name} as an integer from 0 to {_MAX_INTEGER}", value)
-    return cls(**values)
+    fields = dataclasses.fields(cls)
+    values = _fields(name, node["settings"], tuple(field.name for field in fields))
+    for field in fields:
+        if not _is_setting(field, values[field.name]):
+            raise wrong(f"{field.name} of {name} as {_kind(field)}", values[field.name])
+    try:
+        return cls(**values)
+    except ValueError as error:  # sizes that do not go together
+        raise wrong(f"settings of {name}", str(error)) from error
 
 
-def _is_size(value: Any) -> bool:
+def _is_setting(field: "dataclasses.Field[Any]", value: Any) -> bool:
+    if field.type is bool:
+        return isinstance(value, bool)
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) <= _MAX_INTEGER
+
+
+def _kind(field: "dataclasses.Field[Any]") -> str:
+    return "true or false" if field.type is bool else f"an integer from 0 to {_MAX_INTEGER}"
 
 
 def _restore_function(node: Any, is_haiku: Any, network: Callable[..., Any] | None) -> Any:

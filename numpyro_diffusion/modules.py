@@ -10,6 +10,7 @@ Haiku modules, or what ``hk.transform`` or ``hk.transform_with_state`` made of o
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -108,7 +109,9 @@ def haiku_module(
     """
     init_kwargs = dict(init_kwargs or {})
     function, example, shapes = _inspect(network, kernel, event_shape, context_shape, init_kwargs)
-    params = numpyro.param(f"{name}$params", lambda key: function.init(key, *example, **init_kwargs)[0])
+    # Compiled: operation by operation the initialisation of a deep network takes many seconds.
+    initialise = jax.jit(functools.partial(function.init, **init_kwargs))
+    params = numpyro.param(f"{name}$params", lambda key: initialise(key, *example)[0])
     state = _state_site(name, function, example, shapes[1], init_kwargs)
     return Transition(function, params, event_shape, context_shape, state)
 

@@ -21,7 +21,8 @@ NETWORKS = [
 
 def initialised(network, event_shape=(3,), context=None):
     function = HaikuFunction(network)
-    params, _ = function.init(jax.random.key(0), jnp.ones((1, *event_shape)), jnp.ones((1,), int), context)
+    example = jnp.ones((1, *event_shape)), jnp.ones((1,), int), context
+    params, _ = jax.jit(function.init)(jax.random.key(0), *example)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]

@@ -60,8 +60,8 @@ def conditional(kernel, num_outputs):
     return nd.Diffusion(kernel, weighted(network, context_shape=(1,)), context=context, rng_key=KEY)
 
 
-def diffusion(kernel, network, **kwargs):
-    return nd.Diffusion(kernel, weighted(network), rng_key=KEY, **kwargs)
+def diffusion(kernel, network, event_shape=(2,), **kwargs):
+    return nd.Diffusion(kernel, weighted(network, event_shape), rng_key=KEY, **kwargs)
 
 
 def mixture():
@@ -80,6 +80,14 @@ OWN = {
     "gaussian MLP": lambda: diffusion(gaussian(), MLP),
     "gaussian RBF": lambda: diffusion(gaussian(), networks.RBF(T, num_units=3)),
     "gaussian StepReadoutMLP": lambda: diffusion(gaussian(), networks.StepReadoutMLP(T, 2, width=3, depth=1)),
+    "gaussian UNet": lambda: diffusion(
+        gaussian(), networks.UNet(T, width=4, num_levels=1, attention=False, num_time_features=2), (2, 2, 1)
+    ),
+    "gaussian MultiScaleConv": lambda: diffusion(
+        gaussian(parameterization="paper"),
+        networks.MultiScaleConv(T, conv_layers=1, conv_width=2, pixel_layers=0, event_dim=2, bfloat16=True),
+        (2, 2),
+    ),
     "gaussian conditional": lambda: conditional(gaussian(), 2),
     "gaussian mixture": mixture,
     "gaussian learned schedule": lambda: diffusion(learned_kernel(), MLP, estimator=nd.ImportanceWeighted(2)),
@@ -150,7 +158,7 @@ def test_every_kernel_network_and_estimator_of_the_package_can_be_saved():
     estimators = {name for name in chains.bounds.__all__ if dataclasses.is_dataclass(getattr(chains.bounds, name))}
     assert set(tables.ESTIMATORS) == estimators
     for classes in (tables.NETWORKS, tables.FUNCTIONS, tables.ESTIMATORS):
-        assert all(field.type is int for cls in classes.values() for field in dataclasses.fields(cls))
+        assert all(field.type in (int, bool) for cls in classes.values() for field in dataclasses.fields(cls))
 
 
 @pytest.mark.parametrize(
@@ -354,6 +362,10 @@ def with_params(params):
             "at most 4194304 bytes",
         ),
         (lambda: diffusion(gaussian(), dataclasses.replace(MLP, num_time_features=True)), "num_time_features of MLP"),
+        (
+            lambda: diffusion(gaussian(), networks.UNet(T, width=4, num_levels=1, attention=1), (2, 2, 1)),
+            "attention of UNet to be true or false; got 1",
+        ),
     ],
 )
 def test_what_could_not_be_loaded_again_is_not_written(no_type_checks, prior, message, tmp_path):

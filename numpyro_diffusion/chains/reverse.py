@@ -85,7 +85,7 @@ class ReverseChain(ChainDistribution):
         """
         return self._walk(key, tuple(sample_shape) + self.batch_shape, keep_path=False)
 
-    def from_noise(self, noise: ArrayLike) -> Array:
+    def from_noise(self, noise: ArrayLike, *, checkpoint: bool = False) -> Array:
         """The draw of x^stop that standard normal noises stand for: the non-centred form of the chain.
 
         x^T is ``noise[T]`` and x^{t-1} = mean + scale * ``noise[t-1]``; differentiable in the noise and in all
@@ -93,6 +93,8 @@ class ReverseChain(ChainDistribution):
 
         Args:
             noise: shape (batch...,) + event_shape, time axis as in ``sample``.
+            checkpoint: for gradients, keep the states alone and run the network once more on the way back: a third
+                more time, and one step's hidden layers in memory in place of T steps'.
 
         Returns:
             x^stop, shape (batch..., event...).
@@ -108,7 +110,9 @@ class ReverseChain(ChainDistribution):
             t, eps = t_and_noise
             return self.kernel.from_noise(self._step_law(x_t, t), eps), None
 
-        last, _ = jax.lax.scan(step, start, (self._steps(), noise[:-1]), reverse=True)
+        # A scan keeps its iterations apart by itself: no barrier against common subexpressions is needed.
+        body = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
+        last, _ = jax.lax.scan(body, start, (self._steps(), noise[:-1]), reverse=True)
         return last
 
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:

@@ -23,6 +23,10 @@ class DiffusionReparam(Reparam):
 
     The noises have event shape (T + 1, *event), time 0 first.
 
+    Args:
+        checkpoint: keep no hidden layers of the network for the gradient but compute them again: memory that hardly
+            grows with T, for a third more time. For networks of images.
+
     >>> import jax
     >>> from numpyro.handlers import reparam, seed, trace
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
@@ -32,6 +36,9 @@ class DiffusionReparam(Reparam):
     >>> [site["type"] + " " + name for name, site in trace(seed(model, 0)).get_trace().items()]
     ['sample x_noise', 'deterministic x']
     """
+
+    def __init__(self, *, checkpoint: bool = False) -> None:
+        self.checkpoint = checkpoint
 
     def __call__(self, name: str, fn: dist.Distribution, obs: Array | None) -> tuple[None, Array]:
         """Called by the ``reparam`` handler.
@@ -69,4 +76,4 @@ class DiffusionReparam(Reparam):
         noise_law = dist.Normal(0.0, 1.0).expand(batch_shape + chain.event_shape)
         noise_law = noise_law.to_event(len(chain.event_shape) + event_dim - len(base.event_shape))
         noise = numpyro.sample(f"{name}_noise", noise_law)
-        return None, chain.from_noise(noise)
+        return None, chain.from_noise(noise, checkpoint=self.checkpoint)

@@ -1,6 +1,8 @@
 """Haiku networks for transitions: frozen dataclasses that compare by value, called as ``network(x_t, t)``."""
 
 from .mlp import MLP, StepReadoutMLP
+from .multi_scale import MultiScaleConv
 from .rbf import RBF
+from .unet import UNet
 
-__all__ = ["MLP", "RBF", "StepReadoutMLP"]
+__all__ = ["MLP", "RBF", "MultiScaleConv", "StepReadoutMLP", "UNet"]

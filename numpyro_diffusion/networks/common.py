@@ -3,12 +3,16 @@
 from collections.abc import Callable
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Shape
 
-__all__ = ["distinct_steps", "flatten_event", "fourier_features", "split_outputs", "step_readout", "time_features"]
+__all__ = [
+    *("bump_features", "distinct_steps", "flatten_event", "fourier_features", "split_outputs", "step_readout"),
+    "time_features",
+]
 
 
 def flatten_event(x: Array, event_dim: int) -> tuple[Array, Shape]:
@@ -49,6 +53,23 @@ def time_features(t: Array, num_steps: int, num_features: int) -> Array:
     position = jnp.asarray(t, float)[..., None] / num_steps
     angle = position * frequencies
     return jnp.concatenate([2 * position - 1, jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def bump_features(t: Array, num_steps: int, num_bumps: int) -> Array:
+    """The paper's normalised bumps in time: smooth weights of J readouts that sum to 1.
+
+    Centres are even from 0 to T and as wide as they are apart.
+
+    Returns:
+        Shape t.shape + (num_bumps,).
+
+    References: Sohl-Dickstein et al. 2015, Eq. 63.
+    """
+    if num_bumps == 1:
+        return jnp.ones((*jnp.shape(t), 1))
+    spacing = num_steps / (num_bumps - 1)
+    distance = jnp.asarray(t, float)[..., None] / spacing - np.arange(num_bumps)
+    return jax.nn.softmax(-0.5 * distance**2, axis=-1)
 
 
 def fourier_features(x: Array, num_frequencies: int) -> Array:

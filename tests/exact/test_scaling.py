@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import numpyro_diffusion as nd
@@ -15,6 +16,11 @@ def prior_of(num_steps):
     return nd.Diffusion(kernel, nd.Transition(function, params, (2,)), rng_key=jax.random.key(1))
 
 
+def through_the_chain(prior, x, checkpoint):
+    noise = jnp.broadcast_to(x[:, None], (len(x), *prior.chain.event_shape))
+    return prior.chain.from_noise(noise, checkpoint=checkpoint).sum()
+
+
 def compiled(num_steps, task):
     tasks = {
         "draw": lambda prior, x: prior.sample(jax.random.key(0), (1000,)),
@@ -22,6 +28,10 @@ def compiled(num_steps, task):
         "bound": lambda prior, x: nd.AllSteps()(prior.kernel, prior.transition, x, jax.random.key(0), None),
         "weights": lambda prior, x: nd.ImportanceWeighted(2)(
             prior.kernel, prior.transition, x, jax.random.key(0), None
+        ),
+        "gradient": lambda prior, x: jax.grad(lambda p: through_the_chain(p, x, False), allow_int=True)(prior),
+        "checkpointed gradient": lambda prior, x: jax.grad(lambda p: through_the_chain(p, x, True), allow_int=True)(
+            prior
         ),
         "training step": lambda prior, x: jax.grad(lambda p: p.log_prob(x).sum(), allow_int=True)(prior),
     }
@@ -47,3 +57,22 @@ def test_a_whole_trajectory_does_take_memory_in_proportion():
     size = [compiled(t, "path").memory_analysis() for t in (10, 1000)]
     total = [s.temp_size_in_bytes + s.output_size_in_bytes for s in size]
     assert total[1] - total[0] > 990 * 1000 * 2 * 4
+
+
+def test_a_checkpointed_gradient_keeps_the_states_and_no_hidden_layers():
+    """A step's hidden layers are some 25 numbers an example here, a state is 2, and the noise has as many."""
+    memory = {
+        task: [compiled(t, task).memory_analysis().temp_size_in_bytes for t in (10, 100)]
+        for task in ("gradient", "checkpointed gradient")
+    }
+    grown = {task: (long - short) / (90 * 1000 * 4) for task, (short, long) in memory.items()}
+    assert grown["checkpointed gradient"] < 8
+    assert grown["gradient"] > 3 * grown["checkpointed gradient"]  # so that there is something to save
+
+
+def test_a_checkpointed_gradient_is_the_same():
+    prior = prior_of(10)
+    x = jax.random.normal(jax.random.key(3), (5, 2))
+    plain, again = (jax.grad(through_the_chain, allow_int=True)(prior, x, flag) for flag in (False, True))
+    for one, other in zip(*(jax.tree.leaves(g.transition) for g in (plain, again)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
