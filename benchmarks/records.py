@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import operator
 import os
 import platform
 import statistics
@@ -27,7 +28,7 @@ def record(
     seconds: float | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """One measured number; ``limit`` is the figure to reach, such as "<= 1.05"."""
+    """One measured number; ``limit`` is the figure to reach, such as "<= 1.05" or "0.87 to 0.93"."""
     return {
         "name": name,
         "value": value,
@@ -45,9 +46,13 @@ def reached(entry: dict[str, Any]) -> str:
     """Whether a record's value meets its limit: "yes", "no", or "" without one."""
     if not entry["limit"]:
         return ""
-    comparison, bound = entry["limit"].split()
     value = entry["value"]
-    return "yes" if (value <= float(bound) if comparison == "<=" else value >= float(bound)) else "no"
+    if " to " in entry["limit"]:
+        low, high = map(float, entry["limit"].split(" to "))
+        return "yes" if low <= value <= high else "no"
+    comparison, bound = entry["limit"].split()
+    comparisons = {"<=": operator.le, ">=": operator.ge, ">": operator.gt}
+    return "yes" if comparisons[comparison](value, float(bound)) else "no"
 
 
 def print_table(records: list[dict[str, Any]]) -> None:

@@ -24,7 +24,11 @@ from records import record
 from speed_problems import LEARNING_RATE, FitTime, Problem, time_fit
 
 CHUNK = 100
-LIMITS = {"mlp": ("fit_step_ratio", "<= 1.05"), "unet": ("fit_step_ratio_unet", "<= 1.03")}
+LIMITS = {
+    "mlp": ("fit_step_ratio", "<= 1.05"),
+    "unet": ("fit_step_ratio_unet", "<= 1.03"),
+    "image_unet": ("fit_step_ratio_image_unet", "<= 1.03"),
+}
 
 
 def written_loss(problem: Problem) -> Callable[..., jax.Array]:

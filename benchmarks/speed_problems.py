@@ -1,7 +1,8 @@
-"""The two trainings that the speed benchmark times, and what every part of it uses to time them.
+"""The trainings that the benchmarks time, and what every part of them uses to time them.
 
-    mlp     points of the swiss roll, the MLP of the package
-    unet    8 x 8 x 1 images of a blob each, a U-Net of two resolutions without attention
+    mlp           points of the swiss roll, the MLP of the package
+    unet          8 x 8 x 1 images of a blob each, a U-Net of two resolutions without attention
+    image_unet    the same, of any size, a U-Net of three resolutions with attention
 
 20,000 rows, T = 100, Adam; batches of 512 points, and of 64 images.
 """
@@ -24,7 +25,7 @@ import tqdm.auto
 import numpyro_diffusion as nd
 
 LEARNING_RATE = 1e-3
-BATCHES = {"mlp": 512, "unet": 64}
+BATCHES = {"mlp": 512, "unet": 64, "image_unet": 64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Problem:
     """A network, its kernel and the shape of one event.
 
     Args:
-        name: "mlp" or "unet".
+        name: "mlp", "unet" or "image_unet".
         num_steps: T.
         kernel_options: to the Gaussian kernel; its defaults are v-prediction and a learned variance.
         width: of the network; None for the benchmark's.
         dimension: of the MLP's data: the roll in the plane, normal data elsewhere.
         batch_size: rows in a batch; None for the benchmark's.
         rows: rows of data.
+        side: pixels on a side of the U-Nets' images.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Problem:
     dimension: int = 2
     batch_size: int | None = None
     rows: int = 20_000
+    side: int = 8
 
     @property
     def batch(self) -> int:
@@ -55,7 +58,7 @@ class Problem:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        return (self.dimension,) if self.name == "mlp" else (8, 8, 1)
+        return (self.dimension,) if self.name == "mlp" else (self.side, self.side, 1)
 
     @property
     def kernel(self) -> nd.GaussianKernel:
@@ -69,13 +72,18 @@ class Problem:
                 self.num_steps, self.kernel.num_outputs, width=self.width or 128, depth=3, num_frequencies=waves
             )
         width = self.width or 16
-        return nd.networks.UNet(self.num_steps, self.kernel.num_outputs, width=width, num_levels=2, attention=False)
+        levels, attention = (3, True) if self.name == "image_unet" else (2, False)
+        return nd.networks.UNet(
+            self.num_steps, self.kernel.num_outputs, width=width, num_levels=levels, attention=attention
+        )
 
     def data(self, seed: int) -> jax.Array:
         key = jax.random.key(seed)
-        if self.name == "unet":
+        if self.name != "mlp":
             centre, radius = jnp.split(jax.random.uniform(key, (self.rows, 3)), [2], axis=1)
-            offset = jnp.stack(jnp.meshgrid(*2 * [jnp.linspace(0, 1, 8)], indexing="ij"), -1) - centre[:, None, None]
+            offset = (
+                jnp.stack(jnp.meshgrid(*2 * [jnp.linspace(0, 1, self.side)], indexing="ij"), -1) - centre[:, None, None]
+            )
             distance = (offset**2).sum(-1, keepdims=True) / (0.1 + 0.3 * radius[:, None, None]) ** 2
             return 2 * jnp.exp(-0.5 * distance) - 1
         return (
@@ -97,7 +105,7 @@ class Problem:
     def params(self, seed: int) -> Any:
         """Parameters as after some training: nothing is exactly zero, so no term of a comparison drops out."""
         init = hk.without_apply_rng(hk.transform(self.network)).init
-        params = init(jax.random.key(seed), jnp.zeros((1, *self.event_shape)), jnp.ones((1,), int))
+        params = jax.jit(init)(jax.random.key(seed), jnp.zeros((1, *self.event_shape)), jnp.ones((1,), int))
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
         noisy = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
