@@ -38,7 +38,7 @@ def dead_leaves(
     num_images: int,
     *,
     size: int = 32,
-    min_radius: float = 1.0,
+    min_radius: float = 2.0,
     max_radius: float = 16.0,
     exponent: float = 3.0,
     noise: float = 0.0,
@@ -52,7 +52,8 @@ def dead_leaves(
         key: JAX random key.
         num_images: how many.
         size: pixels on a side.
-        min_radius: radius of the smallest leaf, in pixels, > 0. The time grows as its inverse square.
+        min_radius: radius of the smallest leaf, in pixels, > 0; below 2 the pixels no longer show a disc, and the time
+            grows as its inverse square.
         max_radius: radius of the largest leaf, in pixels; equal to ``min_radius`` for one size of leaves.
         exponent: radii have density proportional to r^-exponent, >= 0; 3 makes the law nearly free of scale.
         noise: standard deviation of Gaussian noise added to every pixel before the images are scaled to variance 1.

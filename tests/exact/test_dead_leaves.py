@@ -20,11 +20,14 @@ def images():
     return np.asarray(datasets.dead_leaves(jax.random.key(0), IMAGES, size=7, **RADII))[..., 0].astype(np.float64)
 
 
-def mean_over_radii(function):
+def mean_over_radii(function, radii):
     """Expectation under the density r^-exponent between the bounds, by quadrature."""
-    low, high, exponent = RADII.values()
-    norm = integrate.quad(lambda r: r**-exponent, low, high)[0]
-    return integrate.quad(lambda r: function(r) * r**-exponent, low, high, points=[2, 2.5, 3])[0] / norm
+    low, high, exponent = radii.values()
+    kinks = np.linspace(low, high, 20)[1:-1]  # of the area in common, near enough
+    weighted, norm = (
+        integrate.quad(lambda r, f=f: f(r) * r**-exponent, low, high, points=kinks)[0] for f in (function, np.ones_like)
+    )
+    return weighted / norm
 
 
 def area_in_common(radius, distance):
@@ -33,8 +36,8 @@ def area_in_common(radius, distance):
     return 2 * radius**2 * (np.arccos(half) - half * np.sqrt(1 - half**2))
 
 
-def probability_to_share(distance):
-    common, area = (mean_over_radii(lambda r, d=d: area_in_common(r, d)) for d in (distance, 0))
+def probability_to_share(distance, radii=RADII):
+    common, area = (mean_over_radii(lambda r, d=d: area_in_common(r, d), radii) for d in (distance, 0))
     return common / (2 * area - common)
 
 
@@ -78,6 +81,15 @@ def test_two_pixels_share_a_leaf_as_often_as_the_closed_form_says_everywhere(ima
     assert abs((x == y).mean() - exact) < 5 * np.sqrt(exact * (1 - exact) / IMAGES) + 1e-9
     # Var(x y) = E x^4 - exact^2 where they share, E x^2 E y^2 where they do not.
     assert abs((x * y).mean() - exact) < 5 * np.sqrt((1.8 * exact + (1 - exact) - exact**2) / IMAGES)
+
+
+def test_what_is_covered_stays_when_more_leaves_come():
+    radii = {"min_radius": 0.75, "max_radius": 20.0, "exponent": 3.0}
+    assert _expected_leaves(2, *radii.values()) > 300  # several blocks
+    x = np.asarray(datasets.dead_leaves(jax.random.key(5), IMAGES, size=2, **radii))[..., 0]
+    exact = probability_to_share(1, radii)
+    for pair in (x[:, 0], x[:, 1], x[:, :, 0], x[:, :, 1]):
+        assert abs((pair[:, 0] == pair[:, 1]).mean() - exact) < 5 * np.sqrt(exact * (1 - exact) / IMAGES)
 
 
 def test_pixels_further_apart_than_the_largest_leaf_share_none(images):
