@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_integer_at_least, expected
-from ._typing import Array
+from .._checks import check_integer_at_least, expected
+from .._typing import Array
 
 __all__ = ["heartbeat", "heartbeat_entropy", "swiss_roll", "swiss_roll_entropy", "swiss_roll_log_prob"]
 
