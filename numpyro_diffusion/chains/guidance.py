@@ -30,7 +30,7 @@ import numpyro.distributions as dist
 from .._checks import check_finite, expected, is_concrete
 from .._numerics import expand_right
 from .._pytree import register_pytree
-from .._small_matrices import solve
+from .._small_matrices import cholesky, solve
 from .._typing import Array, ArrayLike
 from ..kernels import GaussianKernel, Kernel
 from ..transition import Transition, network_output
@@ -93,7 +93,8 @@ class MomentMatching:
 
     - ``"scale"``: r_t^2 I with r_t^2 = S^2 v_t / (abar_t S^2 + v_t), S the kernel's ``data_scale`` (PiGDM);
     - ``"jacobian"``: (v_t / sqrt(abar_t)) J, the exact covariance when the network is E[x^0 | x^t] (MMPS). J is taken
-      whole from one vector-Jacobian product for each row of A, so A should have few rows.
+      whole from one vector-Jacobian product for each row of A, so A should have few rows. Where a network's Jacobian
+      is no covariance (far from symmetric and positive, as at the noisiest levels of many), ``"scale"`` is used.
 
     The step's mean is E[x^{t-1} | x^t, y] exactly when x^0 given x^t is Gaussian with covariance C; the step's variance
     stays p's, too wide along what was observed, and on a mixture the mean is wrong too. Where abar_t = 0 nothing is
@@ -166,16 +167,18 @@ class MomentMatching:
         has_signal = alpha_bar > 0
         rate = jnp.where(has_signal, noise / jnp.sqrt(jnp.where(has_signal, alpha_bar, 1)), 0)
         rows = matrix.reshape(matrix.shape[0], -1)
+        power = gaussian.data_scale**2
+        spread = expand_right(power * noise / (alpha_bar * power + noise), 2) * (rows @ rows.T)
         if self.covariance == "scale":
-            power = gaussian.data_scale**2
-            spread = expand_right(power * noise / (alpha_bar * power + noise), 2) * (rows @ rows.T)
             (slope,) = pull((self._solve(spread, residual) @ rows).reshape(x_0.shape))
         else:
             pulled = jax.vmap(lambda row: pull(jnp.broadcast_to(row, x_0.shape))[0])(matrix)
             pulled = jnp.moveaxis(pulled, 0, residual.ndim - 1).reshape(residual.shape + rows.shape[1:])  # A J
-            spread = expand_right(rate, 2) * (pulled @ rows.T)
-            # A covariance is symmetric and not negative; a network's Jacobian is only nearly so.
-            weight = self._solve(0.5 * (spread + jnp.swapaxes(spread, -1, -2)), residual)
+            found = expand_right(rate, 2) * (pulled @ rows.T)
+            # A covariance is symmetric and not negative; a network's Jacobian is only nearly so, or not at all.
+            found = 0.5 * (found + jnp.swapaxes(found, -1, -2))
+            spread = jnp.where(self._is_covariance(found)[..., None, None], found, spread)
+            weight = self._solve(spread, residual)
             slope = (weight[..., None, :] @ pulled).reshape(x_0.shape)
         x_0_moved = expand_right(rate, transition.event_dim) * slope
         # With x^t = 0 the bridge's mean is c_t times its x^0.
@@ -207,10 +210,21 @@ class MomentMatching:
         return residual
 
     def _solve(self, spread: Array, residual: Array) -> Array:
-        """(noise_scale^2 I + spread)^-1 residual; of a spread that is no covariance, what is one."""
-        scale = jnp.broadcast_to(jnp.asarray(self.noise_scale, residual.dtype), residual.shape[-1:])
-        total = jnp.broadcast_to(spread + jnp.diag(scale**2), (*residual.shape, residual.shape[-1]))
-        return solve(total, residual, least=scale**2)
+        """(noise_scale^2 I + spread)^-1 residual; of a spread that is nearly a covariance, what is one."""
+        total, least = self._total(jnp.broadcast_to(spread, (*residual.shape, residual.shape[-1])))
+        return solve(total, residual, least=least)
+
+    def _is_covariance(self, spread: Array) -> Array:
+        """Whether the factor with pivots raised to what they must be still is one of the sum: (batch...,)."""
+        total, least = self._total(jax.lax.stop_gradient(spread))
+        factor = cholesky(total, least)
+        error = jnp.abs(factor @ jnp.swapaxes(factor, -1, -2) - total).max((-2, -1))
+        return error <= 0.01 * jnp.diagonal(total, axis1=-2, axis2=-1).max(-1)
+
+    def _total(self, spread: Array) -> tuple[Array, Array]:
+        """The sum noise_scale^2 I + spread, and the least that its pivots can be."""
+        least = jnp.broadcast_to(jnp.asarray(self.noise_scale, spread.dtype), spread.shape[-1:]) ** 2
+        return spread + jnp.diag(least), least
 
 
 def _estimate(

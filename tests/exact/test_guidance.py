@@ -59,6 +59,25 @@ def test_moment_matching_has_the_posterior_s_mean_at_every_step_for_a_gaussian_p
             np.testing.assert_array_equal(law.scale, step_law(chain, x_t, t).scale)
 
 
+def indefinite_network(params, x_t, t, context):
+    return x_t @ params
+
+
+def test_where_the_jacobian_is_no_covariance_moment_matching_is_that_of_the_scale():
+    """Raising one pivot after another of such a matrix multiplies errors: sixty rows once gave infinity."""
+    jacobian = jax.random.normal(jax.random.key(0), (60, 60))
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(5), parameterization="x0", variance="upper")
+    chain = nd.ReverseChain(kernel, nd.Transition(indefinite_network, jacobian + jacobian.T, (60,)))
+    x_t = jax.random.normal(jax.random.key(1), (60,))
+    tilts = [MomentMatching(jnp.eye(60), jnp.ones(60), 0.5, covariance=name) for name in ("jacobian", "scale")]
+    for t in (1, 5):
+        one, other = (step_law(TiltedChain(chain, tilt), x_t, t).mean for tilt in tilts)
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+    gradient = jax.grad(lambda x: step_law(TiltedChain(chain, tilts[0]), x, 5).mean.sum())(x_t)
+    assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("num_steps", [2, 6])
 def test_by_the_jacobian_the_mean_of_x_0_is_the_posterior_s_for_any_T_and_what_was_seen_too_wide(num_steps):
     with enable_x64(True):
