@@ -17,7 +17,6 @@ Training writes checkpoints under ``--checkpoints``; the same command goes on wh
 
 import dataclasses
 import datetime
-import json
 import math
 import time
 from collections.abc import Callable
@@ -139,10 +138,10 @@ ROWS = {
 BUDGETS = {
     "cpu": {
         "digits": {"paper": Budget(100, 8000, 128), "unet": Budget(100, 6000, 64)},
-        "mnist": {"paper": Budget(1000, 10_000), "unet": Budget(200, 1500, 32)},
-        "dead_leaves": {"paper": Budget(1000, 16_000, 32), "unet": Budget(200, 2000, 32)},
-        "bark": {"paper": Budget(500, 2500, 32), "unet": Budget(200, 1500, 32)},
-        "cifar10": {"paper": Budget(1000, 2000, 32), "unet": Budget(200, 1500, 32)},
+        "mnist": {"paper": Budget(1000, 8000), "unet": Budget(200, 1000, 32)},
+        "dead_leaves": {"paper": Budget(1000, 8000, 32), "unet": Budget(200, 2000, 32)},
+        "bark": {"paper": Budget(500, 2500, 32), "unet": Budget(200, 1000, 32)},
+        "cifar10": {"paper": Budget(1000, 2000, 32), "unet": Budget(200, 1000, 32)},
     },
     "gpu": {
         name: {
@@ -275,13 +274,6 @@ def parzen(
         standard_error=ours.standard_error_bits,
         **facts,
     )
-
-
-def merge(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """These records, and those of earlier runs that they do not replace: rows take long, and are run one by one."""
-    earlier = json.loads(path.read_text())["records"] if path.exists() else []
-    new = {entry["name"] for entry in records}
-    return sorted([entry for entry in earlier if entry["name"] not in new] + records, key=lambda entry: entry["name"])
 
 
 def markdown(records: list[dict[str, Any]]) -> str:

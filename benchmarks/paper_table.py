@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import numpyro
 import optax
-from records import parser, print_table, record, write
+from records import merge, parser, print_table, record, write
 
 import numpyro_diffusion as nd
 
@@ -255,7 +255,7 @@ def main(arguments: argparse.Namespace) -> None:
         path = arguments.json.with_name("paper_images.json")
         for name in images:
             records = paper_images.run(name, budget, arguments.seed, arguments.checkpoints)
-            finish(paper_images.merge(records, path), path, paper_images.markdown)
+            finish(merge(records, path), path, paper_images.markdown)
 
 
 def toy_rows(rows: list[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -84,6 +84,13 @@ def write(records: list[dict[str, Any]], path: Path) -> None:
     print(f"\nwritten: {path}")
 
 
+def merge(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """These records, and those of earlier runs that they do not replace: rows take long, and are run one by one."""
+    earlier = json.loads(path.read_text())["records"] if path.exists() else []
+    new = {entry["name"] for entry in records}
+    return sorted([entry for entry in earlier if entry["name"] not in new] + records, key=lambda entry: entry["name"])
+
+
 def parser(description: str | None, default_json: str) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have."""
     result = argparse.ArgumentParser(description=description)
