@@ -8,7 +8,7 @@ STAMPS := .venv/stamps
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-demo: $(STAMPS)/examples  ## learn a swiss roll, use it as a prior, draw the posterior (under five minutes)
+demo: $(STAMPS)/examples  ## learn a swiss roll and digits, use them as priors, draw the posteriors (under five minutes)
 	$(BIN)/python examples/demo.py --output demo_output
 
 test: $(STAMPS)/test lint types  ## everything that must pass
@@ -42,6 +42,7 @@ bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an 
 	$(BIN)/python benchmarks/posterior_checks.py
 	$(BIN)/python benchmarks/posterior_speed.py
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/image_posteriors.py
 
 clean:  ## remove the environment and what was built
 	rm -rf .venv build dist *.egg-info docs/_build demo_output

@@ -136,22 +136,20 @@ def coverage_rows(prior: nd.Diffusion, truth: jax.Array, seed: int, methods: lis
             draws = gibbs(prior, y, task, key) if name == "gibbs" else guided(name, prior, y, task, key)
             value, error = coverage(draws, np.asarray(truth))
             print(f"{task}, {name}: {value:.3f} +- {error:.3f}", flush=True)
-            yield (
-                record(
-                    f"digits_coverage_90_{task}_{name}",
-                    value,
-                    "of pixels",
-                    limit="0.87 to 0.93" if name == "gibbs" else "",
-                    seconds=time.perf_counter() - start,
-                    standard_error=error,
-                    # Of medians, and in the median: some guided chains run away.
-                    error_of_the_median=float(np.sqrt(((np.median(draws, 0) - np.asarray(truth)) ** 2).mean())),
-                    median_standard_deviation=float(np.median(draws.std(0))),
-                    ran_away=float((np.abs(draws).max(-1) > 20).mean()),
-                    images=len(truth),
-                    draws=DRAWS,
-                    seed=seed,
-                )
+            yield record(
+                f"digits_coverage_90_{task}_{name}",
+                value,
+                "of pixels",
+                limit="0.87 to 0.93" if name == "gibbs" else "",
+                seconds=time.perf_counter() - start,
+                standard_error=error,
+                # Of medians, and in the median: some guided chains run away.
+                error_of_the_median=float(np.sqrt(((np.median(draws, 0) - np.asarray(truth)) ** 2).mean())),
+                median_standard_deviation=float(np.median(draws.std(0))),
+                ran_away=float((np.abs(draws).max(-1) > 20).mean()),
+                images=len(truth),
+                draws=DRAWS,
+                seed=seed,
             )
 
 
@@ -172,19 +170,17 @@ def noise_level_rows(prior: nd.Diffusion, truth: jax.Array, seed: int) -> Iterat
         mcmc = MCMC(kernel, num_warmup=100, num_samples=DRAWS)
         mcmc.run(jax.random.key(seed + 21), y)
         sigma = np.asarray(mcmc.get_samples()["sigma"])
-        yield (
-            record(
-                f"digits_noise_level_{level:g}",
-                float(sigma.mean()),
-                "posterior mean",
-                baseline=realised,
-                baseline_name="root mean square of the noise",
-                seconds=time.perf_counter() - start,
-                posterior_standard_deviation=float(sigma.std()),
-                standard_deviations_off=float((sigma.mean() - realised) / sigma.std()),
-                images=len(truth),
-                seed=seed,
-            )
+        yield record(
+            f"digits_noise_level_{level:g}",
+            float(sigma.mean()),
+            "posterior mean",
+            baseline=realised,
+            baseline_name="root mean square of the noise",
+            seconds=time.perf_counter() - start,
+            posterior_standard_deviation=float(sigma.std()),
+            standard_deviations_off=float((sigma.mean() - realised) / sigma.std()),
+            images=len(truth),
+            seed=seed,
         )
 
 
@@ -208,19 +204,17 @@ def chain_memory_rows(seed: int) -> Iterator[dict[str, Any]]:
 
         start = time.perf_counter()
         long, short, plain = needed(1000, True), needed(100, True), needed(100, False)
-        yield (
-            record(
-                f"chain_gradient_memory_ratio_T_{side}x{side}",
-                long / short,
-                "ratio",
-                baseline=short,
-                baseline_name="bytes at T = 100",
-                ratio=long / short,
-                limit="<= 4" if side == 32 else "",
-                seconds=time.perf_counter() - start,
-                bytes_without_checkpoints_T100=plain,
-                images=4,
-            )
+        yield record(
+            f"chain_gradient_memory_ratio_T_{side}x{side}",
+            long / short,
+            "ratio",
+            baseline=short,
+            baseline_name="bytes at T = 100",
+            ratio=long / short,
+            limit="<= 4" if side == 32 else "",
+            seconds=time.perf_counter() - start,
+            bytes_without_checkpoints_T100=plain,
+            images=4,
         )
 
 
