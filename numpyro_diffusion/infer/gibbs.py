@@ -37,7 +37,7 @@ from .path_moves import conditional_smc, first_paths, independent_paths, refresh
 from .paths import GivenPaths, noised
 from .sites import SplitModel
 from .stalls import count_stalled, warn_of_stalls
-from .target import States, Target, draw_prior
+from .target import Calibration, States, Target, calibrate, draw_prior
 
 __all__ = ["DiffusionGibbs", "DiffusionGibbsState"]
 
@@ -53,6 +53,7 @@ class DiffusionGibbsState(NamedTuple):
         paths: site name -> x^{0:T}, (T + 1, site shape...).
         inner_state: the inner kernel's state, None without other sites.
         prior_draws: draws of the prior, from which the twist takes its scale.
+        calibration: how far the twist believes the networks' denoised estimates.
         effective_size: the smallest of this draw's conditional SMC, over levels and elements.
         moved: fraction of elements whose x^0 the particles changed.
         refresh_acceptance: fraction of paths whose noising was accepted.
@@ -66,6 +67,7 @@ class DiffusionGibbsState(NamedTuple):
     paths: dict[str, Array]
     inner_state: PyTree
     prior_draws: dict[str, Array]
+    calibration: dict[str, Calibration]
     effective_size: Array
     moved: Array
     refresh_acceptance: Array
@@ -81,6 +83,7 @@ class _Start(NamedTuple):
     inner_key: jax.Array
     paths: States
     prior_draws: States
+    calibration: dict[str, Calibration]
     log_r: Array
 
 
@@ -262,6 +265,7 @@ class DiffusionGibbs(MCMCKernel):
             paths=start.paths,
             inner_state=inner_state,
             prior_draws=start.prior_draws,
+            calibration=start.calibration,
             effective_size=zero,
             moved=zero,
             refresh_acceptance=zero,
@@ -282,21 +286,23 @@ class DiffusionGibbs(MCMCKernel):
             others, _ = split.draw_others(key_others)
             target = Target(split, others)
             draws = draw_prior(target, key_draws, self.twist.num_prior_draws)
+            calibration = calibrate(target, draws, jax.random.fold_in(key_draws, 1))
+            target = Target(split, others, calibration)
             paths = first_paths(target, self._walk(target, draws), key_paths)
             for index, (name, x_0) in enumerate(sorted(given.items())):
                 x_0 = _check_x_0(name, x_0, paths[name])
                 paths[name] = noised(target.chains[name], x_0, jax.random.fold_in(key_given, index))
-            return tries + 1, key, paths, draws, _log_r(split, paths, others)
+            return tries + 1, key, paths, draws, calibration, _log_r(split, paths, others)
 
         def is_searching(search: tuple) -> Array:
             tries, *_, log_r = search
             return (tries < _MAX_STARTS) & ~jnp.isfinite(log_r)
 
-        _, _, paths, draws, _ = jax.eval_shape(attempt, (0, search_key))
-        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (paths, draws))
+        _, _, *found, _ = jax.eval_shape(attempt, (0, search_key))
+        blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found)
         search = (0, search_key, *blank, jnp.asarray(-jnp.inf, float))
-        _, _, paths, draws, log_r = jax.lax.while_loop(is_searching, attempt, search)
-        return _Start(rng_key, inner_key, paths, draws, log_r)
+        _, _, paths, draws, calibration, log_r = jax.lax.while_loop(is_searching, attempt, search)
+        return _Start(rng_key, inner_key, paths, draws, calibration, log_r)
 
     def _log_r(self, paths: States, inner_state: PyTree, *, args: tuple, kwargs: dict[str, Any]) -> Array:
         """Log r at the inner kernel's values of the other sites."""
@@ -311,7 +317,7 @@ class DiffusionGibbs(MCMCKernel):
         if split.others:
             x_0 = {name: path[0] for name, path in state.paths.items()}
             others = self._others(self._inner.unconstrained(state.inner_state), x_0, args, kwargs)
-        target = Target(split, others)
+        target = Target(split, others, state.calibration)
         walk = self._walk(target, state.prior_draws)
         paths, cloud, moved = conditional_smc(target, walk, state.paths, key_cloud)
         accepted = refreshed = jnp.zeros(())
@@ -330,6 +336,7 @@ class DiffusionGibbs(MCMCKernel):
             paths=paths,
             inner_state=inner_state,
             prior_draws=state.prior_draws,
+            calibration=state.calibration,
             effective_size=cloud.effective_sizes.min(),
             moved=moved.mean(dtype=float),
             refresh_acceptance=refreshed,

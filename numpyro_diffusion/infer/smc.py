@@ -12,7 +12,7 @@ all the weight; DiffusionGibbs does better there.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,12 @@ from .ordering import principal_directions
 from .pooling import draw_particles, generator, log_mean_and_error
 from .proposals import TiltedStep
 from .sites import SplitModel
-from .target import States, Target, draw_prior
+from .target import Calibration, States, Target, calibrate, draw_prior
 from .twists import Twist
 
 __all__ = ["TwistedSMC"]
 
+_Prior: TypeAlias = tuple[States, dict[str, Calibration]]  # draws, and how far the network is believed
 _MAX_ROWS = 2**16  # particles that walk at once
 _MIXTURE_DRAWS = 64  # of x, over which the law of other sites that depend on x is averaged
 
@@ -134,18 +135,18 @@ class TwistedSMC:
         elements = "independent" if split.element_shape else "joint"
         arrays, static = _arguments.split(args, kwargs, lambda arrays, static: self._split(arrays, static, elements))
         key_prior, key_islands, key_draws = jax.random.split(key, 3)
-        prior_draws = self._prior(key_prior, arrays, static, elements)
+        prior = self._prior(key_prior, arrays, static, elements)
         keys = jax.random.split(key_islands, self.num_islands)
         per_device = min(self.num_islands // self._place.num_devices, max(1, _MAX_ROWS // self.num_particles))
         batch = per_device * self._place.num_devices
-        arrays_of_all, prior_draws = self._place.replicate((arrays, prior_draws))
+        arrays_of_all, prior = self._place.replicate((arrays, prior))
         parts = []
         starts = range(0, self.num_islands, batch)
         for start in tqdm(starts, desc="islands", disable=not self.progress_bar or len(starts) == 1):
             # The last batch begins earlier rather than be compiled for another size.
             first = min(start, self.num_islands - batch)
             batch_keys = self._place.replicate(keys[first : first + batch])
-            part = self._place.gather(self._islands(batch_keys, arrays_of_all, prior_draws, static, elements))
+            part = self._place.gather(self._islands(batch_keys, arrays_of_all, prior, static, elements))
             parts.append(jax.tree.map(lambda leaf, skip=start - first: leaf[skip:], part))
         cloud, others, shared = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         result = Islands(split, arrays, static, elements, cloud, others, shared, key_draws)
@@ -230,30 +231,34 @@ class TwistedSMC:
         args, kwargs = _arguments.join(arrays, static)
         return SplitModel(self.model, args, kwargs, elements=elements)
 
-    def _draw_prior(self, key: jax.Array, arrays: list, static: _arguments.Static, elements: str) -> States:
+    def _draw_prior(self, key: jax.Array, arrays: list, static: _arguments.Static, elements: str) -> _Prior:
         split = self._split(arrays, static, elements)
         key_others, key_draws = jax.random.split(key)
         others, _ = split.draw_others(key_others)
         least = _MIXTURE_DRAWS if split.others_depend_on_x() else 0
-        return draw_prior(Target(split, others), key_draws, max(self.twist.num_prior_draws, least))
+        target = Target(split, others)
+        draws = draw_prior(target, key_draws, max(self.twist.num_prior_draws, least))
+        believed = self.twist.num_prior_draws > 0  # else nothing is asked of the network
+        return draws, calibrate(target, draws, jax.random.fold_in(key_draws, 1)) if believed else {}
 
     def _run_islands(
-        self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
+        self, keys: jax.Array, arrays: list, prior: _Prior, static: _arguments.Static, elements: str
     ) -> tuple[Cloud, dict[str, Array], Array]:
-        def run(keys: jax.Array, arrays: list, prior_draws: States) -> tuple[Cloud, dict[str, Array], Array]:
-            return self._run_share(keys, arrays, prior_draws, static, elements)
+        def run(keys: jax.Array, arrays: list, prior: _Prior) -> tuple[Cloud, dict[str, Array], Array]:
+            return self._run_share(keys, arrays, prior, static, elements)
 
-        return self._place.divide(run)(keys, arrays, prior_draws)
+        return self._place.divide(run)(keys, arrays, prior)
 
     def _run_share(
-        self, keys: jax.Array, arrays: list, prior_draws: States, static: _arguments.Static, elements: str
+        self, keys: jax.Array, arrays: list, prior: _Prior, static: _arguments.Static, elements: str
     ) -> tuple[Cloud, dict[str, Array], Array]:
         split = self._split(arrays, static, elements)
+        prior_draws, calibration = prior
 
         def island(key: jax.Array) -> tuple[Cloud, dict[str, Array], Array]:
             key_others, key_filter = jax.random.split(key)
             others, log_density = split.draw_others(key_others, prior_draws)
-            target = Target(split, others)
+            target = Target(split, others, calibration)
             constants = self.twist.prepare(target, prior_draws)
             twist = _Proposed(self.twist, self.proposal) if self.proposal else self.twist
             directions = principal_directions(target, prior_draws) if prior_draws else None

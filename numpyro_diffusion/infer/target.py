@@ -6,10 +6,18 @@ left of a site's shape is summed.
 
 Levels run from the longest chain's T down to 0. A chain with fewer steps rests at its x^T until its own
 levels come.
+
+A twist believes the network's x0hat(x^t). Training weighs the noisiest levels least, and there a network's x0hat can be
+far worse than the prior's mean: then the first weights are noise, and few particles survive it. So x0hat is taken as
+
+    mean + g_t (x0hat - mean),      g_t = Cov(x0hat, x^0) / Var(x0hat) over draws of the prior, noised to level t,
+
+the regression of x^0 on it; g_t = 1 for E[x^0 | x^t]. Draws are few, so where 1 is within three standard errors it is
+1: an exact denoiser is left as it is. Elsewhere it is between 0 and 1.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +27,34 @@ from ..chains import ReverseChain
 from ..transition import network_output
 from .sites import SplitModel, Values
 
-__all__ = ["States", "Target", "draw_prior"]
+__all__ = ["Calibration", "States", "Target", "calibrate", "draw_prior"]
 
 States = dict[str, Array]
 
 
-class Target:
-    """Chains and factor of a split model at given values of its other latent sites."""
+class Calibration(NamedTuple):
+    """How far a network's denoised estimate is believed.
 
-    def __init__(self, split: SplitModel, others: Values) -> None:
+    Attributes:
+        mean: of the prior, the site's shape.
+        gain: g_t by level, shape (T + 1,); 1 at level 0.
+    """
+
+    mean: Array
+    gain: Array
+
+
+class Target:
+    """Chains and factor of a split model at given values of its other latent sites.
+
+    Args:
+        split: the model.
+        others: values of its other latent sites.
+        calibration: of sites by name, from :func:`calibrate`; a site that is missing is believed as it is.
+    """
+
+    def __init__(self, split: SplitModel, others: Values, calibration: Mapping[str, Calibration] | None = None) -> None:
+        self.calibration = dict(calibration or {})
         self.split = split
         self.others = dict(others)
         self.chains: dict[str, ReverseChain] = split.chains(others)
@@ -60,8 +87,13 @@ class Target:
         return output, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, jnp.shape(x_t)), law)
 
     def denoised(self, name: str, output: PyTree, x_t: Array, step: Array) -> Array:
-        """The estimate of x^0 that goes with a network's output, of x_t's shape."""
-        return jnp.asarray(self.chains[name].kernel.denoised(output, x_t, self.level(name, step)))
+        """The estimate of x^0 that goes with a network's output, as far as it is believed; of x_t's shape."""
+        level = self.level(name, step)
+        x_0 = jnp.asarray(self.chains[name].kernel.denoised(output, x_t, level))
+        if name not in self.calibration:
+            return x_0
+        mean, gain = self.calibration[name]
+        return mean + gain[level] * (x_0 - mean)
 
     def advance(self, name: str, x_t: Array, x_previous: Array, step: Array) -> Array:
         """The new state, or the old one while a shorter chain rests."""
@@ -96,3 +128,38 @@ def draw_prior(target: Target, key: jax.Array, num_draws: int) -> States:
         x = target.chains[site.name].sample_last(site_key, (num_draws,))
         draws[site.name] = x.reshape((num_draws, *site.shape))
     return draws
+
+
+def calibrate(target: Target, draws: States, key: jax.Array) -> dict[str, Calibration]:
+    """How far to believe the network of each Gaussian site, from draws of the prior: T calls on all of them.
+
+    Args:
+        target: not calibrated yet.
+        draws: from :func:`draw_prior`; without draws there is no calibration.
+        key: of the noise.
+    """
+    return {
+        name: _calibrate_site(target, name, x_0, jax.random.fold_in(key, index))
+        for index, (name, x_0) in enumerate(sorted(draws.items()))
+        if not target.is_discrete(name)
+    }
+
+
+def _calibrate_site(target: Target, name: str, x_0: Array, key: jax.Array) -> Calibration:
+    kernel = target.chains[name].kernel
+    mean = x_0.mean(0)
+    axes = tuple(range(1, x_0.ndim))
+
+    def gain(t: Array) -> Array:
+        x_t: Any = kernel.marginal(x_0, t).sample(jax.random.fold_in(key, t))
+        denoised = target.denoised(name, target.network(name, x_t, t)[0], x_t, t)
+        centred = denoised - denoised.mean(0)
+        product, square = (centred * (x_0 - mean)).sum(axes), (centred**2).sum(axes)
+        total = square.sum()
+        slope = product.sum() / total
+        error = jnp.sqrt(((product - slope * square) ** 2).sum()) / total  # draws are independent, coordinates are not
+        is_wrong = jnp.isfinite(slope) & (slope + 3 * error < 1)
+        return jnp.where(is_wrong, jnp.maximum(slope, 0.0), 1.0)
+
+    gains = jax.lax.map(gain, jnp.arange(1, kernel.num_steps + 1))
+    return Calibration(mean, jnp.concatenate([jnp.ones(1, gains.dtype), gains]))

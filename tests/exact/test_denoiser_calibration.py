@@ -1,0 +1,98 @@
+"""Twists believe a network's denoised estimate as far as draws of the prior bear it out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from closed_forms import normal_log_density
+
+import numpyro_diffusion as nd
+from numpyro_diffusion.infer import TwistedSMC
+from numpyro_diffusion.infer.sites import SplitModel
+from numpyro_diffusion.infer.target import Target, calibrate
+
+SIZE = 16
+SCHEDULE = nd.schedules.log_snr(8, 0.1, 100.0)
+KERNEL = nd.GaussianKernel(SCHEDULE, parameterization="x0", variance="upper")
+ROOT = jnp.asarray(np.sqrt(SCHEDULE.alpha_bar), float)
+
+
+def exact(params, x_t, t, context):
+    """E[x^0 | x^t] of x^0 ~ N(0, 1)."""
+    return ROOT[t] * x_t
+
+
+def overstated(params, x_t, t, context):
+    return 2 * exact(params, x_t, t, context)
+
+
+def careless(params, x_t, t, context):
+    """Exact but at the three noisiest levels, where it is noise larger than the prior, of mean near 0.
+
+    There the reverse step hardly depends on it: the law of x^0 is nearly that of the exact denoiser.
+    """
+    return jnp.where(t > 5, 3 * jnp.sin(5 * x_t), exact(params, x_t, t, context))
+
+
+def model(y, network=exact):
+    x = numpyro.sample("x", nd.Diffusion(KERNEL, nd.Transition(network, None, (SIZE,))))
+    numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+
+def gains(network, num_draws=256):
+    split = SplitModel(model, (jnp.ones(SIZE), network), {})
+    draws = {"x": jax.random.normal(jax.random.key(0), (num_draws, SIZE))}
+    return calibrate(Target(split, {}), draws, jax.random.key(1))["x"]
+
+
+def test_an_exact_denoiser_is_believed():
+    assert gains(exact).gain.shape == (9,)
+    np.testing.assert_array_equal(gains(exact).gain, 1.0)
+    np.testing.assert_array_equal(gains(exact, 8).gain, 1.0)  # few draws take nothing from it
+
+
+def test_an_overstated_estimate_is_halved():
+    """Where it varies enough for the slope's standard error, 1 / sqrt(256 * 16) over its own size, to be small."""
+    found = gains(overstated).gain
+    assert found[0] == 1
+    np.testing.assert_allclose(found[1:6], 0.5, atol=0.1)
+
+
+def test_an_estimate_that_is_noise_is_not_believed():
+    found = gains(careless).gain
+    assert (found[:6] > 0.98).all()
+    assert (found[6:] < 0.1).all()
+
+
+def test_the_estimate_is_drawn_to_the_mean_by_the_gain():
+    split = SplitModel(model, (jnp.ones(SIZE), overstated), {})
+    calibration = {"x": gains(overstated)}
+    x_t = jax.random.normal(jax.random.key(2), (5, SIZE))
+    plain, drawn = (
+        target.denoised("x", target.network("x", x_t, jnp.asarray(3))[0], x_t, jnp.asarray(3))
+        for target in (Target(split, {}), Target(split, {}, calibration))
+    )
+    mean, gain = calibration["x"]
+    np.testing.assert_allclose(drawn, mean + gain[3] * (plain - mean), rtol=1e-5)
+
+
+def test_noise_at_the_first_levels_no_longer_kills_particles():
+    """Log evidence of the careless chain: by its exact twin's closed form, from which it hardly differs."""
+    y = 1.5 * jnp.cos(jnp.arange(SIZE))
+    smc = TwistedSMC(model, num_particles=256, num_islands=8, progress_bar=False)
+    smc.run(jax.random.key(3), y, careless)
+    # Before: an effective size of 1 to 3 at the first level.
+    assert smc.min_ess > 40
+    exact_evidence = normal_log_density(np.asarray(y), (1 + chain_variance()) * np.eye(SIZE))
+    assert float(smc.log_evidence) == pytest.approx(exact_evidence, abs=max(0.3, 5 * float(smc.log_evidence_error)))
+
+
+def chain_variance():
+    """Of x^0 of the exact chain, coordinate by coordinate: x^{t-1} = a x^t + s noise, from variance 1."""
+    variance = 1.0
+    for t in range(KERNEL.num_steps, 0, -1):
+        slope = KERNEL.reverse(exact(None, jnp.ones(()), t, None), jnp.ones(()), t)
+        variance = float(slope.loc) ** 2 * variance + float(slope.scale) ** 2
+    return variance
