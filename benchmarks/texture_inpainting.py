@@ -12,8 +12,8 @@ is the same number for true pieces of the same photograph. The fillings:
     unconditional   a draw of the prior that has seen nothing, cut to the hole
     mean            grey
 
-Weights of thousands of unknown pixels collapse: the record of twisted_smc's smallest effective size says how far. With
-one particle left for each island its fillings are guided draws, no better founded than the exact product's.
+Weights of thousands of unknown pixels collapse: the record of twisted_smc's smallest effective size says how far. Draws
+that descend from one particle of one island are one guided draw, no better founded than the exact product's.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def distance_records(found: Any, image: np.ndarray, facts: dict[str, Any]) -> li
 def filter_record(smc: nd.infer.TwistedSMC, seconds: float, facts: dict[str, Any]) -> dict[str, Any]:
     """How many particles the weights left."""
     sizes = np.asarray(smc.effective_sizes)
-    ends = np.asarray(smc.get_weighted_samples()[0]["x"])
+    pixels = smc.get_weighted_samples()[0]["x"][0].size
     return record(
         f"{facts['texture']}_smc_min_effective_size",
         float(smc.min_ess),
@@ -156,12 +156,11 @@ def filter_record(smc: nd.infer.TwistedSMC, seconds: float, facts: dict[str, Any
         seconds=seconds,
         median_over_levels=float(np.median(sizes)),
         share_of_levels_below_two=float((sizes < 2).mean()),
-        different_draws_at_the_end=len(np.unique(ends.reshape(len(ends), -1), axis=0)),
         log_evidence_error=smc.log_evidence_error,
         islands=smc.num_islands,
         noise=NOISE,
         unknown_pixels=texture.HOLE**2,
-        known_pixels=int(ends[0].size - texture.HOLE**2),
+        known_pixels=pixels - texture.HOLE**2,
         **facts,
     )
 
