@@ -43,6 +43,7 @@ bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an 
 	$(BIN)/python benchmarks/posterior_speed.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/image_posteriors.py
+	$(BIN)/python benchmarks/texture_inpainting.py
 
 clean:  ## remove the environment and what was built
 	rm -rf .venv build dist *.egg-info docs/_build demo_output
