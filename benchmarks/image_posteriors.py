@@ -7,7 +7,7 @@ of a right posterior 90% hold the true pixel, if the prior is right too: held-ou
 Ours is DiffusionGibbs on a plate of all images at once. The baselines are the biased ones of common practice: the
 paper's tilts, its exact product, and guidance, 200 draws each, unweighted.
 
-    python benchmarks/image_posteriors.py --rows coverage noise_level unet_step chain_memory
+    python benchmarks/image_posteriors.py --rows coverage noise_level noise_evidence unet_step chain_memory
 """
 
 import argparse
@@ -184,6 +184,43 @@ def noise_level_rows(prior: nd.Diffusion, truth: jax.Array, seed: int) -> Iterat
         )
 
 
+def noise_evidence_rows(prior: nd.Diffusion, truth: jax.Array, seed: int) -> Iterator[dict[str, Any]]:
+    """Log evidence of noise levels on a grid, by TwistedSMC digit by digit: where is it largest?"""
+    grid = np.array([0.5, 0.63, 0.8, 1.0, 1.25, 1.6, 2.0])
+    y = truth + jax.random.normal(jax.random.key(seed + 30), truth.shape)
+
+    def model(sigma: jax.Array, y: jax.Array) -> None:
+        with numpyro.plate("images", len(y)):
+            x = numpyro.sample("x", prior)
+            numpyro.sample("y", dist.Normal(x, sigma).to_event(1), obs=y)
+
+    start = time.perf_counter()
+    smc = nd.infer.TwistedSMC(model, num_particles=512, num_islands=4, progress_bar=False)
+    evidence, errors, sizes = [], [], []
+    for sigma in grid:
+        smc.run(jax.random.key(seed + 31), jnp.asarray(sigma, float), y)
+        evidence.append(smc.log_evidence)
+        errors.append(smc.log_evidence_error)
+        sizes.append(float(smc.min_ess))
+    yield record(
+        "digits_noise_level_by_evidence",
+        float(grid[np.argmax(evidence)]),
+        "noise level",
+        baseline=float(jnp.sqrt(((y - truth) ** 2).mean())),
+        baseline_name="root mean square of the noise",
+        limit="1.0 to 1.0",
+        seconds=time.perf_counter() - start,
+        grid=grid.tolist(),
+        log_evidence=evidence,
+        log_evidence_errors=errors,
+        smallest_effective_sizes=sizes,
+        particles=512,
+        islands=4,
+        images=len(truth),
+        seed=seed,
+    )
+
+
 def unet_step_rows(seed: int, rounds: int) -> list[dict[str, Any]]:
     """A training step by ``fit`` over a hand-written loop of the same U-Net, with attention and three levels."""
     return fit_step_ratios(Problem("image_unet", rows=4000, side=16), seed, rounds, num_steps=2 * CHUNK)
@@ -220,12 +257,14 @@ def chain_memory_rows(seed: int) -> Iterator[dict[str, Any]]:
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     seed = arguments.seed
-    if {"coverage", "noise_level"} & set(arguments.rows):
+    if {"coverage", "noise_level", "noise_evidence"} & set(arguments.rows):
         prior, held_out = learn(seed)
         if "coverage" in arguments.rows:
             yield from coverage_rows(prior, held_out[: arguments.images], seed, arguments.methods)
         if "noise_level" in arguments.rows:
             yield from noise_level_rows(prior, held_out[:32], seed)
+        if "noise_evidence" in arguments.rows:
+            yield from noise_evidence_rows(prior, held_out[:16], seed)
     if "chain_memory" in arguments.rows:
         yield from chain_memory_rows(seed)
     if "unet_step" in arguments.rows:
@@ -241,7 +280,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    rows = ["coverage", "noise_level", "unet_step", "chain_memory"]
+    rows = ["coverage", "noise_level", "noise_evidence", "unet_step", "chain_memory"]
     options = parser(__doc__, "image_posteriors.json")
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("--rows", nargs="+", default=rows, choices=rows)
