@@ -36,7 +36,7 @@ QUESTIONS = {"denoise": (jnp.ones(PIXELS, bool), 1.0), "inpaint": (jnp.arange(PI
 
 
 # %%
-def learn(svi_steps: int = 4000, progress_bar: bool = True) -> tuple[nd.Diffusion, jax.Array]:
+def learn(svi_steps: int = 3000, progress_bar: bool = True) -> tuple[nd.Diffusion, jax.Array]:
     keys = jax.random.split(jax.random.key(0), 3)
     train, scaling = nd.datasets.standardise(nd.datasets.dequantise(keys[0], nd.datasets.digits().images, 17))
     held_out = scaling.apply(nd.datasets.dequantise(keys[1], nd.datasets.digits(held_out=True).images, 17))
@@ -87,7 +87,7 @@ def log_r(y, seen, sigma, x):
     return jnp.where(seen, dist.Normal(x, sigma).log_prob(y), 0.0).sum()
 
 
-def guided(prior, y, seen, sigma, num_draws: int = 120) -> np.ndarray:
+def guided(prior, y, seen, sigma, num_draws: int = 90) -> np.ndarray:
     def one(key, y):
         tilt = nd.ReconstructionGuidance(jax.tree_util.Partial(log_r, y, seen, sigma), strength=0.5)
         return nd.TiltedChain(prior.chain, tilt).sample_last(key, (num_draws,))
@@ -119,7 +119,7 @@ def show(rows: list[list[np.ndarray]], titles: list[str], path: Path) -> None:
     print(f"{path}")
 
 
-def main(output: Path, svi_steps: int = 4000, num_samples: int = 120, progress_bar: bool = True) -> None:
+def main(output: Path, svi_steps: int = 3000, num_samples: int = 90, progress_bar: bool = True) -> None:
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     prior, held_out = learn(svi_steps, progress_bar)
@@ -152,6 +152,6 @@ if __name__ == "__main__":
     matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description="Posteriors of pictures: denoise, inpaint, find the noise.")
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
-    parser.add_argument("--svi-steps", type=int, default=4000)
-    parser.add_argument("--num-samples", type=int, default=120, help="posterior draws of each question")
+    parser.add_argument("--svi-steps", type=int, default=3000)
+    parser.add_argument("--num-samples", type=int, default=90, help="posterior draws of each question")
     main(**vars(parser.parse_args()))
