@@ -12,7 +12,7 @@ far worse than the prior's mean: then the first weights are noise, and few parti
 
     mean + g_t (x0hat - mean),      g_t = Cov(x0hat, x^0) / Var(x0hat) over draws of the prior, noised to level t,
 
-the regression of x^0 on it; g_t = 1 for E[x^0 | x^t]. Draws are few, so where 1 is within three standard errors it is
+the regression of x^0 on it; g_t = 1 for E[x^0 | x^t]. Draws are few, so where 1 is within five standard errors it is
 1: an exact denoiser is left as it is. Elsewhere it is between 0 and 1.
 """
 
@@ -158,7 +158,7 @@ def _calibrate_site(target: Target, name: str, x_0: Array, key: jax.Array) -> Ca
         total = square.sum()
         slope = product.sum() / total
         error = jnp.sqrt(((product - slope * square) ** 2).sum()) / total  # draws are independent, coordinates are not
-        is_wrong = jnp.isfinite(slope) & (slope + 3 * error < 1)
+        is_wrong = jnp.isfinite(slope) & (slope + 5 * error < 1)
         return jnp.where(is_wrong, jnp.maximum(slope, 0.0), 1.0)
 
     gains = jax.lax.map(gain, jnp.arange(1, kernel.num_steps + 1))
