@@ -139,7 +139,7 @@ BUDGETS = {
     "cpu": {
         "digits": {"paper": Budget(100, 8000, 128), "unet": Budget(100, 6000, 64)},
         "mnist": {"paper": Budget(1000, 8000), "unet": Budget(200, 1000, 32)},
-        "dead_leaves": {"paper": Budget(1000, 6000, 32), "unet": Budget(200, 1000, 32)},
+        "dead_leaves": {"paper": Budget(1000, 16_000, 32), "unet": Budget(200, 1000, 32)},
         "bark": {"paper": Budget(500, 2500, 32), "unet": Budget(200, 1000, 32)},
         "cifar10": {"paper": Budget(1000, 2000, 32), "unet": Budget(200, 1000, 32)},
     },
