@@ -13,6 +13,7 @@
 # %%
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -87,12 +88,13 @@ def log_r(y, seen, sigma, x):
     return jnp.where(seen, dist.Normal(x, sigma).log_prob(y), 0.0).sum()
 
 
-def guided(prior, y, seen, sigma, num_draws: int = 90) -> np.ndarray:
+@partial(jax.jit, static_argnames="num_draws")
+def guided(prior, y, seen, sigma, num_draws: int = 90) -> jax.Array:
     def one(key, y):
         tilt = nd.ReconstructionGuidance(jax.tree_util.Partial(log_r, y, seen, sigma), strength=0.5)
         return nd.TiltedChain(prior.chain, tilt).sample_last(key, (num_draws,))
 
-    return np.asarray(jax.jit(jax.vmap(one, out_axes=1))(jax.random.split(jax.random.key(4), len(y)), y))
+    return jax.vmap(one, out_axes=1)(jax.random.split(jax.random.key(4), len(y)), y)
 
 
 # %%
@@ -134,7 +136,7 @@ def main(output: Path, svi_steps: int = 3000, num_samples: int = 90, progress_ba
         y = truth + noise * jax.random.normal(jax.random.key(2), truth.shape)
         mcmc.run(jax.random.key(3), prior, y, seen)
         draws, sigma = (np.asarray(mcmc.get_samples()[name]) for name in ("x", "sigma"))
-        other = guided(prior, y, seen, noise, num_samples)
+        other = np.asarray(guided(prior, y, seen, noise, num_samples))
         share = summary(question, draws, truth)
         print(f"{'':14} noise {sigma.mean():.2f} +- {sigma.std():.2f}, in truth {noise}")
         summary(f"{question}, DPS", other, truth)

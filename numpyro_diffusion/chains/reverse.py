@@ -5,6 +5,8 @@ The law of x^{stop:T} is the same chain stopped early; with ``stop=1`` it is the
 observed part is ``conditional(x^1, 1)``, the law of the data given x^1.
 """
 
+import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -93,8 +95,9 @@ class ReverseChain(ChainDistribution):
 
         Args:
             noise: shape (batch...,) + event_shape, time axis as in ``sample``.
-            checkpoint: for gradients, keep the states alone and run the network once more on the way back: a third
-                more time, and one step's hidden layers in memory in place of T steps'.
+            checkpoint: for gradients, keep one state in about sqrt(T) and on the way back compute the others again,
+                and one step's hidden layers at a time: two more passes through the network, and memory for little
+                more than the noise and its gradient. Best where T has a divisor near sqrt(T): not where it is prime.
 
         Returns:
             x^stop, shape (batch..., event...).
@@ -103,17 +106,28 @@ class ReverseChain(ChainDistribution):
             TypeError: for a discrete kernel.
         """
         batch = check_trailing_shape("noise", noise, self.event_shape, "There is one for each coordinate and time.")
-        noise = jnp.moveaxis(jnp.asarray(noise), len(batch), 0)
-        start = self.kernel.from_noise(self.kernel.stationary(noise.shape[1:]), noise[-1])
+        noise, time_axis = jnp.asarray(noise), len(batch)
+        top = jax.lax.index_in_dim(noise, -1, time_axis, keepdims=False)
+        start = self.kernel.from_noise(self.kernel.stationary(top.shape), top)
 
         def step(x_t: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, None]:
             t, eps = t_and_noise
             return self.kernel.from_noise(self._step_law(x_t, t), eps), None
 
         # A scan keeps its iterations apart by itself: no barrier against common subexpressions is needed.
-        body = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
-        last, _ = jax.lax.scan(body, start, (self._steps(), noise[:-1]), reverse=True)
-        return last
+        again = partial(jax.checkpoint, prevent_cse=False) if checkpoint else lambda function: function
+
+        def walk(x_t: Array, steps: Array) -> tuple[Array, None]:
+            eps = jax.lax.dynamic_slice_in_dim(noise, steps[0] - 1 - self.stop, len(steps), time_axis)
+            return jax.lax.scan(again(step), x_t, (steps, jnp.moveaxis(eps, time_axis, 0)), reverse=True)
+
+        steps = self._steps()
+        if not len(steps):
+            return start
+        if not checkpoint:
+            return walk(start, steps)[0]
+        size = max(n for n in range(1, math.isqrt(len(steps)) + 1) if len(steps) % n == 0)
+        return jax.lax.scan(again(walk), start, steps.reshape(-1, size), reverse=True)[0]
 
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
         return self._walk(key, batch_shape, keep_path=True)

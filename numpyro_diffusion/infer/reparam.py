@@ -24,8 +24,9 @@ class DiffusionReparam(Reparam):
     The noises have event shape (T + 1, *event), time 0 first.
 
     Args:
-        checkpoint: keep no hidden layers of the network for the gradient but compute them again: memory that hardly
-            grows with T, for a third more time. For networks of images.
+        checkpoint: keep no hidden layers of the network for the gradient, and few states, but compute them again:
+            memory for little more than the noises and their gradient, for two more passes through the network. For
+            networks of images.
 
     >>> import jax
     >>> from numpyro.handlers import reparam, seed, trace
