@@ -5,8 +5,8 @@
 
 Every data set is scaled to mean 0 and variance 1, as the paper's, with the training set's mean and one scale. K is the
 exact bound (all steps, Eq. 13) on held-out images. A pixel is one place, whatever its colours: for CIFAR-10 the bits of
-the three colours are added, as the paper counts. Two choices bound what K can be, and each row states them: b_1, and
-the data's own noise (grey levels are dequantised by uniform noise; dead leaves have none).
+the three colours are added, as the paper counts. Two choices decide what K can be, and each row states them: b_1,
+and the data's own noise (grey levels are dequantised by uniform noise; dead leaves have none).
 
 The networks: "paper", the multi-scale convolutions, the dense pathway or both, with readouts by bumps in time
 (Eq. 62-63); and "unet", a U-Net. Both have the package's default reverse step, ``parameterization="v"``. The paper's
@@ -222,8 +222,8 @@ def run(name: str, budget_name: str, seed: int, checkpoints: Path) -> list[dict[
             "paper_K_minus_L_null": row.paper_above_null,
             "standard_error": K.standard_error_bits / pixels,
             "L_null": K.null.bits / pixels,
-            # What is left of a pixel that its neighbours foretell exactly is the first step's noise.
-            "limit_of_noise_free_data": -0.5 * math.log2(2 * math.pi * math.e * row.beta_1) * colours,
+            # No limit: where neighbours are known to be equal, together they are known better.
+            "bits_of_a_pixel_known_to_b_1": -0.5 * math.log2(2 * math.pi * math.e * row.beta_1) * colours,
         }
         records.append(
             record(

@@ -1,7 +1,7 @@
 """The paper's Table 1 beside ours: swiss roll and heartbeat here, images in `paper_images.py`.
 
     python benchmarks/paper_table.py --rows swiss_roll heartbeat
-    python benchmarks/paper_table.py --rows digits mnist dead_leaves bark cifar10          images: an hour and a half
+    python benchmarks/paper_table.py --rows digits mnist dead_leaves bark cifar10          images: an hour
     python benchmarks/paper_table.py --rows mnist dead_leaves cifar10 --budget gpu
 
 Every K is the exact bound (all steps, Eq. 13) on held-out data, but in the rows that repeat the paper's own swiss

@@ -55,7 +55,7 @@ def test_a_row_is_trained_measured_and_resumed(tmp_path, monkeypatch, capsys):
     # Three colours of unit variance: L_null near -3 * 2.05 bits, of 160 held-out numbers.
     assert entry["settings"]["L_null"] == pytest.approx(-3 * 2.047, abs=0.6)
     assert entry["value"] - entry["settings"]["L_null"] == pytest.approx(entry["settings"]["K_minus_L_null"])
-    assert entry["settings"]["limit_of_noise_free_data"] == pytest.approx(3 * 2.936, abs=0.01)
+    assert entry["settings"]["bits_of_a_pixel_known_to_b_1"] == pytest.approx(3 * 2.936, abs=0.01)
 
 
 def test_records_of_earlier_runs_stay_and_are_replaced_by_name(tmp_path):
