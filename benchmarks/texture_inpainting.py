@@ -68,12 +68,7 @@ def twisted_smc(
 
     value = jnp.zeros(image.size).at[seen].set(y).reshape(image.shape)
     factor = nd.GaussianFactor(value, jnp.where(known, NOISE, jnp.inf), noised=True)
-
-    def product(*step: Any) -> dist.Normal:
-        law = factor(*step)  # of a class that may fix pixels, which no proposal may; here it fixes none
-        return dist.Normal(law.loc, law.scale)
-
-    smc = nd.infer.TwistedSMC(model, particles, islands, twist=log_factor, proposal={"x": product}, progress_bar=False)
+    smc = nd.infer.TwistedSMC(model, particles, islands, twist=log_factor, proposal={"x": factor}, progress_bar=False)
     smc.run(key_run, y)
     return smc
 

@@ -124,7 +124,7 @@ class PaperTilt:
         return kernel.tilt(law, slope)
 
 
-@register_pytree(data=("value", "scale"), static=("noised",))
+@register_pytree(data=("value", "scale"), static=("noised", "fixes"))
 class GaussianFactor:
     """The exact product of every step with N(value; x, scale^2) per coordinate (approximate as a posterior).
 
@@ -147,6 +147,10 @@ class GaussianFactor:
         scale: standard deviations of the observation, >= 0; broadcasts like ``value``.
         noised: whether the factor follows the noise level.
 
+    Attributes:
+        fixes: whether a coordinate may be known: some scale is 0, or none can be looked at, being traced. Where it is
+            False every step is a Normal, which :class:`~numpyro_diffusion.infer.TwistedSMC` takes as a ``proposal``.
+
     Raises:
         ValueError: for a scale that is negative or NaN, a value that is not finite where it was observed, or, when
             used, shapes that do not broadcast to the state's.
@@ -165,6 +169,7 @@ class GaussianFactor:
     value: ArrayLike
     scale: ArrayLike
     noised: bool
+    fixes: bool
 
     def __init__(self, value: ArrayLike, scale: ArrayLike, *, noised: bool = False) -> None:
         if is_concrete(scale) and not np.all(np.asarray(scale) >= 0):
@@ -176,10 +181,12 @@ class GaussianFactor:
         self.value = value
         self.scale = scale
         self.noised = noised
+        # Below this the variance may round to 0 beside the step's own.
+        self.fixes = not (is_concrete(scale) and np.all(np.asarray(scale) > 1e-15))
 
     def __call__(
         self, kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLike, context: Array | None
-    ) -> "ClampedNormal":
+    ) -> dist.Normal:
         check_gaussian(kernel, "GaussianFactor", "For bits, PaperTilt is the exact product when r is one over bits.")
         law: Any = reverse_step(kernel, transition, x_t, t, context)
         dtype = law.loc.dtype
@@ -196,6 +203,8 @@ class GaussianFactor:
         total = prior_variance + variance
         kept = jnp.where(observed, variance / total, 1)
         loc = kept * law.loc + jnp.where(observed, prior_variance / total, 0) * value
+        if not self.fixes:
+            return dist.Normal(loc, law.scale * safe_sqrt(kept), validate_args=False)
         # kept = 0 is a known coordinate: exactly the value, or its density would not be recognised as the atom.
         return ClampedNormal(jnp.where(kept == 0, value, loc), law.scale * safe_sqrt(kept), validate_args=False)
 

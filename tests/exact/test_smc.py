@@ -15,7 +15,7 @@ from precision import enable_x64
 from scipy.stats import norm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import PaperTilt
+from numpyro_diffusion.chains import GaussianFactor, PaperTilt
 from numpyro_diffusion.infer import LinearGaussian, TwistedSMC
 
 PAIR = affine_prior(nd.schedules.log_snr(5, 0.3, 10.0), [0.5, -0.3])
@@ -151,6 +151,20 @@ def test_a_proposal_moves_the_particles_and_changes_nothing_else():
     check_gaussian(smc, posterior(PAIR), effective=300)
     law = tilt(PAIR.kernel, PAIR.transition, jnp.zeros(2), 3, None)
     assert (np.abs(law.mean - PAIR.chain.conditional(jnp.zeros(2), 3).mean) > 0.1).all()  # the proposal is another law
+
+
+@pytest.mark.parametrize(("noised", "scale"), [(False, 3.0), (True, 0.5)])
+def test_an_exact_product_may_move_the_particles_where_it_fixes_none(noised, scale):
+    """The factor is not the likelihood, which sees x through a matrix: weights correct it."""
+    smc = engine(vector_model, "tempered", proposal={"x": GaussianFactor(Y, jnp.array([scale, 3.0]), noised=noised)})
+    smc.run(jax.random.key(0), jnp.asarray(Y, float))
+    check_gaussian(smc, posterior(PAIR), effective=300)
+
+
+def test_a_proposal_that_may_fix_coordinates_is_refused():
+    factor = GaussianFactor(Y, jnp.array([0.0, jnp.inf]), noised=True)
+    with pytest.raises(ValueError, match=r"Expected a proposal with a density in every coordinate of site 'x'; got"):
+        engine(vector_model, "tempered", proposal={"x": factor}).run(jax.random.key(0), jnp.asarray(Y, float))
 
 
 def test_kept_paths_are_draws_of_the_posterior_of_every_level():
