@@ -54,7 +54,7 @@ def digits(*, held_out: bool = False) -> LabelledImages:
     except ImportError as error:
         raise ImportError(expected("scikit-learn", "no such module", _CURE)) from error
     data = load_digits()
-    chosen = (np.arange(len(data.target)) % _HELD_OUT_EVERY == 3) == held_out
+    chosen = (np.arange(len(data.target)) % _HELD_OUT_EVERY == 3) == bool(held_out)
     return LabelledImages(data.images[chosen, ..., None].astype(np.uint8), data.target[chosen].astype(np.int32))
 
 
