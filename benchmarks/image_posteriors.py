@@ -285,13 +285,7 @@ if __name__ == "__main__":
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("--rows", nargs="+", default=rows, choices=rows)
     methods = ["gibbs", *BASELINES]
-    options.add_argument(
-        "--methods",
-        nargs="+",
-        default=[name for name in methods if name != "mmps"],
-        choices=methods,
-        help="of the coverage rows; mmps takes a Jacobian of 64 rows at every step, and an hour",
-    )
+    options.add_argument("--methods", nargs="+", default=methods, choices=methods, help="of the coverage rows")
     options.add_argument("--images", type=int, default=100, help="held-out digits of the coverage rows")
     options.add_argument("--rounds", type=int, default=7, help="alternating runs of the training step")
     main(options.parse_args())
