@@ -17,7 +17,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
+from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
 
 NUM_STEPS, COUNT = 100, 2000
 

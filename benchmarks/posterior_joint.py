@@ -22,7 +22,7 @@ from numpyro.infer import MCMC, NUTS
 from records import parser, print_table, record, write
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import MomentMatching, ReconstructionGuidance, TiltedChain
+from numpyro_diffusion.guidance import MomentMatching, ReconstructionGuidance, TiltedChain
 
 # Noise-to-signal ratios: from a tenth of a mode's width, which a small sigma resolves, to 15 times the data's reach.
 NUM_STEPS, SIGMA_MIN, SIGMA_MAX = 50, 0.1, 300.0

@@ -1,24 +1,14 @@
 """Diffusion probabilistic models as NumPyro distributions."""
 
 from . import analytic, datasets, evaluation, infer, networks, plots, schedules
-from .chains import (
-    AllSteps,
-    ForwardChain,
-    GaussianFactor,
-    ImportanceWeighted,
-    MomentMatching,
-    PaperTilt,
-    RandomStep,
-    ReconstructionGuidance,
-    ReverseChain,
-    TiltedChain,
-    paper_bound,
-)
+from .arviz import to_arviz
+from .chains import ForwardChain, ReverseChain
 from .diffusion import Diffusion
-from .infer.arviz_bridge import to_arviz
+from .estimates import AllSteps, ImportanceWeighted, RandomStep, paper_bound
+from .guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
+from .io import load, save
 from .kernels import BernoulliKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
-from .saving import load, save
 from .schedules import Schedule
 from .training import Validation, fit
 from .transition import Transition

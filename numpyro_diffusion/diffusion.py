@@ -15,9 +15,9 @@ from numpyro.distributions import biject_to, constraints
 
 from ._typing import Array, ArrayLike, Shape
 from .chains.base import ChainDistribution, check_context
-from .chains.bounds import Estimator, RandomStep
 from .chains.keys import key_from_context, require_key
 from .chains.reverse import ReverseChain
+from .estimates.bounds import Estimator, RandomStep
 from .kernels import Kernel
 from .transition import Transition
 

@@ -28,7 +28,7 @@ from numpyro_diffusion import (
     networks,
     schedules,
 )
-from numpyro_diffusion.chains import GaussianFactor, MomentMatching, PaperTilt, TiltedChain
+from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, TiltedChain
 from numpyro_diffusion.kernels.bernoulli import BernoulliLogits
 from numpyro_diffusion.modules import HaikuFunction
 

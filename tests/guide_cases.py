@@ -8,7 +8,7 @@ from numpyro.handlers import seed, trace
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer.guided_noise import StepCorrection
+from numpyro_diffusion.noise.charts import StepCorrection
 from numpyro_diffusion.transition import reverse_step
 
 T = 5

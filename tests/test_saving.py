@@ -17,8 +17,8 @@ from catalogue import affine, bernoulli, draw, gaussian, log_prob
 from precision import enable_x64
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import _prior_settings as tables
-from numpyro_diffusion import chains, kernels, networks
+from numpyro_diffusion import estimates, kernels, networks
+from numpyro_diffusion.io import prior_settings as tables
 from numpyro_diffusion.modules import HaikuFunction
 
 T = 3
@@ -155,7 +155,9 @@ def test_draws_and_log_prob_are_the_same_to_the_last_bit(name, path):
 def test_every_kernel_network_and_estimator_of_the_package_can_be_saved():
     assert set(tables.KERNELS) == set(kernels.__all__) - {"Kernel"}
     assert set(tables.NETWORKS) == set(networks.__all__)
-    estimators = {name for name in chains.bounds.__all__ if dataclasses.is_dataclass(getattr(chains.bounds, name))}
+    estimators = {
+        name for name in estimates.bounds.__all__ if dataclasses.is_dataclass(getattr(estimates.bounds, name))
+    }
     assert set(tables.ESTIMATORS) == estimators
     for classes in (tables.NETWORKS, tables.FUNCTIONS, tables.ESTIMATORS):
         assert all(field.type in (int, bool) for cls in classes.values() for field in dataclasses.fields(cls))

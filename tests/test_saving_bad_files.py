@@ -15,7 +15,7 @@ import safetensors.numpy
 from catalogue import haiku_mlp
 
 import numpyro_diffusion as nd
-from numpyro_diffusion._tensor_file import _check_depth, pack, unpack
+from numpyro_diffusion.io.tensor_file import _check_depth, pack, unpack
 
 MIB = 2**20
 

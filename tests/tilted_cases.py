@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jax.tree_util import Partial
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance
+from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance
 
 # A Gaussian prior with its exact denoiser ----------------------------------------------------------
 

@@ -30,8 +30,8 @@ import numpy as np
 from .._checks import check_integer_at_least, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
-from ..chains.bounds import draw_state, paper_end_terms, prior_term, score_step
 from ..diffusion import Diffusion
+from ..estimates.bounds import draw_state, paper_end_terms, prior_term, score_step
 from ..kernels import Kernel
 from ..transition import Transition
 from ._chunks import Chunk, Moments, chunks, moments_over_points, over_points, point_keys, points_of

@@ -27,8 +27,8 @@ import numpy as np
 from .._checks import check_integer_at_least, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
-from ..chains.bounds import log_trajectory_weight
 from ..diffusion import Diffusion
+from ..estimates.bounds import log_trajectory_weight
 from ..kernels import Kernel
 from ..transition import Transition
 from ._chunks import Chunk, chunks, points_of

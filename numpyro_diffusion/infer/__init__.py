@@ -1,13 +1,13 @@
 """Inference with diffusion sites."""
 
+from ..model.reparam import DiffusionReparam
+from ..noise.importance import ImportanceResult
+from ..particles.twists.linear_gaussian import LinearGaussian
+from ..particles.twists.tempered import NoTwist, Tempered, Twist
 from .gibbs import DiffusionGibbs, DiffusionGibbsState
 from .guide import AutoDiffusionGuide
-from .importance import ImportanceResult
-from .linear_gaussian import LinearGaussian
-from .reparam import DiffusionReparam
 from .slice import EllipticalSlice, EllipticalSliceState
 from .smc import TwistedSMC
-from .twists import NoTwist, Tempered, Twist
 
 __all__ = [
     "AutoDiffusionGuide",

@@ -29,15 +29,15 @@ from numpyro.util import is_prng_key
 
 from .._checks import check_integer_at_least, expected, is_concrete
 from .._typing import Array, PyTree
-from .filter import Cloud, run_filter
+from ..model.sites import SilentModel
+from ..model.split import SplitModel
+from ..particles.filter import Cloud, run_filter
+from ..particles.path_moves import conditional_smc, first_paths, independent_paths, refresh_paths
+from ..particles.paths import GivenPaths, noised
+from ..particles.target import Calibration, States, Target, calibrate, draw_prior
+from ..particles.twists.named import as_twist
 from .inner_kernel import InnerKernel
-from .model_sites import SilentModel
-from .named_twists import as_twist
-from .path_moves import conditional_smc, first_paths, independent_paths, refresh_paths
-from .paths import GivenPaths, noised
-from .sites import SplitModel
 from .stalls import count_stalled, warn_of_stalls
-from .target import Calibration, States, Target, calibrate, draw_prior
 
 __all__ = ["DiffusionGibbs", "DiffusionGibbsState"]
 

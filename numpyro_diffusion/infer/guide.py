@@ -1,9 +1,10 @@
 r"""A variational guide for diffusion sites: reverse chains with learned corrections, other sites as AutoNormal's.
 
 The guide approximates the posterior of the reparameterised model, in which a diffusion site is a function of its
-standard normal noises (``DiffusionReparam``). Its law of the noises is that of :mod:`.guided_noise`, with a gain, an
-inflation, a shift and a scale for every step, coordinate and element: observations may see one coordinate and not the
-next, and the numbers are few next to a network's. Training maximises
+standard normal noises (``DiffusionReparam``). Its law of the noises is that of
+:mod:`numpyro_diffusion.noise.charts`, with a gain, an inflation, a shift and a scale for every step, coordinate
+and element: observations may see one coordinate and not the next, and the numbers are few next to a network's.
+Training maximises
 
     E_q[log p(y, eps, theta) - log q(eps) - log q(theta)] <= log p(y)
 
@@ -39,9 +40,9 @@ from .._checks import check_integer_at_least, expected
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from .guided_noise import GuidedNoise, GuideTilt, StepCorrection
-from .importance import ImportanceResult, importance_result
-from .reparam import DiffusionReparam
+from ..model.reparam import DiffusionReparam
+from ..noise.charts import GuidedNoise, GuideTilt, StepCorrection
+from ..noise.importance import ImportanceResult, importance_result
 
 __all__ = ["AutoDiffusionGuide"]
 

@@ -20,9 +20,9 @@ from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
 from .._typing import Array, PyTree
-from .paths import PATHS, GivenPaths, with_given_paths
-from .sites import SplitModel
-from .target import States
+from ..model.split import SplitModel
+from ..particles.paths import PATHS, GivenPaths, with_given_paths
+from ..particles.target import States
 
 __all__ = ["InnerKernel"]
 

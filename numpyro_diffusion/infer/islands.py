@@ -1,15 +1,16 @@
 """What a run of islands found, in NumPy, and what its user must be told."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from .._checks import expected
-from .sites import SplitModel
+from ..model.split import SplitModel
 
-__all__ = ["Islands", "check_weights", "report", "warn"]
+__all__ = ["Islands", "check_weights", "report", "table", "warn"]
 
 # The relative standard error of K values' mean is 1 when one of them is all: above 1/2 it says little of the mean.
 _LARGE_ERROR = 0.5
@@ -172,4 +173,16 @@ def report(result: Islands, log_evidence: float, log_evidence_error: float, elem
     ]
     if result.islands_differ:
         lines.append(f"drawn from their prior, one draw for each island: {', '.join(sorted(result.others))}")
+    return "\n".join(lines)
+
+
+def table(samples: Mapping[str, Any]) -> str:
+    """Mean, standard deviation and quantiles of every number of every site, a line each."""
+    lines = [f"{'':>24} {'mean':>10} {'sd':>10} {'5%':>10} {'50%':>10} {'95%':>10}"]
+    for site, draws in samples.items():
+        values = np.asarray(draws, np.float64)
+        moments = [values.mean(0), values.std(0), *np.quantile(values, (0.05, 0.5, 0.95), axis=0)]
+        for index in np.ndindex(values.shape[1:]):
+            label = f"{site}[{','.join(map(str, index))}]" if index else site
+            lines.append(f"{label:>24} " + " ".join(f"{moment[index]:10.4g}" for moment in moments))
     return "\n".join(lines)

@@ -5,7 +5,8 @@ Let u be all latent sites, unconstrained, with each diffusion site x as its nois
     pi(u)  proportional to  N(u; 0, I) L(u),     log L(u) = log density(u) - log N(u; 0, I).
 
 For the noises L is just the likelihood, for their prior is the N(0, I). For any other latent site L is the likelihood
-times its own prior density over N(0, 1), so that it too is drawn exactly (see :mod:`.normal_reference`).
+times its own prior density over N(0, 1), so that it too is drawn exactly
+(see :mod:`numpyro_diffusion.model.reference`).
 One draw from u:
 
     nu ~ N(0, I),   log y = log L(u) - Exponential(1),   u(angle) = u cos(angle) + nu sin(angle)
@@ -39,8 +40,8 @@ from numpyro.util import is_prng_key
 
 from .._checks import expected, is_concrete
 from .._typing import Array
-from .model_sites import SilentModel
-from .normal_reference import NormalReference, Values
+from ..model.reference import NormalReference, Values
+from ..model.sites import SilentModel
 
 __all__ = ["EllipticalSlice", "EllipticalSliceState"]
 

@@ -1,7 +1,7 @@
 r"""Twisted sequential Monte Carlo over the levels of a diffusion: posterior draws, and the evidence.
 
 Particles start at noise and walk the reverse chain down to data, guided by a twist and corrected by weights
-(:mod:`.filter`, :mod:`.twists`), in several independent islands (:mod:`.pooling`). Nothing is learned and nothing
+(:mod:`numpyro_diffusion.particles`), in several independent islands. Nothing is learned and nothing
 tuned; the answer is exact for the T-step model as particles grow, at every separation of modes. What can go
 wrong shows in two numbers that are always reported: the smallest effective size over levels, and the spread
 of the islands' evidence.
@@ -22,17 +22,17 @@ from tqdm.auto import tqdm
 from .._checks import check_integer_at_least, expected
 from .._placement import Placement
 from .._typing import Array, PyTree
-from ..chains.tilts import ClampedNormal
-from . import _arguments
-from .filter import Cloud, run_filter
-from .islands import Islands, check_weights, report, warn
-from .named_twists import as_twist
-from .ordering import principal_directions
-from .pooling import draw_particles, generator, log_mean_and_error
-from .proposals import TiltedStep
-from .sites import SplitModel
-from .target import Calibration, States, Target, calibrate, draw_prior
-from .twists import Twist
+from ..guidance.tilts import ClampedNormal
+from ..model import arguments as _arguments
+from ..model.split import SplitModel
+from ..particles.filter import Cloud, run_filter
+from ..particles.ordering import principal_directions
+from ..particles.pooling import draw_particles, generator, log_mean_and_error
+from ..particles.steps import TiltedStep
+from ..particles.target import Calibration, States, Target, calibrate, draw_prior
+from ..particles.twists.named import as_twist
+from ..particles.twists.tempered import Twist
+from .islands import Islands, check_weights, report, table, warn
 
 __all__ = ["TwistedSMC"]
 
@@ -208,22 +208,9 @@ class TwistedSMC:
 
     def print_summary(self) -> None:
         """Print evidence, effective sizes and the posterior's moments."""
-        import arviz as az
-
-        print(report(self._require_result(), self.log_evidence, self.log_evidence_error, self.elements_reason))
-        frame = az.summary(self.to_inference_data(log_likelihood=False), kind="stats", round_to=3)
-        print(frame.to_string())
-
-    def to_inference_data(self, num_samples: int | None = None, **options: Any) -> Any:
-        """The run for ArviZ: :func:`numpyro_diffusion.to_arviz` of it.
-
-        Args:
-            num_samples: how many draws, as for :meth:`get_samples`.
-            **options: of ``to_arviz``.
-        """
-        from .arviz_bridge import to_arviz  # which knows this class
-
-        return to_arviz(self, num_samples=num_samples, **options)
+        result = self._require_result()
+        print(report(result, self.log_evidence, self.log_evidence_error, self.elements_reason))
+        print(table(self.get_samples()))
 
     # Compiled parts -------------------------------------------------------------------------------
 

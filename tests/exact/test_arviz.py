@@ -162,7 +162,7 @@ def test_noises_that_were_not_kept_are_not_needed():
 
 
 def test_particles_have_their_diagnostics(smc):
-    data = smc.to_inference_data(200)
+    data = nd.to_arviz(smc, num_samples=200)
     assert groups(data) == {"posterior", "sample_stats", "log_likelihood", "observed_data"}
     assert axes(data, "posterior") == {"x": ("axis",), "sigma": (), "size": ()}
     stats = data["sample_stats"]
@@ -242,7 +242,7 @@ def test_summaries_loo_and_pictures_work_on_all(chains, smc, weighted):
     y = np.zeros((30, 3))
     for data in (
         nd.to_arviz(mcmc, posterior_predictive={"y": np.zeros((2, 20, 3))}),
-        smc.to_inference_data(30, posterior_predictive={"y": y}),
+        nd.to_arviz(smc, num_samples=30, posterior_predictive={"y": y}),
         nd.to_arviz(result, model=model, model_args=(Y,), num_samples=30, posterior_predictive={"y": y}),
     ):
         assert len(az.summary(data)) >= 4

@@ -25,7 +25,7 @@ from numpyro_diffusion import (
     paper_bound,
     schedules,
 )
-from numpyro_diffusion.chains.bounds import prior_term, sum_of_step_terms
+from numpyro_diffusion.estimates.bounds import prior_term, sum_of_step_terms
 
 NUM_BITS, NUM_STEPS = 2, 3
 

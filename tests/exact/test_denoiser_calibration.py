@@ -10,8 +10,8 @@ from closed_forms import normal_log_density
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import TwistedSMC
-from numpyro_diffusion.infer.sites import SplitModel
-from numpyro_diffusion.infer.target import Target, calibrate
+from numpyro_diffusion.model.split import SplitModel
+from numpyro_diffusion.particles.target import Target, calibrate
 
 SIZE = 16
 SCHEDULE = nd.schedules.log_snr(8, 0.1, 100.0)

@@ -20,12 +20,12 @@ from numpyro.infer.gibbs import discrete_latent_sites
 from scipy.stats import chi2, norm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains.bounds import log_path_ratio
+from numpyro_diffusion.estimates.bounds import log_path_ratio
 from numpyro_diffusion.infer import DiffusionGibbs
-from numpyro_diffusion.infer.filter import run_filter
-from numpyro_diffusion.infer.path_moves import conditional_smc, independent_paths, refresh_paths
-from numpyro_diffusion.infer.sites import SplitModel
-from numpyro_diffusion.infer.target import Target, draw_prior
+from numpyro_diffusion.model.split import SplitModel
+from numpyro_diffusion.particles.filter import run_filter
+from numpyro_diffusion.particles.path_moves import conditional_smc, independent_paths, refresh_paths
+from numpyro_diffusion.particles.target import Target, draw_prior
 
 
 def zero_network(params, x_t, t, context):

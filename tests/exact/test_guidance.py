@@ -26,7 +26,7 @@ from tilted_cases import (
 )
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import GaussianFactor, MomentMatching, ReconstructionGuidance, TiltedChain
+from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, ReconstructionGuidance, TiltedChain
 from numpyro_diffusion.transition import reverse_step
 
 

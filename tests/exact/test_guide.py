@@ -28,8 +28,8 @@ from numpyro.infer import SVI, Predictive, Trace_ELBO
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import TwistedSMC
 from numpyro_diffusion.infer.guide import AutoDiffusionGuide
-from numpyro_diffusion.infer.guided_noise import GuideTilt, StepCorrection
-from numpyro_diffusion.infer.importance import importance_result, pareto_k
+from numpyro_diffusion.noise.charts import GuideTilt, StepCorrection
+from numpyro_diffusion.noise.importance import importance_result, pareto_k
 from numpyro_diffusion.transition import reverse_step
 
 # Training -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from precision import enable_x64
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer.guide import AutoDiffusionGuide
-from numpyro_diffusion.infer.guided_noise import GuidedNoise, StepCorrection
+from numpyro_diffusion.noise.charts import GuidedNoise, StepCorrection
 from numpyro_diffusion.transition import reverse_step
 
 

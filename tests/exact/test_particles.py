@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_diffusion.infer.particles import (
+from numpyro_diffusion.particles.pooling import draw_particles, log_mean_and_error
+from numpyro_diffusion.particles.resampling import (
     _invert,
     effective_size,
     gather,
@@ -14,7 +15,6 @@ from numpyro_diffusion.infer.particles import (
     normalised,
     systematic,
 )
-from numpyro_diffusion.infer.pooling import draw_particles, log_mean_and_error
 
 WEIGHTS = np.array([0.1, 0.0, 0.45, 0.25, 0.2, 0.0])
 LOG_WEIGHTS = jnp.log(jnp.asarray(WEIGHTS, float))

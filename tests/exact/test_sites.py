@@ -11,7 +11,7 @@ from numpyro.handlers import condition, mask, scale, seed, substitute, trace
 from numpyro.infer.util import log_density
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer.sites import SplitModel
+from numpyro_diffusion.model.split import SplitModel
 
 SCHEDULE = nd.schedules.log_snr(2, 0.3, 10.0)
 NUMBER = affine_prior(SCHEDULE, [0.5])

@@ -30,8 +30,8 @@ from slice_cases import (
 )
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer.normal_reference import NormalReference
 from numpyro_diffusion.infer.slice import EllipticalSlice, _slice_step
+from numpyro_diffusion.model.reference import NormalReference
 
 
 def z_score(values, wanted):

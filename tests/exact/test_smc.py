@@ -15,7 +15,7 @@ from precision import enable_x64
 from scipy.stats import norm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import GaussianFactor, PaperTilt
+from numpyro_diffusion.guidance import GaussianFactor, PaperTilt
 from numpyro_diffusion.infer import LinearGaussian, TwistedSMC
 
 PAIR = affine_prior(nd.schedules.log_snr(5, 0.3, 10.0), [0.5, -0.3])

@@ -250,7 +250,7 @@ def test_settings_are_checked_when_the_engine_is_made(options, error, message):
 
 def test_results_are_refused_before_a_run_and_in_no_number():
     smc = TwistedSMC(normal_model, progress_bar=False)
-    for ask in (smc.get_samples, smc.get_weighted_samples, smc.to_inference_data, smc.print_summary):
+    for ask in (smc.get_samples, smc.get_weighted_samples, lambda: nd.to_arviz(smc), smc.print_summary):
         with pytest.raises(RuntimeError, match=r"a finished run; got none\. Call run"):
             ask()
     smc, _ = run_steps(0.5, 0.0, 0.0)

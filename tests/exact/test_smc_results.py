@@ -129,7 +129,7 @@ def test_islands_in_batches_are_those_of_one_batch(monkeypatch):
 
 def test_arviz_has_the_draws_the_data_and_the_diagnostics():
     smc = finished()
-    data = smc.to_inference_data(num_samples=500)
+    data = nd.to_arviz(smc, num_samples=500)
     assert data.posterior["x"].shape == (1, 500, 3, 2)
     assert data.posterior["size"].shape == (1, 500, 3)
     np.testing.assert_array_equal(data.observed_data["y"], Y)

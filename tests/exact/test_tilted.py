@@ -32,8 +32,8 @@ from tilted_cases import (
 )
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
-from numpyro_diffusion.chains.tilted import log_ratio
+from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
+from numpyro_diffusion.guidance.tilted_chain import log_ratio
 from numpyro_diffusion.transition import reverse_step
 
 

@@ -8,7 +8,7 @@ import pytest
 from tilted_cases import MATRIX, VALUE, bits_chain, gaussian_prior, linear
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
+from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
 
 
 def gaussian_chain():

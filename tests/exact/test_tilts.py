@@ -25,8 +25,8 @@ from tilted_cases import (
 )
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.chains import GaussianFactor, PaperTilt, TiltedChain
-from numpyro_diffusion.chains.tilts import ClampedNormal
+from numpyro_diffusion.guidance import GaussianFactor, PaperTilt, TiltedChain
+from numpyro_diffusion.guidance.tilts import ClampedNormal
 
 # The paper's tilt ----------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from closed_forms import affine_prior, normal_log_density
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import LinearGaussian, Tempered
-from numpyro_diffusion.infer.linear_gaussian import _observe
-from numpyro_diffusion.infer.proposals import ConditionedStep
-from numpyro_diffusion.infer.sites import SplitModel
-from numpyro_diffusion.infer.target import Target
+from numpyro_diffusion.model.split import SplitModel
+from numpyro_diffusion.particles.steps import ConditionedStep
+from numpyro_diffusion.particles.target import Target
+from numpyro_diffusion.particles.twists.linear_gaussian import _observe
 
 SCHEDULE = nd.schedules.log_snr(3, 0.3, 10.0)
 NUMBER = affine_prior(SCHEDULE, [0.5])

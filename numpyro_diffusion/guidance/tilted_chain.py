@@ -1,6 +1,6 @@
 r"""The reverse chain with its steps tilted: q(x^{0:T}) = pi(x^T) prod_t q(x^{t-1} | x^t), a proposal for a posterior.
 
-A tilt (:mod:`numpyro_diffusion.chains.tilts`) gives q(x^{t-1} | x^t). Draws and density of the chain are exact,
+A tilt (:mod:`numpyro_diffusion.guidance.tilts`) gives q(x^{t-1} | x^t). Draws and density of the chain are exact,
 whatever the tilt; that x^0 has the posterior's law is not claimed. What makes it one are the weights
 
     log w(x^{0:T}) = log p(x^{0:T}) + log r(x^0) - log q(x^{0:T}),     E_q[w] = E_p[r(x^0)], the evidence,
@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from .._checks import check_trailing_shape, expected, is_concrete
 from .._numerics import expand_right
 from .._typing import Array, ArrayLike
-from .reverse import ReverseChain
+from ..chains.reverse import ReverseChain
 from .tilts import ClampedNormal, Tilt, as_pytree_function, checked_log_r, over_batch
 
 __all__ = ["TiltedChain", "log_ratio"]
@@ -34,7 +34,7 @@ class TiltedChain(ReverseChain):
 
     Args:
         chain: the untilted chain.
-        tilt: gives the law of a step, of the form :class:`~numpyro_diffusion.chains.tilts.Tilt`: ``PaperTilt``,
+        tilt: gives the law of a step, of the form :class:`~numpyro_diffusion.guidance.tilts.Tilt`: ``PaperTilt``,
             ``GaussianFactor``, ``ReconstructionGuidance``, ``MomentMatching``, or a function of stable identity.
 
     Raises:
@@ -43,7 +43,7 @@ class TiltedChain(ReverseChain):
 
     >>> from jax import random
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
-    >>> from numpyro_diffusion.chains import GaussianFactor
+    >>> from numpyro_diffusion.guidance import GaussianFactor
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> standard_normal = ReverseChain(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, ()))
     >>> y, factor = 3.0, GaussianFactor(value=3.0, scale=1.0, noised=True)  # y ~ N(x, 1), p(y) = N(3; 0, 2)
@@ -131,7 +131,7 @@ def log_ratio(law: Any, proposal: Any, value: ArrayLike) -> Array:
 
     For Normals it is a difference of quadratics in the standardised noises, in which nothing large cancels: with
     z = (x - m_q) / s_q and u = (x - m_p) / s_p it is log(s_q / s_p) - (u - z)(u + z) / 2. Where q is clamped at its
-    value (:class:`~numpyro_diffusion.chains.tilts.ClampedNormal`) it is log p(value).
+    value (:class:`~numpyro_diffusion.guidance.tilts.ClampedNormal`) it is log p(value).
 
     Args:
         law: p, elementwise.

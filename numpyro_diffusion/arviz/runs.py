@@ -9,9 +9,9 @@ import numpy as np
 import numpyro
 from numpyro.infer import MCMC
 
-from ..._checks import expected
-from ..importance import ImportanceResult
-from ..smc import TwistedSMC
+from .._checks import expected
+from ..infer.smc import TwistedSMC
+from ..noise.importance import ImportanceResult
 from .tree import Variable
 
 __all__ = ["Run", "as_run", "default_dims"]

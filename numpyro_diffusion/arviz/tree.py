@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._checks import expected
+from .._checks import expected
 
 __all__ = ["Variable", "as_dataset", "as_tree"]
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from .._checks import expected
+from ..._checks import expected
 from .linear_gaussian import LinearGaussian
-from .twists import Custom, NoTwist, Tempered, Twist
+from .tempered import Custom, NoTwist, Tempered, Twist
 
 __all__ = ["as_twist"]
 

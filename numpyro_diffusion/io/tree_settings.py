@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import expected, is_concrete
-from ._tensor_file import DTYPES, shown
+from .._checks import expected, is_concrete
+from .tensor_file import DTYPES, shown
 
 __all__ = ["decode", "encode", "wrong"]
 

@@ -12,7 +12,7 @@ from .._numerics import expand_right
 from .._pytree import register_pytree
 from .._small_matrices import cholesky, solve, solve_lower
 from .._typing import Array
-from ..chains.tilted import log_ratio
+from ..guidance.tilted_chain import log_ratio
 from .target import States, Target
 
 __all__ = ["ConditionedStep", "MixedStep", "Step", "TiltedStep"]

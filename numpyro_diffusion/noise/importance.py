@@ -20,7 +20,7 @@ import numpy as np
 
 from .._checks import check_integer_at_least, expected
 from .._typing import Array
-from .pooling import draw_particles, generator
+from ..particles.pooling import draw_particles, generator
 
 __all__ = ["ImportanceResult", "importance_result", "pareto_k"]
 

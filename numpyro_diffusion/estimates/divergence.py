@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from numpyro.distributions.kl import kl_divergence
 
 from .._typing import Array
+from ..chains.forward import ForwardChain
+from ..chains.keys import require_key
+from ..chains.reverse import ReverseChain
 from .bounds import prior_term, sum_of_step_terms
-from .forward import ForwardChain
-from .keys import require_key
-from .reverse import ReverseChain
 
 __all__: list[str] = []
 

@@ -29,7 +29,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ._checks import expected
+from .._checks import expected
 
 __all__ = ["DTYPES", "pack", "read", "shown", "unpack", "write"]
 

@@ -24,8 +24,8 @@ from numpyro.primitives import Messenger
 from .._checks import expected
 from .._typing import Array
 from ..diffusion import Diffusion
-from .model_sites import check_trained
 from .reparam import DiffusionReparam
+from .sites import check_trained
 
 __all__ = ["NormalReference", "Values"]
 

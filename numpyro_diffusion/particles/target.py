@@ -1,8 +1,8 @@
 r"""The law that a particle engine walks through: chains times factor, for many particles at once.
 
 States are dictionaries, site name -> (N, site shape...), where N counts particles and the site's shape begins with the
-elements E that are filtered one by one (see :mod:`.sites`). Numbers of an element are (N, E...): whatever is
-left of a site's shape is summed.
+elements E that are filtered one by one (see :mod:`numpyro_diffusion.model.split`).
+Numbers of an element are (N, E...): whatever is left of a site's shape is summed.
 
 Levels run from the longest chain's T down to 0. A chain with fewer steps rests at its x^T until its own
 levels come.
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
+from ..model.split import SplitModel, Values
 from ..transition import network_output
-from .sites import SplitModel, Values
 
 __all__ = ["Calibration", "States", "Target", "calibrate", "draw_prior"]
 

@@ -7,7 +7,7 @@ For diffusion sites x, other latent sites theta and observations y the joint den
 An engine needs p's chains and log r; both come from tracing the user's model with values substituted, so that
 any model works: several diffusion sites, plates, chains that depend on theta, any likelihood.
 
-Elements of a plate that log r does not couple are filtered one by one (:mod:`.elements`).
+Elements of a plate that log r does not couple are filtered one by one (:mod:`.independence`).
 
 Not assumed: that theta is continuous, or independent of x.
 """
@@ -25,8 +25,8 @@ from .._checks import expected
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from .elements import by_element, exchange, why_coupled
-from .model_sites import (
+from .independence import by_element, exchange, why_coupled
+from .sites import (
     DiffusionSite,
     check_trained,
     diffusion_sites,

@@ -37,14 +37,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_integer_at_least, expected
-from .._numerics import expand_right
-from .._typing import Array
-from ..kernels import BernoulliKernel
-from .particles import log_mean_exp
-from .proposals import MixedStep, Step, TiltedStep
-from .sites import SplitModel
-from .target import States, Target
+from ..._checks import check_integer_at_least, expected
+from ..._numerics import expand_right
+from ..._typing import Array
+from ...kernels import BernoulliKernel
+from ...model.split import SplitModel
+from ..resampling import log_mean_exp
+from ..steps import MixedStep, Step, TiltedStep
+from ..target import States, Target
 
 __all__ = ["Custom", "NoTwist", "Tempered", "Twist", "prior_power"]
 

@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 
 from .._typing import Array, Shape
 from ..chains import ForwardChain, ReverseChain
-from .sites import unwrap_diffusion
+from ..model.split import unwrap_diffusion
 from .target import States
 
 __all__ = ["PATHS", "GivenPaths", "noised", "time_before_event", "with_given_paths"]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from .._typing import Array
 from .ordering import hilbert_order
-from .particles import effective_size, gather, log_mean_exp, multinomial, systematic
+from .resampling import effective_size, gather, log_mean_exp, multinomial, systematic
 from .target import States, Target
 
 __all__ = ["Cloud", "choose_path", "run_filter"]

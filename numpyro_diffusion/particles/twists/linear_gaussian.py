@@ -37,14 +37,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from .._checks import check_integer_at_least, expected
-from .._numerics import expand_right
-from .._small_matrices import solve
-from .._typing import Array, Shape
-from .proposals import ConditionedStep, Step, flatten, normal_log_density
-from .sites import SplitModel, Values, unwrap_diffusion
-from .target import States, Target
-from .twists import denoised_variance, prior_power
+from ..._checks import check_integer_at_least, expected
+from ..._numerics import expand_right
+from ..._small_matrices import solve
+from ..._typing import Array, Shape
+from ...model.split import SplitModel, Values, unwrap_diffusion
+from ..steps import ConditionedStep, Step, flatten, normal_log_density
+from ..target import States, Target
+from .tempered import denoised_variance, prior_power
 
 __all__ = ["LinearGaussian"]
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer import log_likelihood
 
-from ..._checks import expected
-from ..._typing import Shape
-from ...diffusion import Diffusion
-from ..model_sites import check_plate, check_trained, is_latent, unwrap_diffusion
+from .._checks import expected
+from .._typing import Shape
+from ..diffusion import Diffusion
+from ..model.sites import check_plate, check_trained, is_latent, unwrap_diffusion
 from .runs import default_dims
 
 __all__ = ["Look", "look_at", "pointwise"]

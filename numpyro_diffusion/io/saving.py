@@ -21,12 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ._checks import expected
-from ._prior_settings import describe, restore
-from ._tensor_file import pack, read, unpack, write
-from .diffusion import Diffusion
-from .kernels import Kernel
-from .schedules import Schedule
+from .._checks import expected
+from ..diffusion import Diffusion
+from ..kernels import Kernel
+from ..schedules import Schedule
+from .prior_settings import describe, restore
+from .tensor_file import pack, read, unpack, write
 
 __all__ = ["load", "save"]
 

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.util import is_prng_key
 
-from ._checks import check_shape, expected
-from ._tensor_file import shown
-from ._tree_settings import decode, encode, wrong
-from ._typing import Shape
-from .analytic import _MixtureDenoiser
-from .chains.bounds import AllSteps, ImportanceWeighted, RandomStep
-from .diffusion import Diffusion
-from .kernels import BernoulliKernel, GaussianKernel, Kernel
-from .modules import HaikuFunction
-from .networks import MLP, RBF, MultiScaleConv, StepReadoutMLP, UNet
-from .schedules import Schedule
-from .transition import Transition, reverse_step
+from .._checks import check_shape, expected
+from .._typing import Shape
+from ..analytic import _MixtureDenoiser
+from ..diffusion import Diffusion
+from ..estimates.bounds import AllSteps, ImportanceWeighted, RandomStep
+from ..kernels import BernoulliKernel, GaussianKernel, Kernel
+from ..modules import HaikuFunction
+from ..networks import MLP, RBF, MultiScaleConv, StepReadoutMLP, UNet
+from ..schedules import Schedule
+from ..transition import Transition, reverse_step
+from .tensor_file import shown
+from .tree_settings import decode, encode, wrong
 
 __all__ = ["describe", "restore"]
 

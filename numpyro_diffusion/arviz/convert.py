@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..._checks import expected
+from .._checks import expected
 from .model import Look, look_at, pointwise
 from .runs import as_run, default_dims
 from .tree import Variable, as_dataset, as_tree

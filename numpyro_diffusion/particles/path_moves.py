@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from .._numerics import expand_right
 from .._typing import Array
 from ..chains import ReverseChain
-from ..chains.bounds import log_path_ratio
+from ..estimates.bounds import log_path_ratio
 from .filter import Cloud, choose_path
 from .paths import noised, time_before_event
 from .target import States, Target

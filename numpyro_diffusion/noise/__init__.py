@@ -1,0 +1,1 @@
+"""Paths as functions of standard normal noises, and weighted draws of them."""

@@ -1,0 +1,1 @@
+"""Weighted particles on the levels of a diffusion: pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""What a particle at level t already knows of the observations."""
