@@ -28,19 +28,19 @@ def model(x, size):
 
 @pytest.fixture(scope="module", name="fitted")
 def _fitted():
-    return nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    return nd.fit(model, DATA, rng_key=jax.random.key(1), **SETTINGS)
 
 
 def test_the_same_key_gives_the_same_parameters_and_another_key_others(fitted):
-    again = nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    again = nd.fit(model, DATA, rng_key=jax.random.key(1), **SETTINGS)
     jax.tree.map(np.testing.assert_array_equal, fitted.params, again.params)
-    other = nd.fit(model, DATA, key=jax.random.key(2), **SETTINGS)
+    other = nd.fit(model, DATA, rng_key=jax.random.key(2), **SETTINGS)
     assert not np.array_equal(fitted.losses, other.losses)
     assert fitted.losses.shape == (7,)
 
 
 def test_steps_do_not_depend_on_how_many_follow(fitted):
-    shorter = nd.fit(model, DATA, key=jax.random.key(1), **{**SETTINGS, "num_steps": 3})
+    shorter = nd.fit(model, DATA, rng_key=jax.random.key(1), **{**SETTINGS, "num_steps": 3})
     np.testing.assert_array_equal(shorter.losses, fitted.losses[:3])
 
 
@@ -74,9 +74,9 @@ def test_steps_with_convolutions_are_dispatched_one_by_one_to_the_same_end(monke
     run = sys.modules["numpyro_diffusion.training.fit"]._Run
     was_slow, ask = [], run._has_slow_loops
     monkeypatch.setattr(run, "_has_slow_loops", lambda *args: was_slow.append(ask(*args)) or was_slow[-1])
-    one_by_one = nd.fit(convolving, data, key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
+    one_by_one = nd.fit(convolving, data, rng_key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
     monkeypatch.setattr(run, "_has_slow_loops", lambda *args: False)
-    in_a_loop = nd.fit(convolving, data, key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
+    in_a_loop = nd.fit(convolving, data, rng_key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
     assert was_slow == [jax.default_backend() == "cpu"]
     np.testing.assert_allclose(one_by_one.losses, in_a_loop.losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), one_by_one.params, in_a_loop.params)
@@ -88,8 +88,8 @@ def test_the_average_of_parameters_lags_behind_them():
         numpyro.factor("pull", size * numpyro.param("w", 0.0))
 
     settings = {**SETTINGS, "optimizer": optax.sgd(0.1 / 20)}
-    last = nd.fit(counting, DATA, key=jax.random.key(0), **settings).params["w"]
-    average = nd.fit(counting, DATA, key=jax.random.key(0), ema_decay=0.5, **settings).params["w"]
+    last = nd.fit(counting, DATA, rng_key=jax.random.key(0), **settings).params["w"]
+    average = nd.fit(counting, DATA, rng_key=jax.random.key(0), ema_decay=0.5, **settings).params["w"]
     assert last == pytest.approx(0.7, rel=1e-5)
     expected = 0.0
     for index in range(7):
@@ -105,7 +105,7 @@ def test_a_prior_trains_jointly_with_other_latents_and_a_guide():
         with numpyro.plate("data", size, subsample_size=len(x)):
             numpyro.sample("x", nd.Diffusion(KERNEL, transition), obs=x / scale)
 
-    fitted = nd.fit(joint, DATA, guide=AutoNormal(joint), key=jax.random.key(3), **SETTINGS)
+    fitted = nd.fit(joint, DATA, guide=AutoNormal(joint), rng_key=jax.random.key(3), **SETTINGS)
     assert {"net$params", "scale_auto_loc", "scale_auto_scale"} <= set(fitted.params)
 
 
@@ -115,7 +115,7 @@ def test_rows_may_be_a_pytree():
         with numpyro.plate("data", size, subsample_size=len(batch["x"])):
             numpyro.sample("x", nd.Diffusion(KERNEL, transition, context=batch["c"]), obs=batch["x"])
 
-    fitted = nd.fit(paired, {"x": DATA, "c": 2 * DATA}, key=jax.random.key(0), **SETTINGS)
+    fitted = nd.fit(paired, {"x": DATA, "c": 2 * DATA}, rng_key=jax.random.key(0), **SETTINGS)
     laws = fitted.distribution("x", context=jnp.zeros((3, 1)))
     assert (laws.batch_shape, laws.event_shape) == ((3,), (1,))
     assert laws.sample(jax.random.key(1), (2,)).shape == (2, 3, 1)
@@ -124,9 +124,9 @@ def test_rows_may_be_a_pytree():
 
 
 def test_the_progress_bar_shows_bits_and_can_be_turned_off(capfd):
-    nd.fit(model, DATA, key=jax.random.key(1), **{**SETTINGS, "progress_bar": True})
+    nd.fit(model, DATA, rng_key=jax.random.key(1), **{**SETTINGS, "progress_bar": True})
     assert "bits" in capfd.readouterr().err
-    nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    nd.fit(model, DATA, rng_key=jax.random.key(1), **SETTINGS)
     assert capfd.readouterr().err == ""
 
 
@@ -144,12 +144,12 @@ def test_the_progress_bar_shows_bits_and_can_be_turned_off(capfd):
 )
 def test_bad_arguments_are_named(no_type_checks, data, changes, message):
     with pytest.raises(ValueError, match=message):
-        nd.fit(model, data, key=jax.random.key(0), **{**SETTINGS, **changes})
+        nd.fit(model, data, rng_key=jax.random.key(0), **{**SETTINGS, **changes})
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step():
     with pytest.raises(FloatingPointError, match=r"a finite loss; got (nan|-?inf) at step 0.*Check the data for NaN"):
-        nd.fit(model, np.full((20, 1), np.nan), key=jax.random.key(0), **SETTINGS)
+        nd.fit(model, np.full((20, 1), np.nan), rng_key=jax.random.key(0), **SETTINGS)
 
 
 def test_unknown_sites_are_named(fitted):

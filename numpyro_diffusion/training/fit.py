@@ -66,7 +66,7 @@ def fit(
     optimizer: Any,
     num_steps: int,
     batch_size: int,
-    key: jax.Array,
+    rng_key: jax.Array,
     guide: Callable[..., Any] | None = None,
     loss: Any = None,
     ema_decay: float | None = None,
@@ -88,7 +88,7 @@ def fit(
         optimizer: an optax optimiser, or one of NumPyro's.
         num_steps: how many.
         batch_size: rows in a batch, drawn with replacement (a loader keeps its own order).
-        key: JAX random key; the same key gives the same parameters.
+        rng_key: JAX random key; the same key gives the same parameters.
         guide: called as the model is; none for a model without latent sites.
         loss: a NumPyro ELBO; ``Trace_ELBO()`` by default.
         ema_decay: in (0, 1): return an exponential moving average of the parameters with this decay.
@@ -128,12 +128,12 @@ def fit(
     place.check_divisible("a batch_size", batch_size)
     source = as_source(data, batch_size, size, place)
     run = _Run(
-        SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO()), source, place, key, ema_decay, validation
+        SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO()), source, place, rng_key, ema_decay, validation
     )
     facts = {
         "batch_size": batch_size,
         "size": source.size,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "rng_key": np.asarray(jax.random.key_data(rng_key)).tolist(),
         "ema_decay": ema_decay,
         "data": source.signature(),
         "validation_every": None if validation is None else validation.every,
