@@ -128,7 +128,12 @@ def fit(
     place.check_divisible("a batch_size", batch_size)
     source = as_source(data, batch_size, size, place)
     run = _Run(
-        SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO()), source, place, rng_key, ema_decay, validation
+        SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO()),
+        source,
+        place,
+        rng_key,
+        ema_decay,
+        validation,
     )
     facts = {
         "batch_size": batch_size,
