@@ -65,7 +65,8 @@ def save(prior: Diffusion, path: str | os.PathLike[str]) -> None:
             expected(
                 "a Diffusion",
                 "one stacked by scan" if isinstance(prior, Diffusion) else type(prior).__name__,
-                "Pass what fit(...).distribution(site) returns.",
+                "Pass what fit(...).distribution(site) returns; of a transformed one its base_dist, and apply the "
+                "transforms to what is loaded.",
             )
         )
     tensors, settings = describe(prior)
