@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.handlers import block, replay, seed, substitute, trace
 from numpyro.ops.provenance import eval_provenance
@@ -87,10 +88,9 @@ class ModelChecks:
             return [(site["value"], jax.tree.leaves(site["fn"])) for _, site in _sample_sites(sites)]
 
         found = eval_provenance(outputs, batch=batch, position=jnp.zeros((), int))
-        self._depends = {
-            key: frozenset().union(*jax.tree.leaves(each, is_leaf=lambda leaf: isinstance(leaf, frozenset)))
-            for key, each in zip(self._sites, found, strict=True)
-        }
+        each = list(zip(self._sites, found, strict=True))
+        self._value_depends = {key: _union(value) for key, (value, _) in each}
+        self._depends = {key: _union([value, fn]) for key, (value, fn) in each}
         self._numbers = jax.jit(lambda batch: _numbers(self._trace(batch, jnp.zeros((), int))))
 
     def check_scale(self) -> None:
@@ -103,7 +103,9 @@ class ModelChecks:
             return
         scales = self._numbers(self._batch)[0]
         for (part, name), site in self._sites.items():
-            is_of_batch = "batch" in self._depends[part, name] and not site.is_auxiliary
+            # A latent site whose prior alone looks at the batch is still one site of the whole model.
+            on = self._value_depends if part == "model" and not site.is_observed else self._depends
+            is_of_batch = "batch" in on[part, name] and not site.is_auxiliary
             in_plate = any(sizes[:2] == (self._size, self._rows) for sizes in site.plates.values())
             scale = float(scales[part, name])
             if is_of_batch and not in_plate and not self._is_whole(scale):
@@ -155,7 +157,7 @@ class ModelChecks:
         batch, words = self._batch, "one in the first batch"
         if data is not None:
             rows, words = first_not_finite(data, self._rows)
-            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), data) if words else batch
+            batch = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[rows])), data) if words else batch
         sites = [repr(site) for site, is_finite in self._numbers(batch)[1].items() if not is_finite] if words else []
         if sites:
             raise ValueError(
@@ -199,6 +201,10 @@ class ModelChecks:
             sites = guide.get_trace(batch, self._size)
             model = trace(substitute(replay(seed(self._model, 1), sites), substitute_fn=value))
             return {"guide": sites, "model": model.get_trace(batch, self._size)}
+
+
+def _union(provenance: PyTree) -> frozenset[str]:
+    return frozenset().union(*jax.tree.leaves(provenance, is_leaf=lambda leaf: isinstance(leaf, frozenset)))
 
 
 def _sample_sites(sites: dict[str, dict[str, dict]]) -> Iterator[tuple[_Key, dict[str, Any]]]:

@@ -105,15 +105,13 @@ def first_not_finite(data: PyTree, count: int) -> tuple[np.ndarray, str]:
 
     Where there are fewer such rows they are repeated; without any, the words are empty. Arrays are read in chunks.
     """
-    floating = [
-        (jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
+    first_rows = [np.asarray(leaf[:1]) for _, leaf in leaves]
+    floating = [leaf for leaf, row in zip(leaves, first_rows, strict=True) if jnp.issubdtype(row.dtype, jnp.floating)]
+    step = max(1, _STRETCH_BYTES // max(1, sum(row.nbytes for row in first_rows)))
+    size = len(leaves[0][1])
     rows: list[int] = []
     words = ""
-    size = len(jax.tree.leaves(data)[0])
-    step = max(1, _STRETCH_BYTES // max(1, sum(leaf[:1].nbytes for _, leaf in floating)))
     for start in range(0, size, step):
         for path, leaf in floating:
             chunk = np.asarray(leaf[start : start + step])
