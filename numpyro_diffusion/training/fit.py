@@ -1,9 +1,15 @@
-"""Train by NumPyro's SVI on minibatches: compiled once, run in chunks, nothing read back at each step.
+r"""Train by NumPyro's SVI on minibatches: compiled once, run in chunks, nothing read back at each step.
+
+Step i draws a batch of rows by a key that depends on i alone (:mod:`.sources`) and calls ``svi.update``. Its loss is
+that of :class:`numpyro.infer.SVI` for ``model(batch, size)``,
+
+    loss = -(size / batch_size) sum over the batch of log p(row) / size        in nats per row,
+
+for a model of one observed diffusion, whose ``log p(row)`` is the estimate of ``Diffusion``: itself a bound, so that
+such a model needs no guide. Any other model and guide will do, if :mod:`.checks` finds nothing wrong with them.
 
 ``plate(subsample_size=...)`` that indexes the data shuffles all of it at every step, and ``svi.run`` compiles
-at every call. So :func:`fit` draws its own batches (:mod:`.sources`) and hands them to the model, and steps run in
-compiled chunks of about half a second. Any model and guide will do; a model of one diffusion needs no guide, because
-``Diffusion.log_prob`` is itself a bound.
+at every call; hence batches of our own, and compiled chunks of about half a second.
 
 On the CPU, XLA's gradients of convolutions are many times slower inside of a loop (jax-ml/jax #12868). There a step
 that has convolutions is dispatched by itself; the losses are still read once in a chunk.
