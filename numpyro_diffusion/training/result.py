@@ -13,6 +13,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
 from .._typing import ArrayLike, PyTree
+from ..chains.base import check_context
 from ..diffusion import Diffusion
 from ..wrappers import find_diffusions
 
@@ -80,7 +81,7 @@ class FitResult:
                 )
             )
         bound = _of_one_row(site, sites[site]["fn"], context, jax.random.key(0) if rng_key is None else rng_key)
-        batch_shape = find_diffusions(bound)[0].batch_shape
+        batch_shape = check_context(find_diffusions(bound)[0].transition, context)
         if bound.batch_shape != batch_shape[: len(bound.batch_shape)]:
             raise ValueError(
                 expected(
