@@ -14,6 +14,7 @@ from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.data_scale import check_data_erased
 from numpyro_diffusion.training.checks import ModelChecks
 
 SIZE, ROWS = 20, 5
@@ -359,3 +360,12 @@ def test_a_kernel_that_leaves_the_data_visible_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, 40 * np.sign(DATA) + 5)
+
+
+def test_the_rule_for_real_numbers_does_not_judge_bits():
+    schedule = nd.schedules.linear(3, beta_max=5.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_data_erased(nd.BernoulliKernel(schedule), np.ones((4, 2)))
+    with pytest.warns(UserWarning, match=r"sqrt\(abar_T\) \* data_scale"):
+        check_data_erased(nd.GaussianKernel(schedule), np.ones((4, 2)))
