@@ -10,14 +10,13 @@ import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from numpyro.distributions import biject_to, constraints
 
 from ._typing import Array, ArrayLike, Shape
 from .chains.base import ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
 from .chains.reverse import ReverseChain
-from .estimates.bounds import Estimator, RandomStep
+from .estimates import Estimator, RandomStep
 from .kernels import Kernel
 from .transition import Transition
 
@@ -87,8 +86,7 @@ class Diffusion(ChainDistribution):
             f"log_prob of Diffusion, the random estimate {self.estimator}",
             "If the site is latent and this is MCMC, use infer.DiffusionReparam instead.",
         )
-        context = None if self.context is None else jnp.asarray(self.context)
-        return self.estimator(self.kernel, self.transition, value, key, context)
+        return self.estimator(key, self.chain, value)
 
 
 class _EstimatedReal(type(constraints.real)):  # type: ignore[misc]

@@ -20,8 +20,8 @@ from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
 from .._typing import Array, PyTree
-from ..model.split import SplitModel
-from ..particles.paths import PATHS, GivenPaths, with_given_paths
+from ..model.given_paths import PATHS, GivenPaths, with_given_paths
+from ..model.program import SplitModel
 from ..particles.target import States
 
 __all__ = ["InnerKernel"]

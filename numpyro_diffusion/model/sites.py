@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
@@ -19,7 +18,6 @@ __all__ = [
     "check_trained",
     "diffusion_sites",
     "is_latent",
-    "random_state",
     "site_log_prob",
     "unwrap_diffusion",
 ]
@@ -32,7 +30,7 @@ class DiffusionSite(NamedTuple):
     batch_shape: Shape  # of the site: its plates
     shape: Shape  # of one value: plates, dimensions turned to events, event
     num_steps: int
-    is_discrete: bool
+    num_states: int | None  # K of discrete states
 
 
 def unwrap_diffusion(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
@@ -63,7 +61,7 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
             if isinstance(law, Diffusion):
                 _check_unscaled(name, site)
                 shapes = site["fn"].batch_shape, site["fn"].shape()
-                sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.is_discrete))
+                sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.num_states))
             elif isinstance(law, dist.MaskedDistribution) and isinstance(unwrap_diffusion(law.base_dist)[0], Diffusion):
                 raise ValueError(
                     expected(
@@ -118,13 +116,6 @@ class SilentModel:
 
     def __hash__(self) -> int:
         return hash(self.model)
-
-
-def random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:
-    """Some state of a chain, no draw of it: a place to try the model at."""
-    if law.kernel.is_discrete:
-        return jax.random.bernoulli(key, 0.5, shape).astype(int)
-    return jax.random.normal(key, shape)
 
 
 def site_log_prob(site: dict) -> Array:
