@@ -26,6 +26,7 @@ from ..kernels import Kernel
 __all__ = [
     "Guidance",
     "Guided",
+    "as_numbers",
     "as_pytree_function",
     "check_normal",
     "check_real",
@@ -77,6 +78,11 @@ def guide_step(guidance: Guidance, chain: ReverseChain, x_t: Array, t: ArrayLike
             )
         )
     return guided
+
+
+def as_numbers(x: Array) -> Array:
+    """States as floating-point numbers, in their own shape: what a function log_r of one x sees."""
+    return x if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.asarray(x, float)
 
 
 def as_pytree_function(name: str, function: Any) -> Any:

@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from .._checks import check_trailing_shape, expected, is_concrete
 from .._typing import Array, ArrayLike, PyTree
 from ..chains import ReverseChain
-from .base import Guidance, as_pytree_function, checked_log_r, guide_step, over_batch
+from .base import Guidance, as_numbers, as_pytree_function, checked_log_r, guide_step, over_batch
 from .gaussian_factor import ClampedNormal
 
 __all__ = ["TiltedChain", "log_ratio"]
@@ -109,7 +109,7 @@ class TiltedChain(ReverseChain):
         log_weight = ratio.sum((0, *range(len(batch_shape) + 1, ratio.ndim)))
         if log_r is None:
             return log_weight
-        x_0 = self.kernel.encode(states[0])
+        x_0 = as_numbers(states[0])
         log_r = checked_log_r(log_r, self.state_shape, x_0.dtype)
         return log_weight + over_batch(log_r, len(batch_shape))(x_0)
 
