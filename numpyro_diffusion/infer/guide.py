@@ -41,6 +41,7 @@ from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
 from ..guidance import LearnedGuidance, StepCorrection
+from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
 from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
@@ -256,6 +257,7 @@ class AutoDiffusionGuide(AutoNormal):
         events = _latent_events(self._user_model, args, kwargs)
         super()._setup_prototype(*args, **kwargs)
         self._arguments = args, kwargs
+        check_observed(self.model, args, kwargs)
         # From here on AutoNormal sees the other sites only.
         for name, event_dim in events.items():
             shape = jnp.shape(self._init_locs.pop(f"{name}_noise"))

@@ -40,6 +40,7 @@ from numpyro.util import is_prng_key
 
 from .._checks import expected, is_concrete
 from .._typing import Array
+from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 from ..model.sites import SilentModel
 
@@ -186,6 +187,7 @@ class EllipticalSlice(MCMCKernel):
         if program is not None and program.structure == structure and all(map(_is_same, program.leaves, leaves)):
             return program
         reference = self._reference(model_args, model_kwargs)
+        check_observed(self._model, model_args, model_kwargs or {})
         program = _Program(structure, leaves, jax.jit(partial(_start, reference)), jax.jit(reference.constrain))
         if is_concrete(leaves):
             self._program = program

@@ -207,9 +207,7 @@ def test_what_classes_do_not_have_is_refused_by_name():
         with pytest.raises(TypeError, match="CategoricalKernel"):
             ask()
     with pytest.raises(TypeError, match="a Gaussian kernel at site 'x'"):
-        numpyro.handlers.reparam(
-            numpyro.handlers.seed(model, 0), config={"x": nd.infer.DiffusionReparam()}
-        )(0.0)
+        numpyro.handlers.reparam(numpyro.handlers.seed(model, 0), config={"x": nd.infer.DiffusionReparam()})(0.0)
     with pytest.raises(TypeError, match="a Gaussian kernel at site 'x'"):
         TwistedSMC(normal_of_classes, twist="gaussian", progress_bar=False).run(jax.random.key(0))
 

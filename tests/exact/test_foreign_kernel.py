@@ -101,9 +101,9 @@ POSTERIOR = MEAN + SHARE * (Y - MEAN), np.sqrt(SHARE) * NOISE
 EVIDENCE = float(dist.Normal(MEAN, np.hypot(SPREAD, NOISE)).log_prob(Y))
 
 
-def model(y=jnp.array([Y])):
+def model():
     x = numpyro.sample("x", PRIOR)
-    numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=y)
+    numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=jnp.array([Y]))
 
 
 def log_r(x):
