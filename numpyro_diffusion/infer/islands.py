@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from .._checks import expected
+from .._weights import effective_size, normalised
 from ..model.split import SplitModel
 
 __all__ = ["Islands", "check_weights", "report", "table", "warn"]
@@ -54,9 +55,7 @@ class Islands(NamedTuple):
         """The islands' weights, summing to one; equal where elements are pooled by themselves."""
         if not self.islands_differ:
             return np.full(len(self.shared), 1 / len(self.shared))
-        log_weights = self.log_evidence_by_island()
-        weights = np.exp(log_weights - log_weights.max())
-        return weights / weights.sum()
+        return normalised(self.log_evidence_by_island())
 
 
 def check_weights(result: Islands) -> None:
@@ -147,7 +146,7 @@ def warn(result: Islands, log_evidence_error: float) -> None:
             "particles, a closer twist ('gaussian' for Normal observations), or a schedule with more steps."
         )
     if result.islands_differ:
-        carried = 1 / (result.weights**2).sum()
+        carried = effective_size(result.log_evidence_by_island())
         if carried < 10:
             messages.append(
                 f"Other latent sites {sorted(result.others)} were drawn from their prior, and {carried:.1f} of "

@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 from .._checks import check_integer_at_least, expected
 from .._placement import Placement
 from .._typing import Array, PyTree
+from .._weights import host_generator, log_mean_and_error, log_normalised
 from ..guidance.tilts import ClampedNormal
 from ..model import arguments as _arguments
 from ..model.split import SplitModel
 from ..particles.filter import Cloud, run_filter
 from ..particles.ordering import principal_directions
-from ..particles.pooling import draw_particles, generator, log_mean_and_error
+from ..particles.pooling import draw_particles
 from ..particles.steps import TiltedStep
 from ..particles.target import Calibration, States, Target, calibrate, draw_prior
 from ..particles.twists.named import as_twist
@@ -169,7 +170,7 @@ class TwistedSMC:
         count = self.num_islands * self.num_particles if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
         key = result.key if key is None else key
-        rng = generator(key)
+        rng = host_generator(key)
         by_element = bool(result.split.element_shape) and not result.islands_differ
         evidence = result.cloud.log_evidence if by_element else result.log_evidence_by_island()
         islands, particles = draw_particles(rng, result.cloud.log_weights, evidence, count)
@@ -192,8 +193,8 @@ class TwistedSMC:
         evidence = result.cloud.log_evidence
         if result.islands_differ or not result.split.element_shape:
             evidence = np.reshape(result.log_evidence_by_island(), (-1,) + (1,) * (evidence.ndim - 1))
-        within = _log_normalised(result.cloud.log_weights, axis=1)
-        log_weights = within + np.expand_dims(_log_normalised(evidence, axis=0), 1)
+        within = log_normalised(result.cloud.log_weights, axis=1)
+        log_weights = within + np.expand_dims(log_normalised(evidence), 1)
         flat = lambda x: jnp.asarray(np.reshape(x, (-1, *x.shape[2:])))  # noqa: E731
         values = {name: flat(x) for name, x in result.cloud.x.items()}
         values |= {n: jnp.repeat(jnp.asarray(v), self.num_particles, axis=0) for n, v in result.others.items()}
@@ -339,11 +340,3 @@ def _take(x: np.ndarray, islands: np.ndarray, particles: np.ndarray) -> np.ndarr
     """X of shape (K, N, E..., rest...) at (draws, E...)."""
     elements = np.indices(islands.shape)[1:]
     return x[(islands, particles, *elements)]
-
-
-def _log_normalised(log_values: np.ndarray, axis: int) -> np.ndarray:
-    """The logs of weights that sum to one; -inf where all are zero, as in an island of no weight."""
-    top = log_values.max(axis=axis, keepdims=True)
-    shifted = log_values - np.where(np.isfinite(top), top, 0.0)
-    total = np.exp(shifted).sum(axis=axis, keepdims=True)
-    return shifted - np.log(np.where(total > 0, total, 1.0))

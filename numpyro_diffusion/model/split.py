@@ -23,6 +23,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
 from .._typing import Array, PyTree, Shape
+from .._weights import log_mean_exp
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
 from .independence import by_element, exchange, why_coupled
@@ -102,7 +103,7 @@ class SplitModel:
         index = jax.random.randint(key_pick, (), 0, count)
         others, _ = self._others_of(self._trace({name: draws[index] for name, draws in x.items()}, key_draw))
         log_densities = jax.vmap(lambda x: self._others_of(self._trace({**x, **others}, key))[1])(dict(x))
-        return others, jax.nn.logsumexp(log_densities) - jnp.log(count)
+        return others, log_mean_exp(log_densities)
 
     def others_depend_on_x(self) -> bool:
         """Whether the law of another latent site depends on a diffusion site."""

@@ -40,9 +40,9 @@ import numpy as np
 from ..._checks import check_integer_at_least, expected
 from ..._numerics import expand_right
 from ..._typing import Array
+from ..._weights import log_mean_exp
 from ...kernels import BernoulliKernel
 from ...model.split import SplitModel
-from ..resampling import log_mean_exp
 from ..steps import MixedStep, Step, TiltedStep
 from ..target import States, Target
 
