@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from .._checks import expected
+from .._compat.arviz import as_tree
 from .model import Look, look_at, pointwise
 from .runs import as_run, default_dims
-from .tree import Variable, as_dataset, as_tree
+from .tree import Variable, as_dataset
 
 __all__ = ["to_arviz"]
 

@@ -16,7 +16,8 @@ from numpyro.infer import log_likelihood
 from .._checks import expected
 from .._typing import Shape
 from ..diffusion import Diffusion
-from ..model.sites import check_plate, check_trained, is_latent, unwrap_diffusion
+from ..model.sites import check_plate, check_trained, is_latent
+from ..wrappers import unwrap
 from .runs import default_dims
 
 __all__ = ["Look", "look_at", "pointwise"]
@@ -122,7 +123,7 @@ def _note(look: Look, name: str, site: dict) -> None:
             look.latent.append(name)
             return
         look.batch_dims[name] = _batch_dims(name, site, jnp.broadcast_shapes(shape[:rank], law.batch_shape))
-        if isinstance(unwrap_diffusion(law)[0], Diffusion):
+        if isinstance(unwrap(law)[0], Diffusion):
             look.bounds.append(name)
 
 

@@ -10,6 +10,7 @@ import numpyro
 from numpyro.infer import MCMC
 
 from .._checks import expected
+from .._compat.numpyro import model_arguments
 from ..infer.smc import TwistedSMC
 from ..noise.importance import ImportanceResult
 from .tree import Variable
@@ -93,8 +94,7 @@ def _mcmc(result: MCMC, num_samples: int | None, key: jax.Array | None) -> Run:
         _renamed(extra),
         {"inference_library": "numpyro", "inference_library_version": numpyro.__version__},
         getattr(result.sampler, "model", None),
-        result._args,
-        result._kwargs,
+        *model_arguments(result),
     )
 
 

@@ -1,8 +1,4 @@
-"""Groups of named arrays as the object that the installed ArviZ reads.
-
-Up to 0.23 that is ``arviz.InferenceData``, from 1.0 on (Python 3.12 or newer) ``xarray.DataTree``: :func:`as_tree` is
-the only place that knows. ArviZ and xarray take two seconds to import; the first call does it.
-"""
+"""Named arrays as data sets, of which the installed ArviZ makes its tree (:mod:`.._compat.arviz`)."""
 
 import importlib
 from collections.abc import Mapping
@@ -12,7 +8,7 @@ import numpy as np
 
 from .._checks import expected
 
-__all__ = ["Variable", "as_dataset", "as_tree"]
+__all__ = ["Variable", "as_dataset"]
 
 
 class Variable(NamedTuple):
@@ -20,16 +16,6 @@ class Variable(NamedTuple):
 
     dims: tuple[str, ...]
     values: np.ndarray
-
-
-def as_tree(groups: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
-    """Data sets by group as one ``InferenceData``, or ``DataTree`` from ArviZ 1 on."""
-    arviz = importlib.import_module("arviz")
-    if int(arviz.__version__.split(".")[0]) < 1:  # to ask ArviZ 1 for the name warns
-        return arviz.InferenceData(attrs=dict(attributes), **groups)
-    tree = importlib.import_module("xarray").DataTree.from_dict(dict(groups))
-    tree.attrs.update(attributes)
-    return tree
 
 
 def as_dataset(variables: Mapping[str, Variable], coords: Mapping[str, Any]) -> Any:

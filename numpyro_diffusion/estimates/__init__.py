@@ -2,5 +2,6 @@
 
 from . import divergence
 from .bounds import AllSteps, ImportanceWeighted, RandomStep, paper_bound
+from .density import AsDensity
 
-__all__ = ["AllSteps", "ImportanceWeighted", "RandomStep", "divergence", "paper_bound"]
+__all__ = ["AllSteps", "AsDensity", "ImportanceWeighted", "RandomStep", "divergence", "paper_bound"]

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.util import is_prng_key
 
 from .._checks import check_shape, expected
+from .._compat.numpyro import explicit_validation, is_prng_key
 from .._typing import Shape
 from ..analytic import _MixtureDenoiser
 from ..diffusion import Diffusion
@@ -62,7 +62,7 @@ def describe(prior: Diffusion) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     transition, schedule = prior.transition, prior.kernel.schedule
     is_haiku = isinstance(transition.function, HaikuFunction)
     network = transition.function.network if isinstance(transition.function, HaikuFunction) else transition.function
-    if type(prior.estimator) not in ESTIMATORS.values():
+    if prior.estimator is not None and type(prior.estimator) not in ESTIMATORS.values():
         raise ValueError(
             expected(
                 f"an estimator out of {', '.join(ESTIMATORS)}",
@@ -75,11 +75,11 @@ def describe(prior: Diffusion) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "schedule": {name: encode(getattr(schedule, name), f"schedule/{name}", tensors) for name in _SCHEDULE},
         "network": _describe_dataclass(network, NETWORKS if is_haiku else FUNCTIONS),
         "is_haiku": is_haiku,
-        "estimator": _describe_dataclass(prior.estimator, ESTIMATORS),
+        "estimator": None if prior.estimator is None else _describe_dataclass(prior.estimator, ESTIMATORS),
         "event_shape": list(transition.event_shape),
         "context_shape": None if transition.context_shape is None else list(transition.context_shape),
         "batch_shape": list(prior.batch_shape),
-        "validate_args": prior.__dict__.get("_validate_args"),
+        "validate_args": explicit_validation(prior),
         "params": encode(transition.params, "params", tensors),
         "state": encode(transition.state, "state", tensors),
         "context": encode(prior.context, "context", tensors),
@@ -109,7 +109,8 @@ def restore(
     schedule = _restore_schedule(found["schedule"], tensors)
     kernel = _restore_kernel(found["kernel"], schedule, kernel, tensors)
     function = _restore_function(found["network"], found["is_haiku"], network)
-    estimator = _restore_dataclass("an estimator", found["estimator"], ESTIMATORS)
+    named = found["estimator"]
+    estimator = None if named is None else _restore_dataclass("an estimator", named, ESTIMATORS)
     trees = {name: decode(found[name], tensors) for name in _TREES}
     if tensors:
         raise wrong("a place for every tensor", sorted(tensors))

@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from numpyro.handlers import seed, substitute, trace
-from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
+from .._compat.numpyro import eval_provenance
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
-from ..diffusion import Diffusion
+from ..diffusion import Diffusion, depends_on_latent
+from ..estimates import AsDensity
+from ..wrappers import find_diffusions, unwrap
 from .independence import by_element, exchange, why_coupled
 from .sites import (
     DiffusionSite,
@@ -33,10 +35,9 @@ from .sites import (
     is_latent,
     random_state,
     site_log_prob,
-    unwrap_diffusion,
 )
 
-__all__ = ["DiffusionSite", "LogFactor", "SplitModel", "unwrap_diffusion"]
+__all__ = ["DiffusionSite", "LogFactor", "SplitModel"]
 
 Values = Mapping[str, Any]
 
@@ -77,6 +78,7 @@ class SplitModel:
         latent = jax.eval_shape(self._look, jax.random.key(0))
         self._provenance = self._find_provenance(latent)
         self._check_not_nested()
+        self._check_estimated()
         self.element_shape, self.reason = self._find_elements(elements)
 
     @property
@@ -116,7 +118,7 @@ class SplitModel:
             sites = self._trace(others, jax.random.key(0))
         result = {}
         for site in self.sites:
-            law, batch_shape = unwrap_diffusion(sites[site.name]["fn"])
+            law, batch_shape = unwrap(sites[site.name]["fn"])
             result[site.name] = law.chain.expand(batch_shape)
         return result
 
@@ -181,7 +183,7 @@ class SplitModel:
                 return None
             if message["name"] in values:
                 return values[message["name"]]
-            law, _ = unwrap_diffusion(message["fn"])
+            law, _ = unwrap(message["fn"])
             if not isinstance(law, Diffusion):
                 return None
             return random_state(law, message["fn"].shape(), message["kwargs"]["rng_key"])
@@ -201,13 +203,20 @@ class SplitModel:
     def _find_provenance(self, values: Values) -> dict[str, frozenset[str]]:
         """For each sample site, on which latent sites its law (a diffusion) or its density (any other) depends."""
         names = {site.name for site in self.sites}
+        self._estimated: dict[str, bool] = {}  # other sites that hold diffusions: whether the user says so
 
         def densities(**values: Any) -> dict[str, PyTree]:
             result = {}
             for name, site in self._trace(values, jax.random.key(0)).items():
                 if site["type"] == "sample":
-                    is_diffusion = name in names
-                    leaves = jax.tree.leaves(unwrap_diffusion(site["fn"])[0]) if is_diffusion else [site_log_prob(site)]
+                    if name in names:
+                        leaves = jax.tree.leaves(unwrap(site["fn"])[0])
+                    elif find_diffusions(site["fn"]):  # an observed one: what its bound would be made of
+                        leaves = jax.tree.leaves((site["fn"], site["value"], site["scale"]))
+                        told = (isinstance(diffusion.estimator, AsDensity) for diffusion in find_diffusions(site["fn"]))
+                        self._estimated[name] = all(told)
+                    else:
+                        leaves = [site_log_prob(site)]
                     # All but keys: a flag or a count can carry another site's value as well as a number can.
                     numbers = [
                         leaf for leaf in leaves if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
@@ -229,6 +238,12 @@ class SplitModel:
                         "Particle engines walk all chains together; use DiffusionReparam with NUTS.",
                     )
                 )
+
+    def _check_estimated(self) -> None:
+        for name, is_told in self._estimated.items():
+            above = sorted(self._provenance[name] - {name})
+            if above and not is_told:
+                raise ValueError(depends_on_latent(name, f"one that depends on {above}"))
 
     def _find_elements(self, elements: str) -> tuple[Shape, str]:
         if elements not in ("auto", "independent", "joint"):

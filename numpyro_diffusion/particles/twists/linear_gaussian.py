@@ -41,7 +41,8 @@ from ..._checks import check_integer_at_least, expected
 from ..._numerics import expand_right
 from ..._small_matrices import solve
 from ..._typing import Array, Shape
-from ...model.split import SplitModel, Values, unwrap_diffusion
+from ...model.split import SplitModel, Values
+from ...wrappers import unwrap
 from ..steps import ConditionedStep, Step, flatten, normal_log_density
 from ..target import States, Target
 from .tempered import denoised_variance, prior_power
@@ -210,7 +211,7 @@ def _observe(split: SplitModel, others: Values, x_0: States) -> _Observation:
     elements = split.element_shape
     residuals, covariances = [], []
     for name, site in split.sites_seen(x_0, others).items():
-        law, _ = unwrap_diffusion(site["fn"])
+        law, _ = unwrap(site["fn"])
         scale = site["scale"]
         if not isinstance(law, (dist.Normal, dist.MultivariateNormal)) or scale is not None:
             raise TypeError(
