@@ -7,7 +7,7 @@ from .diffusion import Diffusion
 from .estimates import AllSteps, AsDensity, ImportanceWeighted, RandomStep, paper_bound
 from .guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
 from .io import load, save
-from .kernels import BernoulliKernel, GaussianKernel, Kernel
+from .kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
 from .schedules import Schedule
 from .training import Validation, fit
@@ -17,6 +17,7 @@ __all__ = [
     "AllSteps",
     "AsDensity",
     "BernoulliKernel",
+    "CategoricalKernel",
     "Diffusion",
     "ForwardChain",
     "GaussianFactor",

@@ -17,7 +17,6 @@ import copy
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ._checks import expected, is_concrete
 from ._compat.jax import depends_on_tracers
@@ -26,8 +25,7 @@ from ._typing import Array, ArrayLike, Shape
 from .chains.base import ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
 from .chains.reverse import ReverseChain
-from .estimates.bounds import Estimator, RandomStep
-from .estimates.density import AsDensity
+from .estimates import AsDensity, Estimator, RandomStep
 from .kernels import Kernel
 from .transition import Transition
 
@@ -98,9 +96,8 @@ class Diffusion(ChainDistribution):
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
         key = require_key(self.rng_key, f"log_prob of Diffusion, the random estimate {self.estimator}")
-        context = None if self.context is None else jnp.asarray(self.context)
         estimator: Any = self.estimator
-        return estimator(self.kernel, self.transition, value, key, context)
+        return estimator(key, self.chain, value)
 
     def _answering(self, asker: Asker | None, value: ArrayLike) -> "Diffusion":
         """The same diffusion with the estimate that is to be the answer.
@@ -132,11 +129,11 @@ class Diffusion(ChainDistribution):
                     f"DiffusionGibbs, EllipticalSlice or AutoDiffusionGuide. {_AS_DENSITY}",
                 )
             )
-        if asker.purpose == "density":
-            if asker.has_latent and _may_depend(asker):
-                raise ValueError(depends_on_latent(name, "one made of traced arrays, which may be its values"))
-            return self._named(with_key=True)
-        return self._named(with_key=False) if asker.purpose == "elbo" else self._check_named()
+        if asker.purpose == "density" and asker.has_latent and _may_depend(asker):
+            raise ValueError(depends_on_latent(name, "one made of traced arrays, which may be its values"))
+        if asker.purpose == "log_likelihood":
+            return self._check_named()
+        return self._named(with_key=asker.purpose != "elbo")
 
     def _named(self, *, with_key: bool) -> "Diffusion":
         """With the default estimate if there is none; on request with a key, where its number does not matter."""
@@ -149,16 +146,19 @@ class Diffusion(ChainDistribution):
 
     def _check_named(self) -> "Diffusion":
         if self.estimator is None:
-            raise ValueError(
-                expected(
-                    "a named estimate of log p(x^0) for log_prob of Diffusion",
-                    "estimator=None, a prior: it draws and composes, and has no density",
-                    "Pass estimator=RandomStep(), AllSteps(), ImportanceWeighted(N) or evaluation.ProbabilityFlow(), "
-                    "and rng_key; or score data by evaluation.bound or evaluation.importance_weighted. "
-                    "Only an observed site in training needs no name.",
-                )
-            )
+            raise ValueError(has_no_name("log_prob of Diffusion"))
         return self
+
+
+def has_no_name(what: str) -> str:
+    """The error of a prior that is asked for its density."""
+    return expected(
+        f"a named estimate of log p(x^0) for {what}",
+        "estimator=None, a prior: it draws and composes, and has no density",
+        "Pass estimator=RandomStep(), AllSteps(), ImportanceWeighted(N) or evaluation.ProbabilityFlow(), and rng_key; "
+        "or score data by evaluation.bound or evaluation.importance_weighted. Only a site observed in training needs no "
+        "name.",
+    )
 
 
 def depends_on_latent(name: str, got: str) -> str:

@@ -188,7 +188,7 @@ def test_another_process_draws_the_same(path):
     environment = {**os.environ, "PYTHONPATH": str(Path(nd.__file__).parent.parent), "PYTHONHASHSEED": "3"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as here
     command = [sys.executable, "-W", "error", "-c", code, str(path)]
-    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     draws = prior.sample(jax.random.key(1), (2,))
     named = nd.Diffusion(prior.kernel, prior.transition, estimator=nd.RandomStep(), rng_key=prior.rng_key)
     assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, named.log_prob(draws))]
@@ -342,7 +342,7 @@ def test_a_kernel_of_ones_own_is_passed_or_made_from_the_schedule(path):
 # Writing ----------------------------------------------------------------------------------------------
 
 
-def own_estimator(kernel, transition, x_0, key, context):
+def own_estimator(rng_key, chain, x_0):
     return jnp.zeros(())
 
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
+from jax.interpreters import partial_eval
 
-__all__ = ["depends_on_tracers", "has_primitive", "is_tracer"]
+__all__ = ["depends_on_tracers", "evaluate_jaxpr", "has_primitive", "is_tracer", "used_inputs"]
 
 
 def is_tracer(value: Any) -> bool:
@@ -26,6 +28,16 @@ def depends_on_tracers(function: Callable[[], Any]) -> bool:
         if any(id(variable) in reached for variable in equation.invars):
             reached.update(id(variable) for variable in equation.outvars)
     return any(id(variable) in reached for variable in program.jaxpr.outvars)
+
+
+def evaluate_jaxpr(jaxpr: Any, consts: list[Any], leaves: list[Any]) -> list[Any]:
+    """The results of a program, given the arrays that it closed over and its inputs."""
+    return jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(jaxpr, consts))(*leaves)
+
+
+def used_inputs(jaxpr: Any, outputs: set[int]) -> list[bool]:
+    """For each input of a program, whether one of its outputs of these indices is computed from it."""
+    return partial_eval.dce_jaxpr(jaxpr, [index in outputs for index in range(len(jaxpr.outvars))])[1]
 
 
 def has_primitive(function: Callable[..., Any], name: str, *args: Any) -> bool:

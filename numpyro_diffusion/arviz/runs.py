@@ -115,10 +115,10 @@ def _smc(result: TwistedSMC, num_samples: int | None, key: jax.Array | None) -> 
         "effective_size": Variable(("island", "level", *elements), np.asarray(sizes)),
         "log_weight": Variable(("island", "particle", *elements), by_particle),
     }
-    split = result._require_result().split
+    split = result.result.split
     paths = {f"{site.name}_path": samples.pop(f"{site.name}_path") for site in split.sites if result.keep_paths}
     attributes = {**_OURS, **diagnostics, "elements": result.elements_reason}
-    return Run(samples, paths, stats, attributes, result.model, split.args, split.kwargs)
+    return Run(samples, paths, stats, attributes, result.model, *split.arguments)
 
 
 @as_run.register(ImportanceResult)

@@ -1,10 +1,12 @@
 """A bound taken for the density, because the user says so."""
 
 import dataclasses
-from typing import Any
+
+import jax
 
 from .._typing import Array
-from .bounds import Estimator
+from ..chains import ReverseChain
+from .base import Estimator
 
 __all__ = ["AsDensity"]
 
@@ -21,7 +23,6 @@ class AsDensity:
     Args:
         estimator: a named estimate of log p(x^0), for example ``ImportanceWeighted(64)``.
 
-    >>> import jax
     >>> from numpyro_diffusion import Diffusion, GaussianKernel, ImportanceWeighted, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> standard_normal = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=())
@@ -33,5 +34,5 @@ class AsDensity:
 
     estimator: Estimator
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        return self.estimator(*args, **kwargs)
+    def __call__(self, rng_key: jax.Array, chain: ReverseChain, x_0: Array) -> Array:
+        return self.estimator(rng_key, chain, x_0)

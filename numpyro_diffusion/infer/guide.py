@@ -40,9 +40,10 @@ from .._compat.numpyro import log_density
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
+from ..guidance import LearnedGuidance, StepCorrection
 from ..model.reparam import DiffusionReparam
 from ..model.sites import latent_diffusion
-from ..noise.charts import GuidedNoise, GuideTilt, StepCorrection
+from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
 from ..wrappers import unwrap
 
@@ -214,7 +215,7 @@ class AutoDiffusionGuide(AutoNormal):
             samples, log_weights, "take more SVI steps, or TwistedSMC with proposal=guide.proposals(params)"
         )
 
-    def proposals(self, params: dict[str, Any]) -> dict[str, GuideTilt]:
+    def proposals(self, params: dict[str, Any]) -> dict[str, LearnedGuidance]:
         """The trained steps of each diffusion site, for ``TwistedSMC(model, proposal=guide.proposals(params))``.
 
         The guide's law of x^T is not among them; particles start at N(0, I). Keep a twist: with ``twist="none"`` the
@@ -238,7 +239,7 @@ class AutoDiffusionGuide(AutoNormal):
         tilts = {}
         for name, path in self._paths.items():
             values = {kind: params[full_name] for kind, full_name in self._parameter_names(name).items()}
-            tilts[name] = GuideTilt(path.split(values)[0])
+            tilts[name] = LearnedGuidance(path.split(values)[0])
         return tilts
 
     def median(self, params: dict[str, Any]) -> dict[str, Array]:

@@ -17,13 +17,14 @@ from .._checks import check_shape, expected
 from .._compat.numpyro import explicit_validation, is_prng_key
 from .._typing import Shape
 from ..analytic import _MixtureDenoiser
+from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from ..estimates.bounds import AllSteps, ImportanceWeighted, RandomStep
+from ..estimates import AllSteps, ImportanceWeighted, RandomStep
 from ..kernels import BernoulliKernel, GaussianKernel, Kernel
 from ..modules import HaikuFunction
 from ..networks import MLP, RBF, MultiScaleConv, StepReadoutMLP, UNet
 from ..schedules import Schedule
-from ..transition import Transition, reverse_step
+from ..transition import Transition
 from .tensor_file import shown
 from .tree_settings import decode, encode, wrong
 
@@ -255,7 +256,7 @@ def _check_network(kernel: Kernel, transition: Transition) -> None:
 
     def step(params: Any, state: Any, x_t: Any, context: Any) -> None:
         bound = Transition(transition.function, params, transition.event_shape, transition.context_shape, state)
-        reverse_step(kernel, bound, x_t, jnp.ones((1,), int), context)
+        ReverseChain(kernel, bound, context=context).reverse(x_t, jnp.ones((1,), int))
 
     def example() -> tuple[Any, Any]:
         context = None if transition.context_shape is None else jnp.zeros((1, *transition.context_shape))

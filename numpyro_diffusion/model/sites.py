@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
@@ -21,7 +20,6 @@ __all__ = [
     "diffusion_sites",
     "is_latent",
     "latent_diffusion",
-    "random_state",
     "site_log_prob",
 ]
 
@@ -33,7 +31,7 @@ class DiffusionSite(NamedTuple):
     batch_shape: Shape  # of the site: its plates
     shape: Shape  # of one value: plates, dimensions turned to events, event
     num_steps: int
-    is_discrete: bool
+    num_states: int | None  # K of discrete states
 
 
 def is_latent(site: dict) -> bool:
@@ -100,7 +98,7 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
         if law is not None:
             _check_unscaled(name, site)
             shapes = site["fn"].batch_shape, site["fn"].shape()
-            sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.is_discrete))
+            sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.num_states))
     if not sites:
         raise ValueError(
             expected(
@@ -126,13 +124,6 @@ def check_trained(site: dict) -> None:
                 "Pass numpyro.handlers.substitute(model, data=params) with trained parameters.",
             )
         )
-
-
-def random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:
-    """Some state of a chain, no draw of it: a place to try the model at."""
-    if law.kernel.is_discrete:
-        return jax.random.bernoulli(key, 0.5, shape).astype(int)
-    return jax.random.normal(key, shape)
 
 
 def site_log_prob(site: dict) -> Array:

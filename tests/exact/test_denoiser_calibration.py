@@ -10,8 +10,9 @@ from closed_forms import normal_log_density
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import TwistedSMC
-from numpyro_diffusion.model.split import SplitModel
-from numpyro_diffusion.particles.target import Target, calibrate
+from numpyro_diffusion.infer.smc import target_of
+from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.particles.target import calibrate
 
 SIZE = 16
 SCHEDULE = nd.schedules.log_snr(8, 0.1, 100.0)
@@ -42,9 +43,9 @@ def model(y, network=exact):
 
 
 def gains(network, num_draws=256):
-    split = SplitModel(model, (jnp.ones(SIZE), network), {})
+    split = split_model(model, (jnp.ones(SIZE), network), {})
     draws = {"x": jax.random.normal(jax.random.key(0), (num_draws, SIZE))}
-    return calibrate(Target(split, {}), draws, jax.random.key(1))["x"]
+    return calibrate(target_of(split, {}), draws, jax.random.key(1))["x"]
 
 
 def test_an_exact_denoiser_is_believed():
@@ -67,12 +68,12 @@ def test_an_estimate_that_is_noise_is_not_believed():
 
 
 def test_the_estimate_is_drawn_to_the_mean_by_the_gain():
-    split = SplitModel(model, (jnp.ones(SIZE), overstated), {})
+    split = split_model(model, (jnp.ones(SIZE), overstated), {})
     calibration = {"x": gains(overstated)}
     x_t = jax.random.normal(jax.random.key(2), (5, SIZE))
     plain, drawn = (
         target.denoised("x", target.network("x", x_t, jnp.asarray(3))[0], x_t, jnp.asarray(3))
-        for target in (Target(split, {}), Target(split, {}, calibration))
+        for target in (target_of(split, {}), target_of(split, {}, calibration))
     )
     mean, gain = calibration["x"]
     np.testing.assert_allclose(drawn, mean + gain[3] * (plain - mean), rtol=1e-5)

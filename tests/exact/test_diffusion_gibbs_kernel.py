@@ -129,7 +129,7 @@ print(*mcmc.get_samples()["x"], *mcmc.get_samples()["sigma"])
 def test_parallel_chains_on_two_devices_make_the_same_draws(vectorized):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PARALLEL, str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=300)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=300)
     wanted = vectorized.get_samples()
     found = np.array(done.stdout.split(), float)
     np.testing.assert_allclose(found, np.concatenate([wanted["x"], wanted["sigma"]]), rtol=1e-3, atol=1e-4)

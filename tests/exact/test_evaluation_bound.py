@@ -15,7 +15,6 @@ from precision import enable_x64
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.evaluation import bounds, importance_weighted
-from numpyro_diffusion.transition import reverse_step
 
 bound = nd.evaluation.bound
 KEY = jax.random.key(0)
@@ -27,7 +26,7 @@ def enumerated_terms(model, x_0):
     terms = []
     for t in range(1, kernel.num_steps + 1):
         x_t, probabilities = enumerated_bits(kernel.marginal(jnp.asarray(x_0), t))
-        law = reverse_step(kernel, model.transition, x_t, t, None)
+        law = nd.ReverseChain(kernel, model.transition).reverse(x_t, t)
         terms.append(probabilities @ np.asarray(kernel.bound_term(law, x_t, x_0, t).sum(-1)))
     top, end = kernel.marginal(jnp.asarray(x_0), kernel.num_steps), kernel.stationary((2,))
     return -float(kernel.kl(top, end).sum()), np.array(terms)
@@ -52,7 +51,7 @@ def test_every_term_of_k_for_a_gaussian_chain_equals_quadrature():
         for t in range(1, 4):
             marginal = kernel.marginal(jnp.asarray(x_0), t)
             x_t = marginal.loc + marginal.scale * nodes[:, None]
-            law = reverse_step(kernel, model.transition, x_t, t, None)
+            law = nd.ReverseChain(kernel, model.transition).reverse(x_t, t)
             exact = (weights / math.sqrt(2 * math.pi)) @ kernel.bound_term(law, x_t, x_0, t).sum(-1)
             assert abs(found.step_terms[t - 1] - exact) < 5 * found.step_standard_errors[t - 1]
 
@@ -70,7 +69,7 @@ def test_k_of_a_point_is_that_of_the_estimator_with_the_points_key(make):
 
 @jax.jit
 def all_steps(model, x_0, key):
-    return nd.AllSteps()(model.kernel, model.transition, x_0, key, None)
+    return nd.AllSteps()(key, model.chain, x_0)
 
 
 def test_chunks_and_padding_change_nothing():
@@ -172,7 +171,7 @@ def log_weights(model, x_0, index):
     """Of 11 trajectories, each with its own key."""
     estimator = nd.ImportanceWeighted(1)
     keys = jax.vmap(lambda draw: point_key(KEY, index, draw))(jnp.arange(11))
-    return jax.vmap(lambda key: estimator(model.kernel, model.transition, x_0, key, None))(keys)
+    return jax.vmap(lambda key: estimator(key, model.chain, x_0))(keys)
 
 
 def test_sizes_and_effective_sample_sizes_are_those_of_the_weights():

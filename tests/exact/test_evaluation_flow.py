@@ -60,11 +60,9 @@ def test_interpolation_is_exact_at_the_steps_and_of_fourth_order_between():
             fine_nodes = log_noise_to_signal(fine.kernel, x.dtype)
             # Every level of the finest chain, whose own denoiser is exact there.
             exact = jax.vmap(lambda t, model=fine: model.transition(x, t)[0])(jnp.arange(1, len(fine_nodes) + 1))
-            found = jax.vmap(
-                lambda u, model=coarse, nodes=nodes: interpolated_denoiser(
-                    model.kernel, model.transition, x, u, None, nodes
-                )
-            )(fine_nodes)
+            found = jax.vmap(lambda u, model=coarse, nodes=nodes: interpolated_denoiser(model.chain, x, u, nodes))(
+                fine_nodes
+            )
             difference = np.abs(np.asarray(found - exact))
             assert difference[:: 4 // refinement].max() < 1e-10
             errors.append(difference[2::4].max() if refinement == 1 else difference[1::2].max())

@@ -26,10 +26,8 @@ def compiled(num_steps, task):
     tasks = {
         "draw": lambda prior, x: prior.sample(jax.random.key(0), (1000,)),
         "path": lambda prior, x: prior.chain.sample(jax.random.key(0), (1000,)),
-        "bound": lambda prior, x: nd.AllSteps()(prior.kernel, prior.transition, x, jax.random.key(0), None),
-        "weights": lambda prior, x: nd.ImportanceWeighted(2)(
-            prior.kernel, prior.transition, x, jax.random.key(0), None
-        ),
+        "bound": lambda prior, x: nd.AllSteps()(jax.random.key(0), prior.chain, x),
+        "weights": lambda prior, x: nd.ImportanceWeighted(2)(jax.random.key(0), prior.chain, x),
         "gradient": lambda prior, x: jax.grad(lambda p: through_the_chain(p, x, False), allow_int=True)(prior),
         "checkpointed gradient": lambda prior, x: jax.grad(lambda p: through_the_chain(p, x, True), allow_int=True)(
             prior
