@@ -17,6 +17,7 @@ import copy
 from typing import Any
 
 import jax
+import numpyro.distributions as dist
 
 from ._checks import expected, is_concrete
 from ._compat.jax import depends_on_tracers
@@ -156,8 +157,7 @@ def has_no_name(what: str) -> str:
         f"a named estimate of log p(x^0) for {what}",
         "estimator=None, a prior: it draws and composes, and has no density",
         "Pass estimator=RandomStep(), AllSteps(), ImportanceWeighted(N) or evaluation.ProbabilityFlow(), and rng_key; "
-        "or score data by evaluation.bound or evaluation.importance_weighted. Only a site observed in training needs no "
-        "name.",
+        "or score data by evaluation.bound or evaluation.importance_weighted. An observed site in training needs none.",
     )
 
 
@@ -186,9 +186,14 @@ def _may_depend(asker: Asker) -> bool:
 
 
 def _numbers(tree: Any) -> list[Any]:
-    """The arrays in a tree, keys of estimates aside: these carry no other site's value."""
+    """The arrays in a tree of distributions, keys of estimates aside: these carry no other site's value.
 
-    def without_key(node: Any) -> Any:
-        return (node.kernel, node.transition, node.context) if isinstance(node, Diffusion) else node
-
-    return jax.tree.leaves(jax.tree.map(without_key, tree, is_leaf=lambda node: isinstance(node, Diffusion)))
+    All that a distribution holds, for one that is written by a user may declare no fields to JAX.
+    """
+    if isinstance(tree, Diffusion):
+        tree = tree.kernel, tree.transition, tree.context
+    elif isinstance(tree, dist.Distribution):
+        tree = list(vars(tree).values())
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, dist.Distribution))
+    nested = (_numbers(leaf) if isinstance(leaf, dist.Distribution) else [leaf] for leaf in leaves)
+    return [number for numbers in nested for number in numbers if hasattr(number, "dtype")]
