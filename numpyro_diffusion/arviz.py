@@ -27,11 +27,14 @@ from numpyro.infer import MCMC
 from numpyro.infer import log_likelihood as numpyro_log_likelihood
 
 from ._checks import expected
+from ._compat.arviz import as_tree
+from ._compat.numpyro import model_arguments
 from ._typing import Shape
 from .diffusion import Diffusion
 from .infer.smc import TwistedSMC
-from .model.sites import check_plate, check_trained, is_latent, unwrap_diffusion
+from .model.sites import check_plate, check_trained, is_latent
 from .noise.importance import ImportanceResult
+from .wrappers import unwrap
 
 __all__ = ["to_arviz"]
 
@@ -204,8 +207,7 @@ def _run_of_chains(mcmc: MCMC) -> _Run:
         {name: (("chain", "draw", *_default_dims(name, value.ndim - 2)), value) for name, value in stats.items()},
         {"inference_library": "numpyro", "inference_library_version": numpyro.__version__},
         getattr(mcmc.sampler, "model", None),
-        mcmc._args,
-        mcmc._kwargs,
+        *model_arguments(mcmc),
     )
 
 
@@ -289,7 +291,7 @@ def _note(look: _Look, name: str, site: dict) -> None:
             look.latent.append(name)
             return
         look.batch_dims[name] = of_density
-        if isinstance(unwrap_diffusion(site["fn"])[0], Diffusion):
+        if isinstance(unwrap(site["fn"])[0], Diffusion):
             look.bounds.append(name)
 
 
@@ -358,7 +360,7 @@ def _as_tree(
     groups: Mapping[str, dict[str, Variable]], coords: Mapping[str, Any], attributes: Mapping[str, Any]
 ) -> Any:
     """The object of the installed ArviZ, which takes two seconds to import, as xarray does."""
-    arviz, xarray = importlib.import_module("arviz"), importlib.import_module("xarray")
+    xarray = importlib.import_module("xarray")
     dims = {name: {dim for axes, _ in group.values() for dim in axes} for name, group in groups.items()}
     unknown = sorted(set(coords).difference(*dims.values()))
     if unknown:
@@ -374,8 +376,4 @@ def _as_tree(
     except ValueError as error:
         cure = "Give axes of different lengths different names by dims={...}, and one coordinate to each place."
         raise ValueError(expected("axes and coordinates that fit", str(error), cure)) from error
-    if int(arviz.__version__.split(".")[0]) < 1:  # to ask ArviZ 1 for the name warns
-        return arviz.InferenceData(attrs=dict(attributes), **datasets)
-    tree = xarray.DataTree.from_dict(datasets)
-    tree.attrs.update(attributes)
-    return tree
+    return as_tree(datasets, attributes)

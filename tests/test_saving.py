@@ -57,7 +57,8 @@ class OwnKernel(nd.GaussianKernel):
 def conditional(kernel, num_outputs):
     network = networks.MLP(T, num_outputs, width=4, depth=1, num_time_features=2)
     context = jnp.asarray([[0.3], [-0.5], [1.0]], float)
-    return nd.Diffusion(kernel, weighted(network, context_shape=(1,)), context=context, rng_key=KEY)
+    transition = weighted(network, context_shape=(1,))
+    return nd.Diffusion(kernel, transition, context=context, estimator=nd.RandomStep(), rng_key=KEY)
 
 
 def diffusion(kernel, network, event_shape=(2,), **kwargs):
@@ -91,7 +92,9 @@ OWN = {
     "gaussian conditional": lambda: conditional(gaussian(), 2),
     "gaussian mixture": mixture,
     "gaussian learned schedule": lambda: diffusion(learned_kernel(), MLP, estimator=nd.ImportanceWeighted(2)),
-    "bernoulli MLP": lambda: diffusion(bernoulli(rate=0.3), networks.MLP(T, 1, width=4, depth=1)),
+    "bernoulli MLP": lambda: diffusion(
+        bernoulli(rate=0.3), networks.MLP(T, 1, width=4, depth=1), estimator=nd.RandomStep()
+    ),
     "bernoulli RBF": lambda: diffusion(bernoulli(rate=jnp.asarray([0.3, 0.6])), networks.RBF(T, 1, num_units=3)),
     "bernoulli StepReadoutMLP": lambda: diffusion(
         bernoulli(rate=np.asarray([1 / 3, 0.6]), parameterization="logits"),
@@ -171,14 +174,16 @@ def test_another_process_draws_the_same(path):
     code = (
         "import sys, jax, numpyro_diffusion as nd; prior = nd.load(sys.argv[1]);"
         "draws = prior.sample(jax.random.key(1), (2,));"
-        "print(draws.tobytes().hex(), prior.log_prob(draws).tobytes().hex())"
+        "named = nd.Diffusion(prior.kernel, prior.transition, estimator=nd.RandomStep(), rng_key=prior.rng_key);"
+        "print(draws.tobytes().hex(), named.log_prob(draws).tobytes().hex())"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(nd.__file__).parent.parent), "PYTHONHASHSEED": "3"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as here
     command = [sys.executable, "-W", "error", "-c", code, str(path)]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     draws = prior.sample(jax.random.key(1), (2,))
-    assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, prior.log_prob(draws))]
+    named = nd.Diffusion(prior.kernel, prior.transition, estimator=nd.RandomStep(), rng_key=prior.rng_key)
+    assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, named.log_prob(draws))]
 
 
 def test_a_trained_distribution_is_saved_and_serves_as_a_prior(path):

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.batch_util import promote_batch_shape
-from numpyro.util import is_prng_key
 
 from .._checks import check_trailing_shape, expected
+from .._compat.numpyro import explicit_validation, is_prng_key, promote_batch_shape
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
 from ..transition import Transition
@@ -69,7 +68,7 @@ class ChainDistribution(dist.Distribution):
         value_batch = check_trailing_shape(
             f"a value of {type(self).__name__}", value, self.event_shape, "Batch dimensions go to the left."
         )
-        if self.__dict__.get("_validate_args") is not False:
+        if explicit_validation(self) is not False:
             self.kernel.check_data(f"a value of {type(self).__name__}", value)
         batch_shape = jnp.broadcast_shapes(value_batch, self.batch_shape)
         value = jnp.broadcast_to(jnp.asarray(value), batch_shape + self.event_shape)

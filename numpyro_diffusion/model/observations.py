@@ -13,7 +13,8 @@ from numpyro.handlers import seed, trace
 from .._checks import expected, is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, Shape
-from .sites import site_log_prob, unwrap_diffusion
+from ..wrappers import unwrap
+from .sites import site_log_prob
 
 __all__ = [
     "NormalSite",
@@ -57,7 +58,7 @@ class NormalSite:
 
 def normal_site(site: dict) -> NormalSite | None:
     """A traced site as Normal numbers; None if it is scaled, or anything else."""
-    inner, _ = unwrap_diffusion(site["fn"])
+    inner, _ = unwrap(site["fn"])
     if not isinstance(inner, (dist.Normal, dist.MultivariateNormal)) or site["scale"] is not None:
         return None
     value = jnp.asarray(site["value"])
@@ -71,7 +72,7 @@ def normal_site(site: dict) -> NormalSite | None:
 
 def likelihood_name(site: dict) -> str:
     """What a site's likelihood is, in a word."""
-    return "a scaled one" if site["scale"] is not None else type(unwrap_diffusion(site["fn"])[0]).__name__
+    return "a scaled one" if site["scale"] is not None else type(unwrap(site["fn"])[0]).__name__
 
 
 def observation(sites: dict[str, Any], elements: Shape) -> Observation:

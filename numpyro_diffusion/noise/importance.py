@@ -9,7 +9,6 @@ says. Neither sees a region that q never visits.
 References: Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto smoothed importance sampling.
 """
 
-import importlib
 import warnings
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_integer_at_least, expected
+from .._compat import arviz
 from .._typing import Array
 from .._weights import effective_size, host_generator, log_mean_exp, systematic
 
@@ -118,9 +118,4 @@ def pareto_k(log_weights: np.ndarray) -> float:
     # Equal up to rounding of a sum of many log densities: what is left has no shape.
     if np.ptp(log_weights[np.isfinite(log_weights)]) < np.sqrt(np.finfo(log_weights.dtype).eps):
         return 0.0
-    values = log_weights.astype(np.float64)
-    arviz = importlib.import_module("arviz")  # takes two seconds: only for those who ask
-    if hasattr(arviz, "psislw"):
-        return float(arviz.psislw(values)[1])
-    # ArviZ 1 takes log likelihoods, whose inverse are the ratios of leave-one-out.
-    return float(importlib.import_module("arviz_stats.base").array_stats.psislw(-values)[1])
+    return arviz.pareto_k(log_weights.astype(np.float64))

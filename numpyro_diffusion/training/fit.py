@@ -24,6 +24,7 @@ import numpy as np
 from numpyro.infer import SVI, Trace_ELBO
 
 from .._checks import check_integer_at_least, expected
+from .._compat.jax import has_primitive
 from .._placement import Placement
 from .._typing import Array, PyTree
 from .checkpoints import Checkpoints
@@ -232,8 +233,8 @@ class _Run:
     def _has_slow_loops(self, state: _State, prepared: PyTree) -> bool:
         if jax.default_backend() != "cpu":
             return False
-        step = jax.make_jaxpr(self._step)(state, prepared, self.key_steps, np.int32(0), np.int32(0))
-        return "conv_general_dilated" in str(step)
+        arguments = state, prepared, self.key_steps, np.int32(0), np.int32(0)
+        return has_primitive(self._step, "conv_general_dilated", *arguments)
 
     def _step(self, state: _State, prepared: PyTree, key: Array, start: Array, index: Array) -> tuple[_State, Array]:
         """One step, and its loss per row."""

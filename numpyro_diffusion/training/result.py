@@ -71,4 +71,4 @@ class FitResult:
                 )
             )
         key = jax.random.key(0) if rng_key is None else rng_key
-        return Diffusion(law.kernel, law.transition, context=context, estimator=law.estimator, rng_key=key)
+        return Diffusion(law.kernel, law.transition, context=context, rng_key=key)
