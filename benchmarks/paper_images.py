@@ -183,7 +183,7 @@ def train(kind: str, row: Images, budget: Budget, images: Any, seed: int, folder
         optimizer=optax.chain(optax.clip_by_global_norm(100.0 * len(images)), optax.adam(rate)),
         num_steps=budget.svi_steps,
         batch_size=budget.batch_size,
-        key=jax.random.key(seed),
+        rng_key=jax.random.key(seed),
         ema_decay=0.999,
         checkpoint_dir=folder,
         checkpoint_every=max(200, budget.svi_steps // 20),

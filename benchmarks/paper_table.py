@@ -61,7 +61,7 @@ def train(
         optimizer=optax.chain(optax.clip_by_global_norm(10.0 * len(data)), optax.adam(schedule)),
         num_steps=num_steps,
         batch_size=batch_size,
-        key=jax.random.key(seed),
+        rng_key=jax.random.key(seed),
         ema_decay=0.999,
     )
     seconds = time.perf_counter() - start

@@ -192,7 +192,7 @@ def test_a_trained_distribution_is_saved_and_serves_as_a_prior(path):
         with numpyro.plate("data", size, subsample_size=len(x)):
             numpyro.sample("x", nd.Diffusion(gaussian(), transition), obs=x)
 
-    settings = {"num_steps": 2, "batch_size": 4, "key": KEY, "progress_bar": False}
+    settings = {"num_steps": 2, "batch_size": 4, "rng_key": KEY, "progress_bar": False}
     fitted = nd.fit(model, np.zeros((8, 2), np.float32), optimizer=numpyro.optim.Adam(1e-2), **settings)
     loaded = again(fitted.distribution("x"), path)
     jax.tree.map(np.testing.assert_array_equal, loaded.transition.params, fitted.params["net$params"])

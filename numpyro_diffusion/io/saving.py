@@ -74,7 +74,9 @@ def save(prior: Diffusion, path: str | os.PathLike[str]) -> None:
     (1,)
     """
     got = "one stacked by scan" if isinstance(prior, Diffusion) else type(prior).__name__
-    cure = "Save the Diffusion itself; apply transforms, masks and the like to the one that is loaded."
+    cure = (
+        "Save the Diffusion itself, of a transformed one its base_dist; apply the transforms to the one that is loaded."
+    )
     require(type(prior) is Diffusion and not prior._num_stacked, "a Diffusion", got, cure)
     tensors, settings = describe(prior)
     data = _pack(tensors, {"versions": {"jax": jax.__version__}, "prior": settings})
