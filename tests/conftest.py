@@ -16,7 +16,7 @@ def is_known(flag: str) -> bool:
     """Whether this version of XLA starts with a flag."""
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0
+    return subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0  # noqa: S603
 
 
 if "XLA_FLAGS" not in os.environ:
