@@ -13,7 +13,7 @@ endif
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: help demo test test-slow test-lowest lint types docs bench clean
+.PHONY: help demo test test-slow test-lowest calibration lint types docs bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test-lowest:  ## the tests with the oldest supported versions, in an environment
 	$(PYTHON) -m venv $(VENV)/lowest
 	$(VENV)/lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint lower_bounds.txt
 	$(VENV)/lowest/bin/python -m pytest tests/exact tests/contract -W ignore::DeprecationWarning
+
+calibration: $(STAMPS)/test  ## simulation-based calibration of a joint posterior, and that a wrong one is noticed
+	XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest --run-slow tests/test_calibration.py
 
 lint: $(STAMPS)/test  ## style, formatting, direction of imports
 	$(BIN)/ruff check .

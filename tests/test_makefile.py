@@ -1,9 +1,11 @@
-"""The Makefile gives each version of Python an environment of its own and never mixes them."""
+"""The Makefile gives each version of Python an environment of its own; the public workflow runs its targets."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,29 @@ def test_an_interpreter_that_is_not_there_is_named(checkout):
     found = make(checkout, "PYTHON=./python4")
     assert found.returncode != 0
     assert "Expected PYTHON to be an interpreter; got ./python4" in found.stderr
+
+
+# The workflow ------------------------------------------------------------------------------------------------
+
+WORKFLOW = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+
+
+def test_the_workflow_runs_targets_that_are_there_and_nothing_else():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = [re.sub(r" PYTHON=.*", "", command) for command in re.findall(r"run: (.*)", WORKFLOW)]
+    called = {word for command in commands for word in command.split()[1:]}
+    assert all(command.startswith("make ") for command in commands)
+    assert {"lint", "types", "test", "test-lowest", "docs", "calibration"} <= called <= targets
+
+
+def test_the_workflow_tests_every_version_that_the_package_declares():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        classifiers = tomllib.load(file)["project"]["classifiers"]
+    declared = [name.rsplit(" ", 1)[1] for name in classifiers if re.fullmatch(r".* :: 3\.\d+", name)]
+    assert re.findall(r"3\.\d+", re.search(r"python: (\[.*\])", WORKFLOW)[1]) == declared
+
+
+def test_the_workflow_may_only_read_and_its_actions_have_versions():
+    assert re.search(r"^permissions:\n  contents: read\n\n", WORKFLOW, re.MULTILINE)
+    assert WORKFLOW.count("permissions:") == 1
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", name) for name in re.findall(r"uses: (.*)", WORKFLOW))
