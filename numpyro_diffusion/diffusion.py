@@ -7,14 +7,14 @@ exp(bound): such a site warns, and the engines of :mod:`numpyro_diffusion.infer`
 """
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from numpyro.distributions import biject_to, constraints
 
 from ._typing import Array, ArrayLike, Shape
-from .chains.base import ChainDistribution, check_context
+from .chains.base import ARRAY, ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
 from .chains.reverse import ReverseChain
 from .estimates.bounds import Estimator, RandomStep
@@ -47,6 +47,8 @@ class Diffusion(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Section 2.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {"context": ARRAY}
+    reparametrized_params: ClassVar[list[str]] = ["context"]
     pytree_data_fields: tuple[str, ...] = ("transition", "context", "rng_key")
     pytree_aux_fields = ("estimator",)
 

@@ -7,7 +7,7 @@ observed part is ``conditional(x^1, 1)``, the law of the data given x^1.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from .._numerics import expand_right
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
 from ..transition import Transition, reverse_step
-from .base import ChainDistribution, check_context, check_kernel
+from .base import ARRAY, ChainDistribution, check_context, check_kernel
 
 __all__ = ["ReverseChain"]
 
@@ -43,6 +43,8 @@ class ReverseChain(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Eq. 4-5.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {"context": ARRAY}
+    reparametrized_params: ClassVar[list[str]] = ["context"]
     pytree_data_fields: tuple[str, ...] = ("transition", "context")
     pytree_aux_fields = ("stop",)
 
