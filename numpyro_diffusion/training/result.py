@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
+from .._compat.numpyro import eval_provenance
 from .._typing import ArrayLike, PyTree
 from ..diffusion import Diffusion
 from ..wrappers import find_diffusions
