@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from .._checks import expected
 from .._compat.numpyro import eval_provenance
 from .._typing import ArrayLike, PyTree
+from ..chains.base import check_context
 from ..diffusion import Diffusion
 from ..wrappers import find_diffusions
 
@@ -80,8 +81,8 @@ class FitResult:
                 )
             )
         bound = _of_one_row(site, sites[site]["fn"], context, jax.random.key(0) if rng_key is None else rng_key)
-        batch_shape = find_diffusions(bound)[0].batch_shape
-        if bound.batch_shape != batch_shape[: len(bound.batch_shape)]:
+        batch_shape = check_context(find_diffusions(bound)[0].transition, context)
+        if bound.batch_shape != batch_shape:
             raise ValueError(
                 expected(
                     f"transforms at site {site!r} that keep batch shape {batch_shape}",
