@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC
 from swiss_roll import train
 
 import numpyro_diffusion as nd
@@ -48,7 +48,7 @@ def model(prior: nd.Diffusion, readings=None):
 
 def infer(prior: nd.Diffusion, readings: jax.Array, *, num_samples: int = 500, progress_bar: bool = True) -> MCMC:
     mcmc = MCMC(
-        nd.infer.DiffusionGibbs(NUTS(model), num_particles=32),
+        nd.infer.DiffusionGibbs(model, num_particles=32),
         num_warmup=num_samples // 4,
         num_samples=num_samples,
         num_chains=4,
