@@ -52,28 +52,25 @@ def draw(rows: list[list[str]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" role="img">',
         "<title>The rooms of the package; each imports from those below it only</title>",
         f'<path d="M22 {GAP}V{height - 2 * GAP}m-7 -9l7 10l7 -10" fill="none" stroke="#808080" stroke-width="2"/>',
-        f'<text transform="translate(13 {height // 2}) rotate(-90)" text-anchor="middle" font-size="13" '
-        'fill="#808080">imports</text>',
+        f'<g transform="translate(13 {height // 2}) rotate(-90)">{_text(0, 0, "imports", 13, "#808080")}</g>',
     ]
     for index, names in enumerate(rows):
         y = GAP + index * (HEIGHT + GAP)
         width = (WIDTH - LEFT - GAP * len(names)) / len(names)
         for column, name in enumerate(names):
             x = LEFT + column * (width + GAP)
-            words = html.escape(WORDS.get(name, ""))
+            middle = x + width / 2
+            words = WORDS.get(name, "")
             fill = "#dbe7f3" if words else "#e6e6e6"
             lines.append(f'<rect x="{x:g}" y="{y}" width="{width:g}" height="{HEIGHT}" rx="5" fill="{fill}"/>')
-            middle = x + width / 2
-            at = y + (17 if words else 25)
-            lines.append(
-                f'<text x="{middle:g}" y="{at}" text-anchor="middle" font-size="14" font-weight="bold" '
-                f'fill="#1d2733">{name}</text>'
-            )
+            lines.append(_text(middle, y + (17 if words else 25), f"<tspan font-weight='bold'>{name}</tspan>", 14))
             if words:
-                lines.append(
-                    f'<text x="{middle:g}" y="{y + 33}" text-anchor="middle" font-size="11.5" fill="#1d2733">{words}</text>'
-                )
+                lines.append(_text(middle, y + 33, html.escape(words), 11.5))
     return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _text(x: float, y: float, words: str, size: float, fill: str = "#1d2733") -> str:
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="middle" font-size="{size:g}" fill="{fill}">{words}</text>'
 
 
 if __name__ == "__main__":
