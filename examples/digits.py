@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A prior of pictures, and three questions to it
 #
-# Learn a law of 8x8 digits. Then write *one* NumPyro model, pictures seen through a mask and noise of unknown
+# Learn a distribution of 8x8 digits. Then write *one* NumPyro model, pictures seen through a mask and noise of unknown
 # strength, and ask it three things: what is under noise as strong as the picture (denoising); what is in the half that
 # was not seen (inpainting); and how strong was the noise. Each answer is a posterior, with a standard deviation for
 # every pixel.
