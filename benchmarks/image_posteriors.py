@@ -50,7 +50,7 @@ def learn(seed: int, svi_steps: int = 6000) -> tuple[nd.Diffusion, jax.Array]:
 
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, svi_steps))
     fitted = nd.fit(
-        model, train, optimizer=optimizer, num_steps=svi_steps, batch_size=128, key=keys[2], ema_decay=0.998
+        model, train, optimizer=optimizer, num_steps=svi_steps, batch_size=128, rng_key=keys[2], ema_decay=0.998
     )
     return fitted.distribution("x"), scaling.apply(test)
 

@@ -113,7 +113,7 @@ class Problem:
 
     def prior(self, params: Any, rng_key: jax.Array | None = None) -> nd.Diffusion:
         transition = nd.Transition(nd.modules.HaikuFunction(self.network), params, self.event_shape)
-        return nd.Diffusion(self.kernel, transition, rng_key=rng_key)
+        return nd.Diffusion(self.kernel, transition, estimator=nd.RandomStep(), rng_key=rng_key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def time_fit(problem: Problem, data: jax.Array, seed: int, num_steps: int) -> Fi
             optimizer=optax.adam(LEARNING_RATE),
             num_steps=num_steps,
             batch_size=problem.batch,
-            key=jax.random.key(seed),
+            rng_key=jax.random.key(seed),
         )
     if len(marks) < 2:
         raise RuntimeError(f"Expected two or more reports of progress from fit; got {len(marks)}. Take more steps.")

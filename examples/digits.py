@@ -55,7 +55,7 @@ def learn(svi_steps: int = 3000, progress_bar: bool = True) -> tuple[nd.Diffusio
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, svi_steps)),
         num_steps=svi_steps,
         batch_size=128,
-        key=keys[2],
+        rng_key=keys[2],
         ema_decay=0.998,
         progress_bar=progress_bar,
     )

@@ -44,7 +44,7 @@ def train(diffusion_steps: int = 40, svi_steps: int = 4000, seed: int = 0, progr
         optimizer=optax.adam(optax.cosine_decay_schedule(3e-3, svi_steps)),
         num_steps=svi_steps,
         batch_size=512,
-        key=key_fit,
+        rng_key=key_fit,
         ema_decay=0.999,
         progress_bar=progress_bar,
     )

@@ -4,7 +4,7 @@ from . import analytic, datasets, evaluation, infer, networks, plots, schedules
 from .arviz import to_arviz
 from .chains import ForwardChain, ReverseChain
 from .diffusion import Diffusion
-from .estimates import AllSteps, ImportanceWeighted, RandomStep, paper_bound
+from .estimates import AllSteps, AsDensity, ImportanceWeighted, RandomStep, paper_bound
 from .guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
 from .io import load, save
 from .kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
@@ -15,6 +15,7 @@ from .transition import Transition
 
 __all__ = [
     "AllSteps",
+    "AsDensity",
     "BernoulliKernel",
     "CategoricalKernel",
     "Diffusion",

@@ -79,7 +79,9 @@ def test_conditional_network_gets_its_context_and_gradients_reach_it():
     context = jnp.ones((5, 3))
 
     def loss(context):
-        law = nd.Diffusion(ONE_OUTPUT, transition, context=context, rng_key=jax.random.key(0))
+        law = nd.Diffusion(
+            ONE_OUTPUT, transition, context=context, estimator=nd.RandomStep(), rng_key=jax.random.key(0)
+        )
         return law.log_prob(jnp.zeros((5, 2))).sum()
 
     gradient = jax.grad(loss)(context)

@@ -3,6 +3,7 @@
 from . import divergence
 from .base import Estimator
 from .bounds import AllSteps, RandomStep, paper_bound
+from .density import AsDensity
 from .importance import ImportanceWeighted
 
-__all__ = ["AllSteps", "Estimator", "ImportanceWeighted", "RandomStep", "divergence", "paper_bound"]
+__all__ = ["AllSteps", "AsDensity", "Estimator", "ImportanceWeighted", "RandomStep", "divergence", "paper_bound"]

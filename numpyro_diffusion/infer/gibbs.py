@@ -26,13 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import is_prng_key
 
 from .._checks import check_integer_at_least, expected, is_concrete
+from .._compat.numpyro import is_prng_key
 from .._typing import Array, PyTree
 from ..model.given_paths import GivenPaths
 from ..model.program import Programs, SplitModel
-from ..model.sites import SilentModel
 from ..particles.filter import Cloud, run_filter
 from ..particles.path_moves import conditional_smc, first_paths, independent_paths, noised, refresh_paths
 from ..particles.target import Calibration, States, Target, calibrate, draw_prior
@@ -145,8 +144,8 @@ class DiffusionGibbs(MCMCKernel):
 
     @property
     def model(self) -> Callable:
-        """The user's model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
-        return SilentModel(self._inner.model)
+        """The user's model."""
+        return self._inner.model
 
     @property
     def inner_kernel(self) -> MCMCKernel:

@@ -34,16 +34,19 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import init_to_uniform
 from numpyro.infer.autoguide import AutoNormal
-from numpyro.infer.util import log_density
 
 from .._checks import check_integer_at_least, expected
+from .._compat.numpyro import log_density
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
 from ..guidance import LearnedGuidance, StepCorrection
+from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
+from ..model.sites import latent_diffusion
 from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
+from ..wrappers import unwrap
 
 __all__ = ["AutoDiffusionGuide"]
 
@@ -254,6 +257,7 @@ class AutoDiffusionGuide(AutoNormal):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         events = _latent_events(self._user_model, args, kwargs)
+        check_observed(self.model, args, kwargs)
         super()._setup_prototype(*args, **kwargs)
         self._arguments = args, kwargs
         # From here on AutoNormal sees the other sites only.
@@ -267,8 +271,8 @@ class AutoDiffusionGuide(AutoNormal):
 
     def _noise_law(self, name: str, fn: dist.Distribution) -> tuple[ReverseChain, dist.Distribution]:
         """A site's chain and the guide's law of its noises, of the shape that DiffusionReparam gives them."""
-        base = _innermost(fn)
-        chain = base.chain.expand(fn.shape()[: len(fn.shape()) - len(base.event_shape)])
+        base, batch_shape = unwrap(fn)
+        chain = base.chain.expand(batch_shape)
         path = self._paths[name]
         values = {}
         for kind, full_name in self._parameter_names(name).items():
@@ -298,25 +302,15 @@ class AutoDiffusionGuide(AutoNormal):
         return _Draw(values, log_model - log_guide, ours, theirs)
 
 
-def _innermost(fn: dist.Distribution) -> dist.Distribution:
-    """What is inside of ``expand``, ``to_event`` and ``mask``."""
-    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
 def _latent_diffusion(site: dict[str, Any]) -> Diffusion | None:
     """The law of a site that is a latent diffusion.
 
     Raises:
         TypeError: for one of bits.
+        ValueError: for one inside of a wrapper.
     """
-    if site["type"] != "sample" or site["is_observed"]:
-        return None
-    law = _innermost(site["fn"])
-    if not isinstance(law, Diffusion):
-        return None
-    if law.kernel.is_discrete:
+    law = latent_diffusion(site)
+    if law is not None and law.kernel.is_discrete:
         raise TypeError(
             expected(
                 f"a Gaussian kernel at the latent diffusion site {site['name']!r}",

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.primitives import Messenger
 
+from .._compat.numpyro import Messenger
 from .._typing import Array, Shape
 from ..chains import ReverseChain
-from .sites import unwrap_diffusion
+from ..wrappers import unwrap
 
 __all__ = ["PATHS", "GivenPaths", "with_given_paths"]
 
@@ -64,7 +64,7 @@ class _Substitute(Messenger):
             path, law = self.given.paths[msg["name"]], msg["fn"]
             chain = None
             if self.given.matter:
-                base, batch_shape = unwrap_diffusion(law)
+                base, batch_shape = unwrap(law)
                 chain = base.chain.expand(batch_shape)
             msg["fn"] = _GivenPath(chain, path, law.batch_shape, law.event_shape)
             msg["value"] = path[0]

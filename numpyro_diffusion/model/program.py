@@ -18,28 +18,35 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
-import numpy as np
 import numpyro
-from jax.interpreters import partial_eval
 from numpyro.handlers import seed, substitute, trace
 
 from .._checks import expected, is_concrete
+from .._compat.jax import evaluate_jaxpr, used_inputs
 from .._pytree import register_pytree
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
-from ..diffusion import Diffusion
+from ..diffusion import Diffusion, depends_on_latent, has_no_name
+from ..estimates import AsDensity
+from ..wrappers import find_diffusions, unwrap
 from .arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
 from .independence import by_element, has_elements, why_coupled
-from .observations import NormalSite, Observation, likelihood_name, normal_site, observation
+from .observations import (
+    NormalSite,
+    Observation,
+    has_nan,
+    likelihood_name,
+    normal_site,
+    observation,
+    refuse_nan,
+)
 from .sites import (
     DiffusionSite,
     check_trained,
     diffusion_sites,
     is_latent,
     site_log_prob,
-    unwrap_diffusion,
 )
 
 __all__ = ["LogFactor", "Programs", "SplitModel", "Values", "split_model"]
@@ -71,8 +78,7 @@ class _Function(NamedTuple):
     structure: Any
 
     def __call__(self, consts: list[Array], *arguments: PyTree) -> Any:
-        closed = jax.extend.core.ClosedJaxpr(self.jaxpr, consts)
-        leaves = jax.extend.core.jaxpr_as_fun(closed)(*jax.tree.leaves(arguments))
+        leaves = evaluate_jaxpr(self.jaxpr, consts, jax.tree.leaves(arguments))
         return jax.tree.unflatten(self.structure, [jnp.asarray(leaf) for leaf in leaves])
 
 
@@ -111,6 +117,7 @@ class _Program:
         self._inputs = [*sorted(x), *sorted(others)]
         self.depends = self._find_dependences()
         self._check_not_nested()
+        self._check_estimated()
         self.element_shape, self.reason = self._find_elements(elements)
 
     def _run(self, key: jax.Array, arrays: list, values: Values) -> dict[str, dict]:
@@ -122,7 +129,7 @@ class _Program:
                 return None
             if message["name"] in values:
                 return values[message["name"]]
-            inner, _ = unwrap_diffusion(message["fn"])
+            inner, _ = unwrap(message["fn"])
             if not isinstance(inner, Diffusion):
                 return None
             return inner.kernel.some_state(message["kwargs"]["rng_key"], message["fn"].shape())
@@ -142,6 +149,7 @@ class _Program:
         self.deterministic = tuple(name for name, site in prototype.items() if site["type"] == "deterministic")
         sampled = {name: site for name, site in prototype.items() if site["type"] == "sample"}
         self.event_dims = {name: site["fn"].event_dim for name, site in sampled.items()}
+        self._estimated = {name: find_diffusions(site["fn"]) for name, site in sampled.items() if name not in names}
         self.likelihoods = {name: likelihood_name(site) for name, site in sampled.items()}
         return latent
 
@@ -152,7 +160,7 @@ class _Program:
         sampled = {name: site for name, site in sites.items() if site["type"] == "sample"}
         chains = {}
         for name in names:
-            inner, batch_shape = unwrap_diffusion(sites[name]["fn"])
+            inner, batch_shape = unwrap(sites[name]["fn"])
             chains[name] = inner.chain.expand(batch_shape)
         return _Traced(
             log_probs={name: site_log_prob(site) for name, site in sampled.items() if name not in names},
@@ -174,8 +182,7 @@ class _Program:
         outputs |= {name: jax.tree.leaves(chain) for name, chain in traced.chains.items()}
         result = {}
         for name, indices in outputs.items():
-            wanted = [index in set(indices) for index in range(len(self.given.jaxpr.outvars))]
-            _, used = partial_eval.dce_jaxpr(self.given.jaxpr, wanted)
+            used = used_inputs(self.given.jaxpr, set(indices))
             result[name] = frozenset(
                 n for n, is_used in zip(self._inputs, used[self._num_arrays :], strict=True) if is_used
             )
@@ -193,6 +200,16 @@ class _Program:
                         "Particle engines walk all chains together; use DiffusionReparam with NUTS.",
                     )
                 )
+
+    def _check_estimated(self) -> None:
+        """Refuse a bound that would be taken for a density: that of an observed diffusion."""
+        for name, diffusions in self._estimated.items():
+            above = sorted(self.depends[name] - {name})
+            estimators = [diffusion.estimator for diffusion in diffusions]
+            if above and not all(isinstance(estimator, AsDensity) for estimator in estimators):
+                raise ValueError(depends_on_latent(name, f"one that depends on {above}"))
+            if None in estimators:
+                raise ValueError(has_no_name(f"the observed site {name!r}, a constant of the evidence"))
 
     def _find_elements(self, elements: str) -> tuple[Shape, str]:
         if elements not in ("auto", "independent", "joint"):
@@ -299,11 +316,11 @@ class SplitModel:
         """
         if self.program.drawn is None:
             return {}, jnp.zeros(())
-        key_x, key_draw = jax.random.split(key)
         if not x or not self.others_depend_on_x():
-            one = self.some_x(key_x)
-            others = self._draw(key_draw, one)
+            one = self.some_x(jax.random.fold_in(key, 1))
+            others = self._draw(key, one)
             return others, self._log_prior(one, others)
+        key_x, key_draw = jax.random.split(key)
         count = len(next(iter(x.values())))
         index = jax.random.randint(key_x, (), 0, count)
         others = self._draw(key_draw, {name: draws[index] for name, draws in x.items()})
@@ -384,24 +401,10 @@ class SplitModel:
             ValueError: with the site and the first index.
         """
         leaves = jax.tree.leaves(self)
-        if not is_concrete(leaves) or not any(_has_nan(leaf) for leaf in leaves):
+        if not is_concrete(leaves) or not any(has_nan(leaf) for leaf in leaves):
             return
         observed, log_probs = jax.device_get(_observed(self))
-        for name, value in observed.items():
-            if not _has_nan(value):
-                continue
-            event_dim = self.program.event_dims[name]
-            in_event = np.isnan(value).any(tuple(range(value.ndim - event_dim, value.ndim)))
-            enters = in_event & np.isnan(log_probs[name])
-            if enters.any():
-                bad = np.argwhere(np.isnan(value))
-                raise ValueError(
-                    expected(
-                        f"observed values of site {name!r} that are numbers",
-                        f"NaN at index {tuple(bad[0].tolist())}, {len(bad)} of {value.size}",
-                        "Impute them as latent sites, or leave them out by numpyro.handlers.mask.",
-                    )
-                )
+        refuse_nan(observed, log_probs, self.program.event_dims)
 
     def _at(self, x: Values, others: Values) -> _Traced:
         return self.program.given(self.given_consts, self.arrays, dict(x), {name: others[name] for name in self.others})
@@ -422,10 +425,6 @@ def _observed(split: SplitModel) -> tuple[dict[str, Array], dict[str, Array]]:
     x = split.some_x(key_x)
     traced = split._at(x, split.draw_others(key_others)[0])
     return traced.observed, traced.log_probs
-
-
-def _has_nan(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and bool(np.isnan(np.asarray(leaf)).any())
 
 
 class Programs:

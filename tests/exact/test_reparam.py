@@ -126,16 +126,6 @@ def test_svi_with_an_autoguide_runs_on_the_reparameterised_model():
     assert draws["x"].shape == (5, 2)
 
 
-def test_a_latent_site_without_reparameterisation_warns_and_names_the_cure():
-    prior = nd.Diffusion(KERNEL, nd.Transition(zero_network, None, ()), rng_key=jax.random.key(0))
-
-    def model():
-        numpyro.sample("x", prior)
-
-    with pytest.warns(UserWarning, match=r"not a density: HMC and NUTS.*DiffusionReparam"):
-        MCMC(NUTS(model), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0))
-
-
 def test_a_site_that_is_no_diffusion_is_named():
     def model():
         numpyro.sample("x", dist.Normal(0.0, 1.0))

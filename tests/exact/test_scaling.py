@@ -13,7 +13,8 @@ def prior_of(num_steps):
     kernel = nd.GaussianKernel(nd.schedules.log_snr(num_steps))
     function = HaikuFunction(nd.networks.MLP(num_steps, 2, width=4, depth=1))
     params, _ = function.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones((1,), int), None)
-    return nd.Diffusion(kernel, nd.Transition(function, params, (2,)), rng_key=jax.random.key(1))
+    transition = nd.Transition(function, params, (2,))
+    return nd.Diffusion(kernel, transition, estimator=nd.RandomStep(), rng_key=jax.random.key(1))
 
 
 def through_the_chain(prior, x, checkpoint):
