@@ -48,6 +48,7 @@ PUBLIC_EXTRAS = (
     "guidance.LearnedGuidance",
     "infer.result.SMCResult",
     "modules.HaikuFunction",
+    "training.DivergenceError",
     "training.FitResult",
 )
 

@@ -11,7 +11,7 @@ figures = load("readme_table")
 
 
 def records(value, limit, baseline=None):
-    entry = {"name": "a", "value": value, "limit": limit, "baseline": baseline}
+    entry = {"name": "a", "value": value, "limit": limit, "baseline": baseline, "ratio": None}
     return {"file/a": entry}, [{"date": "2026-01-01", "machine": {"cores": 2, "cpu": "AMD"}}]
 
 
@@ -38,7 +38,7 @@ def test_it_runs_as_a_script():
     subprocess.run(command, check=True, timeout=300)
 
 
-@pytest.mark.parametrize(("value", "shown"), [(1.049, "| 1.05 | &lt;= 1.05 | 2 (theirs) |"), (1.06, "| **1.06** |")])
+@pytest.mark.parametrize(("value", "shown"), [(1.049, "| 1.05 | &lt;= 1.05 | 2.00 (theirs) |"), (1.06, "| **1.06** |")])
 def test_values_come_with_limit_and_baseline_and_misses_are_marked(value, shown):
     rows = {"group": (figures.Row("words", ("a",), "theirs"),)}
     assert shown in figures.table(*records(value, "<= 1.05", baseline=2.0), rows)
