@@ -348,7 +348,7 @@ def transformed():
     [
         (lambda: numpyro.distributions.Normal(), "a Diffusion; got Normal"),
         (lambda: OWN["gaussian MLP"]().chain, "a Diffusion; got ReverseChain"),
-        (transformed, "a Diffusion; got TransformedDistribution. .*apply transforms.* to the one that is loaded"),
+        (transformed, "a Diffusion; got TransformedDistribution. .*apply the transforms to the one that is loaded"),
         (lambda: OWN["gaussian MLP"]().mask(False), "a Diffusion; got MaskedDistribution"),
         (
             lambda: nd.Diffusion(gaussian(), weighted(MLP), estimator=own_estimator),

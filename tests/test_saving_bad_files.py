@@ -26,7 +26,8 @@ def plain(params, x_t, t, context):
 
 def tiny():
     kernel = nd.GaussianKernel(nd.schedules.log_snr(1), variance="upper")
-    return nd.Diffusion(kernel, nd.Transition(plain, {"gain": jnp.asarray([0.5])}, (1,)), rng_key=jax.random.key(0))
+    transition = nd.Transition(plain, {"gain": jnp.asarray([0.5])}, (1,))
+    return nd.Diffusion(kernel, transition, estimator=nd.RandomStep(), rng_key=jax.random.key(0))
 
 
 def network():

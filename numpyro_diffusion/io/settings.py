@@ -36,8 +36,11 @@ Tensors: TypeAlias = dict[str, np.ndarray]
 _KERNELS = {name: getattr(kernels, name) for name in kernels.__all__ if name != "Kernel"}
 _NETWORKS = {name: getattr(networks, name) for name in networks.__all__}
 _FUNCTIONS = {"gaussian_mixture": _MixtureDenoiser}
+# An estimate that is taken for a density is the user's decision, and is taken anew where the prior is loaded.
 _ESTIMATORS = {
-    name: getattr(estimates, name) for name in estimates.__all__ if dataclasses.is_dataclass(getattr(estimates, name))
+    name: getattr(estimates, name)
+    for name in estimates.__all__
+    if dataclasses.is_dataclass(getattr(estimates, name)) and name != "AsDensity"
 }
 _SCHEDULE = ("beta", "alpha_bar", "noise_variance")
 _TREES = ("params", "state", "context", "rng_key")

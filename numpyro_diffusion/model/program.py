@@ -43,6 +43,7 @@ from .observations import (
 )
 from .sites import (
     DiffusionSite,
+    check_proper,
     check_trained,
     diffusion_sites,
     is_latent,
@@ -125,6 +126,7 @@ class _Program:
 
         def fill(message: dict) -> Any:
             check_trained(message)
+            check_proper(message)
             if message["type"] != "sample" or message["is_observed"]:
                 return None
             if message["name"] in values:
