@@ -80,9 +80,9 @@ def guide_step(guidance: Guidance, chain: ReverseChain, x_t: Array, t: ArrayLike
     return guided
 
 
-def as_numbers(x: Array) -> Array:
+def as_numbers(kernel: Kernel, x: Array) -> Array:
     """States as floating-point numbers, in their own shape: what a function log_r of one x sees."""
-    return x if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.asarray(x, float)
+    return jnp.asarray(x, float) if kernel.is_discrete else x
 
 
 def as_pytree_function(name: str, function: Any) -> Any:

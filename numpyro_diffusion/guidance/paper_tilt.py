@@ -82,7 +82,7 @@ class PaperTilt:
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> Guided:
         kernel, step = chain.kernel, chain.reverse(x_t, t)
         num_batch_dims = jnp.ndim(x_t) - chain.state_dim
-        state = as_numbers(x_t)
+        state = as_numbers(kernel, x_t)
         log_r = over_batch(checked_log_r(self.log_r, chain.state_shape, state.dtype), num_batch_dims)
         log_psi = self._exponent(chain, t, state.dtype) * log_r(state)
         exponent = chain.beside_state(self._exponent(chain, jnp.asarray(t) - 1, state.dtype))

@@ -109,7 +109,7 @@ class TiltedChain(ReverseChain):
         log_weight = ratio.sum((0, *range(len(batch_shape) + 1, ratio.ndim)))
         if log_r is None:
             return log_weight
-        x_0 = as_numbers(states[0])
+        x_0 = as_numbers(self.kernel, states[0])
         log_r = checked_log_r(log_r, self.state_shape, x_0.dtype)
         return log_weight + over_batch(log_r, len(batch_shape))(x_0)
 

@@ -65,7 +65,7 @@ class TwistedSMC:
     Raises:
         TypeError: for a model that cannot be called.
 
-    >>> import numpyro, numpyro.distributions as dist
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro_diffusion import Diffusion, GaussianKernel, analytic, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), parameterization="x0", variance="denoiser")
     >>> prior = Diffusion(kernel, analytic.gaussian_mixture(kernel, jnp.array([[0.0]]), 1.0, jnp.ones(1)))
