@@ -413,6 +413,8 @@ class SplitModel:
 
     def _draw(self, key: jax.Array, x: Values) -> dict[str, Array]:
         drawn: Any = self.program.drawn
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)  # the program was traced for keys of the new kind
         return drawn(self.drawn_consts, key, self.arrays, dict(x))
 
     def _log_prior(self, x: Values, others: Values) -> Array:

@@ -52,7 +52,8 @@ def test_expanded_dimensions_are_drawn_anew(case):
     drawn = np.asarray(draw(wide, jax.random.key(1), (8,)))
     assert drawn.shape == (8, 2, *case.batch_shape, *case.event_shape)
     assert (drawn[:, 0] != drawn[:, 1]).any()
-    np.testing.assert_array_equal(drawn.reshape(draws(case).shape), draws(case))
+    # The same to rounding: another shape is another program.
+    np.testing.assert_allclose(drawn.reshape(draws(case).shape), draws(case), rtol=1e-5, atol=1e-6)
 
 
 @over(CASES)

@@ -142,7 +142,7 @@ def test_papers_form_is_the_shared_one_for_normalised_data():
         model, x = wavy_model(), np.array([[1.0, -1.0], [-1.0, 1.0]])
         found = bound(KEY, model, x, num_draws=1, form="paper")
         for i, x_0 in enumerate(x):
-            alone = nd.paper_bound(model.kernel, model.transition, jnp.asarray(x_0), point_key(KEY, i, 0))
+            alone = nd.paper_bound(point_key(KEY, i, 0), model.chain, jnp.asarray(x_0))
             assert found.per_point[i] == pytest.approx(float(alone), rel=1e-12)
         assert found.nats == pytest.approx(found.prior_term + found.step_terms.sum(), rel=1e-12)
         assert found.step_terms.shape == (3,)
