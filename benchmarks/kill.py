@@ -41,7 +41,7 @@ def train(directory: str) -> str:
         optimizer=optax.adam(1e-3),
         num_steps=NUM_STEPS,
         batch_size=64,
-        key=jax.random.key(1),
+        rng_key=jax.random.key(1),
         ema_decay=0.99,
         checkpoint_dir=directory,
         checkpoint_every=EVERY,

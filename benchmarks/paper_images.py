@@ -183,7 +183,7 @@ def train(kind: str, row: Images, budget: Budget, images: Any, seed: int, folder
         optimizer=optax.chain(optax.clip_by_global_norm(100.0 * len(images)), optax.adam(rate)),
         num_steps=budget.svi_steps,
         batch_size=budget.batch_size,
-        key=jax.random.key(seed),
+        rng_key=jax.random.key(seed),
         ema_decay=0.999,
         checkpoint_dir=folder,
         checkpoint_every=max(200, budget.svi_steps // 20),
@@ -205,7 +205,7 @@ def run(name: str, budget_name: str, seed: int, checkpoints: Path) -> list[dict[
         print(f"{row.label}, {kind}, {budget}", flush=True)
         folder = checkpoints / f"{name}_{kind}_{budget_name}_{seed}"
         prior, seconds = train(kind, row, budget, scaled, seed, folder)
-        K = nd.evaluation.bound(prior, held_out[: budget.held_out], jax.random.key(seed + 1), num_draws=1)
+        K = nd.evaluation.bound(jax.random.key(seed + 1), prior, held_out[: budget.held_out], num_draws=1)
         facts = {
             **dataclasses.asdict(budget),
             "network": kind,

@@ -37,7 +37,7 @@ def trained_prior(seed: int) -> nd.Diffusion:
         optimizer=optax.adam(1e-3),
         num_steps=500,
         batch_size=256,
-        key=jax.random.key(seed),
+        rng_key=jax.random.key(seed),
         progress_bar=False,
     )
     return fit.distribution("x")

@@ -142,7 +142,7 @@ def time_fit(problem: Problem, data: jax.Array, seed: int, num_steps: int) -> Fi
             optimizer=optax.adam(LEARNING_RATE),
             num_steps=num_steps,
             batch_size=problem.batch,
-            key=jax.random.key(seed),
+            rng_key=jax.random.key(seed),
         )
     if len(marks) < 2:
         raise RuntimeError(f"Expected two or more reports of progress from fit; got {len(marks)}. Take more steps.")

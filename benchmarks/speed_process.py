@@ -27,7 +27,7 @@ from speed_process import peak_bytes
 from speed_problems import Problem
 problem = Problem("mlp", {num_steps}, rows={rows})
 nd.fit(problem.model(), problem.data(0), optimizer=optax.adam(1e-3), num_steps=100, batch_size=problem.batch,
-       key=jax.random.key(0), progress_bar=False)
+       rng_key=jax.random.key(0), progress_bar=False)
 print(peak_bytes())
 """
 

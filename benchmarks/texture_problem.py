@@ -110,7 +110,7 @@ def learn(strips: list[jax.Array], svi_steps: int, batch_size: int, seed: int, f
         optimizer=optax.chain(optax.clip_by_global_norm(100.0 * NUM_PATCHES), optax.adam(rate)),
         num_steps=svi_steps,
         batch_size=batch_size,
-        key=key_fit,
+        rng_key=key_fit,
         ema_decay=0.995,
         checkpoint_dir=folder,
         checkpoint_every=200,

@@ -46,7 +46,7 @@ def train(
         optimizer=optax.adam(optax.cosine_decay_schedule(3e-3, svi_steps)),
         num_steps=svi_steps,
         batch_size=256,
-        key=key_fit,
+        rng_key=key_fit,
         ema_decay=0.999,
         progress_bar=progress_bar,
     )

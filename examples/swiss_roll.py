@@ -22,8 +22,8 @@ import numpyro_diffusion as nd
 BITS = math.log(2)
 
 
-# %% [markdown] The model is one line: the data's law is a `Diffusion`. Its `log_prob` is a random estimate of a
-# lower bound, so maximising it needs no guide.
+# %% [markdown] The model is one line: the data's distribution is a `Diffusion`. Its `log_prob` is a random
+# estimate of a lower bound, so maximising it needs no guide.
 
 
 # %%
@@ -44,7 +44,7 @@ def train(diffusion_steps: int = 40, svi_steps: int = 4000, seed: int = 0, progr
         optimizer=optax.adam(optax.cosine_decay_schedule(3e-3, svi_steps)),
         num_steps=svi_steps,
         batch_size=512,
-        key=key_fit,
+        rng_key=key_fit,
         ema_decay=0.999,
         progress_bar=progress_bar,
     )

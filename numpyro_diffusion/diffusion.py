@@ -14,7 +14,7 @@ wrapper of NumPyro hides a diffusion. The engines of :mod:`numpyro_diffusion.inf
 """
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpyro.distributions as dist
@@ -23,7 +23,7 @@ from ._checks import expected, is_concrete
 from ._compat.jax import depends_on_tracers
 from ._compat.numpyro import Asker, asking
 from ._typing import Array, ArrayLike, Shape
-from .chains.base import ChainDistribution, check_context
+from .chains.base import ARRAY, ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
 from .chains.reverse import ReverseChain
 from .estimates import AsDensity, Estimator, RandomStep
@@ -63,6 +63,8 @@ class Diffusion(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Section 2.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {"context": ARRAY}
+    reparametrized_params: ClassVar[list[str]] = ["context"]
     pytree_data_fields: tuple[str, ...] = ("transition", "context", "rng_key")
     pytree_aux_fields = ("estimator",)
 

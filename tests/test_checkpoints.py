@@ -40,7 +40,7 @@ def train(directory, num_steps, model=light, data=DATA, **changes):
     settings = {
         "optimizer": optax.adam(1e-2),
         "batch_size": 5,
-        "key": jax.random.key(1),
+        "rng_key": jax.random.key(1),
         "progress_bar": False,
         "ema_decay": 0.9,
         "validation": nd.Validation(DATA[:7], every=4),
@@ -93,7 +93,7 @@ def test_state_of_a_network_and_keys_of_any_kind_are_kept(tmp_path):
         with numpyro.plate("data", size, subsample_size=len(x)):
             numpyro.sample("x", nd.Diffusion(KERNEL, transition), obs=x)
 
-    settings = {"model": counting, "key": jax.random.key(1, impl="rbg"), "validation": None, "ema_decay": None}
+    settings = {"model": counting, "rng_key": jax.random.key(1, impl="rbg"), "validation": None, "ema_decay": None}
     whole = train(None, 6, **settings)
     train(tmp_path, 3, **settings)
     assert_same_bits(train(tmp_path, 6, resume=True, **settings), whole)
@@ -155,7 +155,7 @@ def test_another_model_is_refused_by_its_first_difference(tmp_path):
     ("changes", "message"),
     [
         ({"batch_size": 4}, r"batch size 5 as in the checkpoint; got 4"),
-        ({"key": jax.random.key(2)}, r"key \[0, 1\] as in the checkpoint; got \[0, 2\]"),
+        ({"rng_key": jax.random.key(2)}, r"rng key \[0, 1\] as in the checkpoint; got \[0, 2\]"),
         ({"data": DATA + 1}, r"data .*checksum.* as in the checkpoint"),
         ({"data": DATA[:19]}, r"size 20 as in the checkpoint; got 19"),
         ({"ema_decay": 0.8}, r"ema decay 0\.9 as in the checkpoint; got 0\.8"),

@@ -41,7 +41,7 @@ def batches():
         yield rows[index * share:(index + 1) * share]
 
 mesh = jax.make_mesh((jax.device_count(),), ("data",)) if jax.device_count() > 1 else None
-settings = dict(optimizer=optax.adam(1e-2), num_steps=6, batch_size=8, key=jax.random.key(1), ema_decay=0.9,
+settings = dict(optimizer=optax.adam(1e-2), num_steps=6, batch_size=8, rng_key=jax.random.key(1), ema_decay=0.9,
                 progress_bar=False, mesh=mesh)
 np.save(f"{path}/rows{processes}{index}.npy", data)
 on_disk = np.load(f"{path}/rows{processes}{index}.npy", mmap_mode="r")

@@ -155,7 +155,7 @@ ONES = np.ones(4)
         (lambda: plots.effective_sizes(-np.ones((2, 2))), ValueError, "sizes >= 0; got -1"),
         (lambda: plots.effective_sizes(np.full((2, 2), np.nan)), ValueError, "finite values for sizes"),
         (lambda: plots.effective_sizes(np.ones((2, 2)), num_particles=0), ValueError, "num_particles to be an integer"),
-        (lambda: plots.effective_sizes(TwistedSMC(lambda: None)), TypeError, "a TwistedSMC that has been run"),
+        (lambda: plots.effective_sizes(TwistedSMC(lambda: None)), RuntimeError, "a finished run; got none"),
         (lambda: plots.sbc_ranks(ONES, 9), ValueError, r"integers; got float64\(4,\)"),
         (lambda: plots.sbc_ranks(np.arange(4), 2), ValueError, r"ranks in 0\.\.2; got 0 to 3"),
         (lambda: plots.sbc_ranks(np.array([-1, 3]), 9), ValueError, r"ranks in 0\.\.9; got -1 to 3"),

@@ -22,7 +22,7 @@ def model(x, size):
 
 
 def train(data, num_steps=7, **changes):
-    settings = {"optimizer": optax.adam(1e-2), "batch_size": 5, "key": jax.random.key(1), "progress_bar": False}
+    settings = {"optimizer": optax.adam(1e-2), "batch_size": 5, "rng_key": jax.random.key(1), "progress_bar": False}
     return nd.fit(model, data, num_steps=num_steps, **{**settings, **changes})
 
 
@@ -71,7 +71,7 @@ def test_rows_on_disk_are_the_rows_in_memory(tmp_path):
         optimizer=optax.adam(1e-2),
         num_steps=3,
         batch_size=5,
-        key=jax.random.key(1),
+        rng_key=jax.random.key(1),
         progress_bar=False,
     )
     np.testing.assert_allclose(found.losses, train(DATA, 3).losses, rtol=1e-6)

@@ -28,19 +28,19 @@ def model(x, size):
 
 @pytest.fixture(scope="module", name="fitted")
 def _fitted():
-    return nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    return nd.fit(model, DATA, rng_key=jax.random.key(1), **SETTINGS)
 
 
 def test_the_same_key_gives_the_same_parameters_and_another_key_others(fitted):
-    again = nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    again = nd.fit(model, DATA, rng_key=jax.random.key(1), **SETTINGS)
     jax.tree.map(np.testing.assert_array_equal, fitted.params, again.params)
-    other = nd.fit(model, DATA, key=jax.random.key(2), **SETTINGS)
+    other = nd.fit(model, DATA, rng_key=jax.random.key(2), **SETTINGS)
     assert not np.array_equal(fitted.losses, other.losses)
     assert fitted.losses.shape == (7,)
 
 
 def test_steps_do_not_depend_on_how_many_follow(fitted):
-    shorter = nd.fit(model, DATA, key=jax.random.key(1), **{**SETTINGS, "num_steps": 3})
+    shorter = nd.fit(model, DATA, rng_key=jax.random.key(1), **{**SETTINGS, "num_steps": 3})
     np.testing.assert_array_equal(shorter.losses, fitted.losses[:3])
 
 
@@ -73,9 +73,9 @@ def test_steps_with_convolutions_are_dispatched_one_by_one_to_the_same_end(monke
     run = sys.modules["numpyro_diffusion.training.fit"]._Run
     was_slow, ask = [], run._has_slow_loops
     monkeypatch.setattr(run, "_has_slow_loops", lambda *args: was_slow.append(ask(*args)) or was_slow[-1])
-    one_by_one = nd.fit(convolving, data, key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
+    one_by_one = nd.fit(convolving, data, rng_key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
     monkeypatch.setattr(run, "_has_slow_loops", lambda *args: False)
-    in_a_loop = nd.fit(convolving, data, key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
+    in_a_loop = nd.fit(convolving, data, rng_key=jax.random.key(1), ema_decay=0.9, **SETTINGS)
     assert was_slow == [jax.default_backend() == "cpu"]
     np.testing.assert_allclose(one_by_one.losses, in_a_loop.losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), one_by_one.params, in_a_loop.params)
@@ -87,8 +87,8 @@ def test_the_average_of_parameters_lags_behind_them():
         numpyro.factor("pull", size * numpyro.param("w", 0.0))
 
     settings = {**SETTINGS, "optimizer": optax.sgd(0.1 / 20)}
-    last = nd.fit(counting, DATA, key=jax.random.key(0), **settings).params["w"]
-    average = nd.fit(counting, DATA, key=jax.random.key(0), ema_decay=0.5, **settings).params["w"]
+    last = nd.fit(counting, DATA, rng_key=jax.random.key(0), **settings).params["w"]
+    average = nd.fit(counting, DATA, rng_key=jax.random.key(0), ema_decay=0.5, **settings).params["w"]
     assert last == pytest.approx(0.7, rel=1e-5)
     expected = 0.0
     for index in range(7):
@@ -104,7 +104,7 @@ def test_a_prior_trains_jointly_with_other_latents_and_a_guide():
         with numpyro.plate("data", size, subsample_size=len(x)):
             numpyro.sample("x", nd.Diffusion(KERNEL, transition), obs=x / scale)
 
-    fitted = nd.fit(joint, DATA, guide=AutoNormal(joint), key=jax.random.key(3), **SETTINGS)
+    fitted = nd.fit(joint, DATA, guide=AutoNormal(joint), rng_key=jax.random.key(3), **SETTINGS)
     assert {"net$params", "scale_auto_loc", "scale_auto_scale"} <= set(fitted.params)
 
 
@@ -114,7 +114,7 @@ def test_rows_may_be_a_pytree():
         with numpyro.plate("data", size, subsample_size=len(batch["x"])):
             numpyro.sample("x", nd.Diffusion(KERNEL, transition, context=batch["c"]), obs=batch["x"])
 
-    fitted = nd.fit(paired, {"x": DATA, "c": 2 * DATA}, key=jax.random.key(0), **SETTINGS)
+    fitted = nd.fit(paired, {"x": DATA, "c": 2 * DATA}, rng_key=jax.random.key(0), **SETTINGS)
     laws = fitted.distribution("x", context=jnp.zeros((3, 1)))
     assert (laws.batch_shape, laws.event_shape) == ((3,), (1,))
     assert laws.sample(jax.random.key(1), (2,)).shape == (2, 3, 1)
@@ -123,9 +123,9 @@ def test_rows_may_be_a_pytree():
 
 
 def test_the_progress_bar_shows_bits_and_can_be_turned_off(capfd):
-    nd.fit(model, DATA, key=jax.random.key(1), **{**SETTINGS, "progress_bar": True})
+    nd.fit(model, DATA, rng_key=jax.random.key(1), **{**SETTINGS, "progress_bar": True})
     assert "bits" in capfd.readouterr().err
-    nd.fit(model, DATA, key=jax.random.key(1), **SETTINGS)
+    nd.fit(model, DATA, rng_key=jax.random.key(1), **SETTINGS)
     assert capfd.readouterr().err == ""
 
 
@@ -143,14 +143,169 @@ def test_the_progress_bar_shows_bits_and_can_be_turned_off(capfd):
 )
 def test_bad_arguments_are_named(no_type_checks, data, changes, message):
     with pytest.raises(ValueError, match=message):
-        nd.fit(model, data, key=jax.random.key(0), **{**SETTINGS, **changes})
+        nd.fit(model, data, rng_key=jax.random.key(0), **{**SETTINGS, **changes})
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step():
-    with pytest.raises(FloatingPointError, match=r"a finite loss; got (nan|-?inf) at step 0.*Check the data for NaN"):
-        nd.fit(model, np.full((20, 1), np.nan), key=jax.random.key(0), **SETTINGS)
+    def lost(x, size):
+        numpyro.factor("log", jnp.log(numpyro.param("w", -1.0)))
+
+    with pytest.raises(FloatingPointError, match=r"a finite loss; got nan at step 0.*clip gradients"):
+        nd.fit(lost, DATA, rng_key=jax.random.key(0), **SETTINGS)
 
 
 def test_unknown_sites_are_named(fitted):
     with pytest.raises(KeyError, match="a sample site of the model, one of \\['x'\\]; got 'z'"):
         fitted.distribution("z")
+
+
+# Transforms ---------------------------------------------------------------------------------------------
+
+PAIRS = np.asarray([13.0, -4.0]) + np.asarray([2.0, 0.5]) * np.asarray(jax.random.normal(jax.random.key(5), (20, 2)))
+UNITS = dist.transforms.AffineTransform(jnp.asarray([13.0, -4.0]), jnp.asarray([2.0, 0.5]))
+
+
+def shifted(params, x_t, t, context):
+    return x_t - params if context is None else x_t - context, 0 * x_t
+
+
+def pairs(event_shape=(2,), **changes):
+    return nd.Transition(shifted, numpyro.param("shift", 0.3 * jnp.ones(event_shape)), event_shape, **changes)
+
+
+def diffusion():
+    return nd.Diffusion(KERNEL, pairs())
+
+
+def of_distribution(make):
+    def model(x, size):
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", make(x), obs=x)
+
+    return model
+
+
+def trained(make, data=PAIRS):
+    return nd.fit(of_distribution(make), data, rng_key=jax.random.key(1), **{**SETTINGS, "num_steps": 2})
+
+
+WRAPPED = {
+    "affine": (lambda x: dist.TransformedDistribution(diffusion(), UNITS), PAIRS),
+    "list": (
+        lambda x: dist.TransformedDistribution(diffusion(), [UNITS, dist.transforms.ExpTransform()]),
+        np.exp(PAIRS),
+    ),
+    "composed": (
+        lambda x: dist.TransformedDistribution(
+            diffusion(), dist.transforms.ComposeTransform([UNITS, dist.transforms.ExpTransform()])
+        ),
+        np.exp(PAIRS),
+    ),
+    "twice": (
+        lambda x: dist.TransformedDistribution(
+            dist.TransformedDistribution(diffusion(), UNITS), dist.transforms.ExpTransform()
+        ),
+        np.exp(PAIRS),
+    ),
+    "masked": (lambda x: dist.TransformedDistribution(diffusion(), UNITS).mask(x[:, 0] > 13), PAIRS),
+    "repeated": (
+        lambda x: dist.TransformedDistribution(diffusion(), UNITS).expand((len(x), 3)).to_event(1),
+        np.stack([PAIRS] * 3, 1),
+    ),
+    "plain, repeated": (lambda x: diffusion().expand((len(x), 3)).to_event(1), np.stack([PAIRS / 13] * 3, 1)),
+    "matrix": (
+        lambda x: dist.TransformedDistribution(
+            diffusion(), dist.transforms.LowerCholeskyAffine(jnp.ones(2), jnp.asarray([[2.0, 0.0], [1.0, 3.0]]))
+        ),
+        PAIRS,
+    ),
+    "units of a number": (
+        lambda x: dist.TransformedDistribution(nd.Diffusion(KERNEL, pairs(())).expand((len(x), 2)), UNITS).to_event(1),
+        PAIRS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_distribution_keeps_transforms_and_draws_in_the_units_of_the_data(name):
+    make, data = WRAPPED[name]
+    fitted = trained(make, data)
+    prior = fitted.distribution("x")
+    assert (prior.batch_shape, prior.event_shape) == ((), data.shape[1:])
+    with numpyro.handlers.substitute(data=fitted.params):
+        wanted = make(jnp.asarray(data[:1])).sample(jax.random.key(2))
+    np.testing.assert_allclose(prior.sample(jax.random.key(2)), wanted.reshape(prior.shape()), rtol=1e-5)
+
+
+def test_the_mean_of_draws_is_that_of_the_data_and_not_of_standardised_ones():
+    draws = trained(WRAPPED["affine"][0]).distribution("x").sample(jax.random.key(2), (4000,))
+    assert abs(draws[:, 0].mean() - 13) < 3
+
+
+def test_transforms_of_parameters_are_kept_with_the_trained_values():
+    def make(x):
+        return dist.TransformedDistribution(
+            diffusion(), dist.transforms.AffineTransform(numpyro.param("loc", jnp.zeros(2)), 1.0)
+        )
+
+    fitted = trained(make)
+    np.testing.assert_array_equal(fitted.distribution("x").transforms[0].loc, fitted.params["loc"])
+    assert (fitted.params["loc"] != 0).all()
+
+
+def test_a_conditional_distribution_keeps_its_transforms_for_every_context():
+    def make(x):
+        transition = pairs(context_shape=(2,))
+        return dist.TransformedDistribution(nd.Diffusion(KERNEL, transition, context=x), UNITS)
+
+    fitted = trained(make)
+    prior = fitted.distribution("x", context=jnp.zeros((3, 2)))
+    assert (prior.batch_shape, prior.event_shape) == ((3,), (2,))
+    assert prior.sample(jax.random.key(1), (4,)).shape == (4, 3, 2)
+
+
+def affine(loc):
+    return lambda x: dist.TransformedDistribution(diffusion(), dist.transforms.AffineTransform(loc(x), 1.0))
+
+
+def mixture(x):
+    weights = dist.Categorical(jnp.ones(2) / 2)
+    return dist.MixtureGeneral(weights, [diffusion(), diffusion()], support=dist.constraints.real_vector)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            affine(lambda x: x),
+            ValueError,
+            "transforms at site 'x' that are the same for all rows; got ones that depend",
+        ),
+        (affine(lambda x: x.mean(0)), ValueError, "transforms at site 'x' that are the same for all rows"),
+        (
+            affine(lambda x: jnp.ones((1, 2))),
+            ValueError,
+            r"transforms at site 'x' that keep batch shape \(\); got ones that make it \(1,\)\. Give their",
+        ),
+        (mixture, TypeError, "a Diffusion at site 'x', alone or transformed; got MixtureGeneral"),
+        (lambda x: dist.Normal(0.0, 1.0).expand(x.shape).to_event(1), TypeError, "alone or transformed; got Normal"),
+    ],
+    ids=["rows", "statistics", "leading dimension", "mixture", "no diffusion"],
+)
+def test_what_is_not_the_distribution_of_one_row_is_refused(make, error, message):
+    fitted = nd.training.FitResult(
+        params={}, losses=np.zeros(1), mutable_state=None, model=of_distribution(make), example=PAIRS[:1], size=20
+    )
+    with pytest.raises(error, match=message):
+        fitted.distribution("x")
+
+
+def test_no_transform_is_dropped_by_what_takes_only_a_diffusion(tmp_path, no_type_checks):
+    prior = dist.TransformedDistribution(nd.Diffusion(KERNEL, nd.Transition(shifted, jnp.zeros(2), (2,))), UNITS)
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"a Diffusion; got TransformedDistribution.*base_dist"):
+        nd.save(prior, tmp_path / "prior.safetensors")
+    with pytest.raises(TypeError, match=r"a Diffusion or a ReverseChain; got .*TransformedDistribution"):
+        nd.plots.trajectory(key, prior, PAIRS)
+    with pytest.raises(TypeError, match=r"a Diffusion or a ReverseChain; got .*TransformedDistribution"):
+        nd.evaluation._chunks.points_of(prior, PAIRS)

@@ -28,6 +28,7 @@ __all__ = [
     "eval_provenance",
     "explicit_validation",
     "is_in_handler",
+    "is_in_scan",
     "is_prng_key",
     "log_density",
     "model_arguments",
@@ -93,6 +94,11 @@ def asking() -> Asker | None:
 def is_in_handler() -> bool:
     """Whether a handler of NumPyro is active, so that a primitive has someone to be handled by."""
     return bool(_PYRO_STACK)
+
+
+def is_in_scan() -> bool:
+    """Whether the calling handler runs in the body of NumPyro's ``scan``."""
+    return any(frame.f_globals.get("__name__") == "numpyro.contrib.control_flow.scan" for frame in _frames())
 
 
 def reparam_sample_shape() -> tuple[int, ...]:

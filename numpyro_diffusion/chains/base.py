@@ -24,7 +24,10 @@ from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
 from ..transition import Transition
 
-__all__ = ["ChainDistribution", "check_context", "check_kernel"]
+# An array whose values the kernel checks, because it knows what a state is.
+ARRAY = constraints.dependent(is_discrete=False, event_dim=0)
+
+__all__ = ["ARRAY", "ChainDistribution", "check_context", "check_kernel"]
 
 
 class ChainDistribution(dist.Distribution):
@@ -86,7 +89,11 @@ class ChainDistribution(dist.Distribution):
         if len(batch_shape) < len(self.batch_shape) or any(old not in (1, new) for old, new in matched):
             raise ValueError(
                 expected(
-                    f"a batch shape that {self.batch_shape} broadcasts to", batch_shape, "Sizes other than 1 must stay."
+                    f"a batch shape that {self.batch_shape} broadcasts to",
+                    batch_shape,
+                    # The first words are NumPyro's own, which its users match.
+                    f"Cannot broadcast distribution of shape {self.batch_shape} to shape {batch_shape}: sizes other "
+                    "than 1 must stay.",
                 )
             )
         expanded = copy.copy(self)

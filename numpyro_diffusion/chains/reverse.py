@@ -13,7 +13,7 @@ Whatever needs a kernel, a network and a context takes a ReverseChain. Its step 
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from .._numerics import expand_right
 from .._typing import Array, ArrayLike, PyTree, Shape
 from ..kernels import Kernel
 from ..transition import Transition, check_output
-from .base import ChainDistribution, check_context, check_kernel
+from .base import ARRAY, ChainDistribution, check_context, check_kernel
 
 __all__ = ["ReverseChain"]
 
@@ -49,6 +49,8 @@ class ReverseChain(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Eq. 4-5.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {"context": ARRAY}
+    reparametrized_params: ClassVar[list[str]] = ["context"]
     pytree_data_fields: tuple[str, ...] = ("transition", "context")
     pytree_aux_fields = ("stop",)
 

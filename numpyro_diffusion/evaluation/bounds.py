@@ -75,9 +75,9 @@ class Bound(LogLikelihood):
 
 
 def bound(
+    rng_key: jax.Array,
     model: Diffusion | ReverseChain,
     x: ArrayLike,
-    key: jax.Array,
     *,
     num_draws: int = 2,
     form: Form = "exact",
@@ -88,9 +88,9 @@ def bound(
     Memory does not grow with T or with the number of points.
 
     Args:
+        rng_key: JAX random key.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key.
         num_draws: draws of x^t at each step; two or more tell the noise of the draws from that of the data.
         form: ``"exact"`` (Eq. 13, any data), or ``"paper"`` (Eq. 14, for normalised data; ``step_terms[0]`` is then
             -H_q(X^1 | X^0) and ``prior_term`` is H_q(X^T | X^0) - H_pi).
@@ -103,7 +103,7 @@ def bound(
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,)))
-    >>> K = bound(model, jnp.ones((5, 2)), jax.random.key(0))
+    >>> K = bound(jax.random.key(0), model, jnp.ones((5, 2)))
     >>> K.step_terms.shape, K.bits > K.null.bits - 10
     ((20,), True)
 
@@ -119,7 +119,7 @@ def bound(
     steps, prior = Moments(), Moments()
     totals, nulls = [], []
     for chunk in chunks(model, x, max(1, chunk_size // num_draws)):
-        values = _chunk(chunk, key, num_draws, form)
+        values = _chunk(chunk, rng_key, num_draws, form)
         total, null, prior_moments, step_moments = jax.device_get(values)
         totals.append(total[: chunk.size])
         nulls.append(null[: chunk.size])

@@ -45,14 +45,14 @@ class EntropyBounds:
 
 
 def entropy_bounds(
-    model: Diffusion | ReverseChain, x: ArrayLike, key: jax.Array, *, chunk_size: int = 512
+    rng_key: jax.Array, model: Diffusion | ReverseChain, x: ArrayLike, *, chunk_size: int = 512
 ) -> EntropyBounds:
     """The paper's bounds on the entropy of every reverse step, and the model's own entropies.
 
     Args:
+        rng_key: JAX random key, of x^{t-1} and x^t given x^0.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key, of x^{t-1} and x^t given x^0.
         chunk_size: points that are in memory at once.
 
     Raises:
@@ -61,7 +61,7 @@ def entropy_bounds(
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,)))
-    >>> steps = entropy_bounds(model, jnp.ones((3, 1)), jax.random.key(0))
+    >>> steps = entropy_bounds(jax.random.key(0), model, jnp.ones((3, 1)))
     >>> bool((steps.lower <= steps.upper).all())
     True
 
@@ -70,7 +70,7 @@ def entropy_bounds(
     x = points_of(model, x)
     gathered = Moments()
     for chunk in chunks(model, x, chunk_size):
-        gathered.add(chunk.size, *jax.device_get(_chunk(chunk, key)))
+        gathered.add(chunk.size, *jax.device_get(_chunk(chunk, rng_key)))
     lower, upper, own = gathered.mean.T
     if not model.kernel.is_discrete:
         lower[0] = -np.inf  # H_q(X^0 | X^0), a point

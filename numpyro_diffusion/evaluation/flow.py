@@ -244,9 +244,9 @@ class FlowLikelihood(LogLikelihood):
 
 
 def probability_flow(
+    rng_key: jax.Array,
     model: Diffusion | ReverseChain,
     x: ArrayLike,
-    key: jax.Array,
     *,
     estimator: ProbabilityFlow = ProbabilityFlow(),
     num_draws: int = 1,
@@ -255,9 +255,9 @@ def probability_flow(
     """The probability-flow likelihood of data under a Gaussian model. Needs the extra ``flow`` (diffrax).
 
     Args:
+        rng_key: JAX random key, of x^1 and of the probes.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key, of x^1 and of the probes.
         estimator: tolerances and how the divergence is found.
         num_draws: draws of x^1 for each point; their estimates are averaged, so that the mean stays a lower bound.
         chunk_size: points that are in memory at once.
@@ -274,7 +274,7 @@ def probability_flow(
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^1.")
     values, variances = [], []
     for chunk in chunks(model, x, chunk_size):
-        found = jax.device_get(_chunk(chunk, key, estimator, num_draws))
+        found = jax.device_get(_chunk(chunk, rng_key, estimator, num_draws))
         values.append(found[0][: chunk.size])
         variances.append(found[1][: chunk.size])
     return FlowLikelihood(

@@ -58,9 +58,9 @@ class ImportanceWeightedBound(LogLikelihood):
 
 
 def importance_weighted(
+    rng_key: jax.Array,
     model: Diffusion | ReverseChain,
     x: ArrayLike,
-    key: jax.Array,
     *,
     num_trajectories: int = 64,
     chunk_size: int = 32,
@@ -71,9 +71,9 @@ def importance_weighted(
     Memory grows with ``chunk_size * trajectories_per_chunk`` only.
 
     Args:
+        rng_key: JAX random key.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key.
         num_trajectories: N >= 1.
         chunk_size: points that are in memory at once.
         trajectories_per_chunk: trajectories of each of these points that are in memory at once, a power of two.
@@ -85,7 +85,7 @@ def importance_weighted(
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,)))
-    >>> estimate = importance_weighted(model, jnp.zeros((3, 1)), jax.random.key(0), num_trajectories=6)
+    >>> estimate = importance_weighted(jax.random.key(0), model, jnp.zeros((3, 1)), num_trajectories=6)
     >>> estimate.sizes.tolist(), round(estimate.nats, 2)
     ([1, 2, 4, 6], -0.92)
 
@@ -99,7 +99,7 @@ def importance_weighted(
     width = min(width, 1 << (num_trajectories.bit_length() - 1))
     estimates, effective = [], []
     for chunk in chunks(model, x, chunk_size):
-        values, size = jax.device_get(_chunk(chunk, key, num_trajectories, width))
+        values, size = jax.device_get(_chunk(chunk, rng_key, num_trajectories, width))
         estimates.append(values[: chunk.size])
         effective.append(size[: chunk.size])
     by_size = np.concatenate(estimates).astype(np.float64)

@@ -41,8 +41,9 @@ from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
 from ..guidance import LearnedGuidance, StepCorrection
+from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
-from ..model.sites import latent_diffusion
+from ..model.sites import check_outside_scan, check_proper, latent_diffusion
 from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
 from ..wrappers import unwrap
@@ -256,6 +257,7 @@ class AutoDiffusionGuide(AutoNormal):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         events = _latent_events(self._user_model, args, kwargs)
+        check_observed(self.model, args, kwargs)
         super()._setup_prototype(*args, **kwargs)
         self._arguments = args, kwargs
         # From here on AutoNormal sees the other sites only.
@@ -334,16 +336,13 @@ def _latent_events(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any
     others: list[str] = []
 
     def find(key: jax.Array | None) -> None:
-        sites = handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs)
-        for name, site in sites.items():
+        seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=check_proper)
+        for name, site in handlers.trace(seeded).get_trace(*args, **kwargs).items():
             law = _latent_diffusion(site)
             if law is None:
                 others.append(name)
-            elif law._num_stacked:
-                raise ValueError(
-                    expected(f"diffusion site {name!r} outside of scan", "one inside", "Draw it before, in a plate.")
-                )
             else:
+                check_outside_scan(name, law._num_stacked > 0)
                 events[name] = len(law.event_shape)
 
     with handlers.block():

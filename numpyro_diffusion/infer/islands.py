@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import expected
+from .._weights import effective_size
 
 __all__ = ["check_weights", "report", "table", "warn"]
 
@@ -102,7 +103,7 @@ def warn(result: Any, log_evidence_error: float) -> None:
             "particles, a closer twist ('gaussian' for Normal observations), or a schedule with more steps."
         )
     if result.islands_differ:
-        carried = 1 / (result.weights**2).sum()
+        carried = effective_size(result.log_evidence_by_island())
         if carried < 10:
             messages.append(
                 f"Other latent sites {sorted(result.others)} were drawn from their prior, and {carried:.1f} of "

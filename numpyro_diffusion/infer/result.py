@@ -17,9 +17,9 @@ import numpy as np
 
 from .._checks import check_integer_at_least
 from .._typing import Array
+from .._weights import host_generator, log_mean_and_error, log_normalised, normalised, systematic
 from ..model.program import SplitModel
 from ..particles.filter import Cloud
-from ..particles.pooling import draw_particles, generator, log_mean_and_error
 from .islands import check_weights, report, table, warn
 
 __all__ = ["SMCResult"]
@@ -90,9 +90,7 @@ class SMCResult(NamedTuple):
         """The islands' weights, summing to one; equal where elements are pooled by themselves."""
         if not self.islands_differ:
             return np.full(len(self.shared), 1 / len(self.shared))
-        log_weights = self.log_evidence_by_island()
-        weights = np.exp(log_weights - log_weights.max())
-        return weights / weights.sum()
+        return normalised(self.log_evidence_by_island())
 
     @property
     def elements_reason(self) -> str:
@@ -132,10 +130,10 @@ class SMCResult(NamedTuple):
         """
         count = len(self.shared) * self.num_particles if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
-        rng = generator(self.rng_key if rng_key is None else rng_key)
+        rng = host_generator(self.rng_key if rng_key is None else rng_key)
         by_element = bool(self.split.element_shape) and not self.islands_differ
         evidence = np.asarray(self.cloud.log_evidence) if by_element else self.log_evidence_by_island()
-        islands, particles = draw_particles(rng, np.asarray(self.cloud.log_weights), evidence, count)
+        islands, particles = _draw_particles(rng, np.asarray(self.cloud.log_weights), evidence, count)
         samples: dict[str, Any] = {name: _take(x, islands, particles) for name, x in self.cloud.x.items()}
         first_island = islands.reshape(count, -1)[:, 0]
         samples |= {name: np.asarray(value)[first_island] for name, value in self.others.items()}
@@ -154,8 +152,8 @@ class SMCResult(NamedTuple):
         evidence = np.asarray(self.cloud.log_evidence)
         if self.islands_differ or not self.split.element_shape:
             evidence = np.reshape(self.log_evidence_by_island(), (-1,) + (1,) * (evidence.ndim - 1))
-        within = _log_normalised(np.asarray(self.cloud.log_weights), axis=1)
-        log_weights = within + np.expand_dims(_log_normalised(evidence, axis=0), 1)
+        within = log_normalised(np.asarray(self.cloud.log_weights), axis=1)
+        log_weights = within + np.expand_dims(log_normalised(evidence, axis=0), 1)
         flat = lambda x: jnp.asarray(np.reshape(x, (-1, *x.shape[2:])))  # noqa: E731
         values = {name: flat(x) for name, x in self.cloud.x.items()}
         values |= {n: jnp.repeat(jnp.asarray(v), self.num_particles, axis=0) for n, v in self.others.items()}
@@ -186,15 +184,43 @@ def _deterministic(split: SplitModel, samples: dict[str, Array]) -> dict[str, Ar
     return jax.vmap(split.deterministic_values)(samples)
 
 
+def _draw_particles(
+    rng: np.random.Generator, log_weights: np.ndarray, log_evidence: np.ndarray, num_draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Equally weighted draws: which island and which of its particles, for each element.
+
+    Args:
+        rng: randomness.
+        log_weights: (K, N, E...).
+        log_evidence: (K,) when an island is drawn for all elements together, (K, E...) when for each by itself.
+        num_draws: how many.
+
+    Returns:
+        Two integer arrays of shape (num_draws, E...).
+    """
+    num_islands, num_particles, *elements = log_weights.shape
+    size = int(np.prod(elements))
+    log_weights = np.asarray(log_weights, np.float64).reshape(num_islands, num_particles, size)
+    by_island = np.asarray(log_evidence, np.float64).reshape(num_islands, -1)
+    together = by_island.shape[1] == 1
+    islands = np.empty((num_draws, size), int)
+    particles = np.empty((num_draws, size), int)
+    for element in range(size):
+        if element == 0 or not together:
+            # Sorted by island: each is visited once.
+            order = np.sort(systematic(rng, by_island[:, 0 if together else element], num_draws))
+        shuffle = slice(None) if together else rng.permutation(num_draws)
+        found = np.empty(num_draws, int)
+        for island, count in zip(*np.unique(order, return_counts=True), strict=True):
+            chosen = systematic(rng, log_weights[island, :, element], int(count))
+            found[order == island] = rng.permutation(chosen)
+        islands[:, element], particles[:, element] = order[shuffle], found[shuffle]
+    shuffle = rng.permutation(num_draws)
+    shape = (num_draws, *elements)
+    return islands[shuffle].reshape(shape), particles[shuffle].reshape(shape)
+
+
 def _take(x: Any, islands: np.ndarray, particles: np.ndarray) -> np.ndarray:
     """X of shape (K, N, E..., rest...) at (draws, E...)."""
     elements = np.indices(islands.shape)[1:]
     return np.asarray(x)[(islands, particles, *elements)]
-
-
-def _log_normalised(log_values: np.ndarray, axis: int) -> np.ndarray:
-    """The logs of weights that sum to one; -inf where all are zero, as in an island of no weight."""
-    top = log_values.max(axis=axis, keepdims=True)
-    shifted = log_values - np.where(np.isfinite(top), top, 0.0)
-    total = np.exp(shifted).sum(axis=axis, keepdims=True)
-    return shifted - np.log(np.where(total > 0, total, 1.0))

@@ -38,6 +38,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from .._checks import expected, is_concrete
 from .._compat.numpyro import GIBBS_SITES_KWARG, is_prng_key, transform_fn
 from .._typing import Array
+from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 
 __all__ = ["EllipticalSlice", "EllipticalSliceState"]
@@ -183,6 +184,7 @@ class EllipticalSlice(MCMCKernel):
         if program is not None and program.structure == structure and all(map(_is_same, program.leaves, leaves)):
             return program
         reference = self._reference(model_args, model_kwargs)
+        check_observed(self._model, model_args, model_kwargs or {})
         program = _Program(structure, leaves, jax.jit(partial(_start, reference)), jax.jit(reference.constrain))
         if is_concrete(leaves):
             self._program = program

@@ -109,7 +109,7 @@ class CategoricalKernel(Kernel):
             )
 
     @property
-    def element_support(self) -> constraints.Constraint:  # type: ignore[override]
+    def element_support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self._size - 1)
 
     @property

@@ -1,16 +1,31 @@
-r"""Observed numbers that are Normal given the diffusion sites: y = g(x) + N(0, R), of one element each."""
+r"""What a model observes: numbers that are Normal given the diffusion sites, y = g(x) + N(0, R), and NaN, refused."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro
 import numpyro.distributions as dist
+from numpyro.handlers import seed, trace
 
-from .._checks import expected
+from .._checks import expected, is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..wrappers import unwrap
+from .sites import site_log_prob
 
-__all__ = ["NormalSite", "Observation", "likelihood_name", "normal_site", "observation"]
+__all__ = [
+    "NormalSite",
+    "Observation",
+    "check_observed",
+    "has_nan",
+    "likelihood_name",
+    "normal_site",
+    "observation",
+    "refuse_nan",
+]
 
 
 class Observation(NamedTuple):
@@ -88,6 +103,63 @@ def observation(sites: dict[str, Any], elements: Shape) -> Observation:
             )
         )
     return Observation(jnp.concatenate(residuals, axis=-1), _block_diagonal(covariances))
+
+
+def has_nan(leaf: Any) -> bool:
+    """Whether a concrete array of real numbers has a NaN."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and bool(np.isnan(np.asarray(leaf)).any())
+
+
+def refuse_nan(observed: Mapping[str, Any], log_probs: Mapping[str, Any], event_dims: Mapping[str, int]) -> None:
+    """Refuse an observed NaN that enters the likelihood: one behind ``numpyro.handlers.mask`` does not.
+
+    Args:
+        observed: values by site.
+        log_probs: of these sites.
+        event_dims: of these sites.
+
+    Raises:
+        ValueError: with the site and the first index.
+    """
+    for name, value in observed.items():
+        if not has_nan(value):
+            continue
+        is_nan = np.isnan(np.asarray(value))
+        in_event = is_nan.any(tuple(range(is_nan.ndim - event_dims[name], is_nan.ndim)))
+        # Where NumPyro validates values, their density is 0.
+        if (in_event & ~np.isfinite(log_probs[name])).any():
+            bad = np.argwhere(is_nan)
+            raise ValueError(
+                expected(
+                    f"observed values of site {name!r} that are numbers",
+                    f"NaN at index {tuple(bad[0].tolist())}, {len(bad)} of {is_nan.size}",
+                    "Impute them as latent sites, or leave them out by numpyro.handlers.mask.",
+                )
+            )
+
+
+def check_observed(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Refuse an observed NaN of a model that enters its likelihood; nothing is looked at where arguments are traced.
+
+    Raises:
+        ValueError: as :func:`refuse_nan`.
+    """
+    event_dims: dict[str, int] = {}
+
+    def look(key: jax.Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        sites = trace(seed(model, key)).get_trace(*args, **kwargs)
+        observed = {n: site for n, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
+        event_dims.update({name: site["fn"].event_dim for name, site in observed.items()})
+        values = {name: jnp.asarray(site["value"]) for name, site in observed.items()}
+        return values, {name: site_log_prob(site) for name, site in observed.items()}
+
+    if not is_concrete((args, kwargs)):
+        return
+    with numpyro.handlers.block():
+        consts = jax.make_jaxpr(look)(jax.random.key(0)).consts
+        if is_concrete(consts) and any(has_nan(const) for const in consts):
+            observed, log_probs = jax.jit(look)(jax.random.key(0))
+            refuse_nan(observed, log_probs, event_dims)
 
 
 def _elements_first(values: Array, elements: Shape, num_event_dims: int) -> Array:

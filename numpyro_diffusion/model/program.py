@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from numpyro.handlers import seed, substitute, trace
 
@@ -33,9 +32,18 @@ from ..estimates import AsDensity
 from ..wrappers import find_diffusions, unwrap
 from .arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
 from .independence import by_element, has_elements, why_coupled
-from .observations import NormalSite, Observation, likelihood_name, normal_site, observation
+from .observations import (
+    NormalSite,
+    Observation,
+    has_nan,
+    likelihood_name,
+    normal_site,
+    observation,
+    refuse_nan,
+)
 from .sites import (
     DiffusionSite,
+    check_proper,
     check_trained,
     diffusion_sites,
     is_latent,
@@ -118,6 +126,7 @@ class _Program:
 
         def fill(message: dict) -> Any:
             check_trained(message)
+            check_proper(message)
             if message["type"] != "sample" or message["is_observed"]:
                 return None
             if message["name"] in values:
@@ -309,11 +318,11 @@ class SplitModel:
         """
         if self.program.drawn is None:
             return {}, jnp.zeros(())
-        key_x, key_draw = jax.random.split(key)
         if not x or not self.others_depend_on_x():
-            one = self.some_x(key_x)
-            others = self._draw(key_draw, one)
+            one = self.some_x(jax.random.fold_in(key, 1))
+            others = self._draw(key, one)
             return others, self._log_prior(one, others)
+        key_x, key_draw = jax.random.split(key)
         count = len(next(iter(x.values())))
         index = jax.random.randint(key_x, (), 0, count)
         others = self._draw(key_draw, {name: draws[index] for name, draws in x.items()})
@@ -394,24 +403,10 @@ class SplitModel:
             ValueError: with the site and the first index.
         """
         leaves = jax.tree.leaves(self)
-        if not is_concrete(leaves) or not any(_has_nan(leaf) for leaf in leaves):
+        if not is_concrete(leaves) or not any(has_nan(leaf) for leaf in leaves):
             return
         observed, log_probs = jax.device_get(_observed(self))
-        for name, value in observed.items():
-            if not _has_nan(value):
-                continue
-            event_dim = self.program.event_dims[name]
-            in_event = np.isnan(value).any(tuple(range(value.ndim - event_dim, value.ndim)))
-            enters = in_event & np.isnan(log_probs[name])
-            if enters.any():
-                bad = np.argwhere(np.isnan(value))
-                raise ValueError(
-                    expected(
-                        f"observed values of site {name!r} that are numbers",
-                        f"NaN at index {tuple(bad[0].tolist())}, {len(bad)} of {value.size}",
-                        "Impute them as latent sites, or leave them out by numpyro.handlers.mask.",
-                    )
-                )
+        refuse_nan(observed, log_probs, self.program.event_dims)
 
     def _at(self, x: Values, others: Values) -> _Traced:
         return self.program.given(self.given_consts, self.arrays, dict(x), {name: others[name] for name in self.others})
@@ -432,10 +427,6 @@ def _observed(split: SplitModel) -> tuple[dict[str, Array], dict[str, Array]]:
     x = split.some_x(key_x)
     traced = split._at(x, split.draw_others(key_others)[0])
     return traced.observed, traced.log_probs
-
-
-def _has_nan(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and bool(np.isnan(np.asarray(leaf)).any())
 
 
 class Programs:

@@ -24,7 +24,7 @@ from .._compat.numpyro import Messenger, constrain_fn, potential_energy
 from .._typing import Array
 from ..wrappers import unwrap
 from .reparam import DiffusionReparam
-from .sites import check_trained, latent_diffusion
+from .sites import check_proper, check_trained, latent_diffusion
 
 __all__ = ["NormalReference", "Values"]
 
@@ -129,6 +129,7 @@ def _noises_for_diffusions(site: Values) -> DiffusionReparam | None:
 def _initial_value(site: Values) -> Array | None:
     """A draw from the prior for a latent site; a parameter must come with its value."""
     check_trained(site)
+    check_proper(site)
     return init_to_sample(site) if site["type"] == "sample" and site["value"] is None else None
 
 

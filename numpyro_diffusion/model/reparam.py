@@ -12,11 +12,11 @@ import numpyro.distributions as dist
 from numpyro.infer.reparam import Reparam
 
 from .._checks import expected
-from .._compat.numpyro import reparam_sample_shape
+from .._compat.numpyro import is_in_scan, reparam_sample_shape
 from .._typing import Array
 from ..diffusion import Diffusion
 from ..wrappers import unwrap
-from .sites import check_sample_shape
+from .sites import check_outside_scan, check_sample_shape
 
 __all__ = ["DiffusionReparam"]
 
@@ -51,6 +51,7 @@ class DiffusionReparam(Reparam):
             ValueError: for an observed site, or one with a ``sample_shape``.
             TypeError: for a site that is no Diffusion, or one with a discrete kernel.
         """
+        check_outside_scan(name, is_in_scan())
         if obs is not None:
             raise ValueError(
                 expected(

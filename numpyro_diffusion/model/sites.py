@@ -14,7 +14,9 @@ from ..wrappers import find_diffusions, unwrap
 
 __all__ = [
     "DiffusionSite",
+    "check_outside_scan",
     "check_plate",
+    "check_proper",
     "check_sample_shape",
     "check_trained",
     "diffusion_sites",
@@ -84,6 +86,38 @@ def check_sample_shape(name: str, sample_shape: Shape) -> None:
         )
 
 
+def check_outside_scan(name: str, is_inside: bool) -> None:
+    """A latent diffusion site has one chain, not one for each round of a loop.
+
+    Raises:
+        ValueError: for a site inside of ``numpyro.contrib.control_flow.scan``.
+    """
+    if is_inside:
+        raise ValueError(
+            expected(
+                f"diffusion site {name!r} outside of scan",
+                "one inside",
+                "Draw it before, in a plate over the rounds, and hand its values to the scan.",
+            )
+        )
+
+
+def check_proper(site: dict) -> None:
+    """A latent site beside a diffusion has a prior that can be sampled, for every engine starts there.
+
+    Raises:
+        ValueError: for ``ImproperUniform``.
+    """
+    if is_latent(site) and isinstance(unwrap(site["fn"])[0], dist.ImproperUniform):
+        raise ValueError(
+            expected(
+                f"a prior that can be sampled at site {site['name']!r}",
+                "ImproperUniform",
+                "Give it a proper one, however wide: an improper prior has no evidence.",
+            )
+        )
+
+
 def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
     """The latent diffusion sites of a trace.
 
@@ -97,6 +131,7 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
         law = latent_diffusion(site)
         if law is not None:
             _check_unscaled(name, site)
+            check_outside_scan(name, law._num_stacked > 0)
             shapes = site["fn"].batch_shape, site["fn"].shape()
             sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.num_states))
     if not sites:
@@ -104,7 +139,7 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
             expected(
                 "a model with a latent Diffusion site",
                 f"latent sites {[name for name, site in prototype.items() if is_latent(site)]}",
-                "Give one a numpyro_diffusion.Diffusion law; without one, NUTS alone will do.",
+                "Give one a numpyro_diffusion.Diffusion; a model without one needs NUTS alone.",
             )
         )
     return tuple(sites)
@@ -138,7 +173,7 @@ def site_log_prob(site: dict) -> Array:
             expected(
                 f"a value of shape {law.shape()} at site {site['name']!r}",
                 f"shape {jnp.shape(value)}",
-                "Check the observation against the law that the model gives it.",
+                "Check the observation against the distribution that the model gives it.",
             )
         )
     intermediates = site["intermediates"]

@@ -9,7 +9,6 @@ says. Neither sees a region that q never visits.
 References: Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto smoothed importance sampling.
 """
 
-import math
 import warnings
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from .._checks import check_integer_at_least, expected
 from .._compat import arviz
 from .._typing import Array
-from ..particles.pooling import draw_particles, generator
+from .._weights import effective_size, host_generator, log_mean_exp, systematic
 
 __all__ = ["ImportanceResult", "importance_result", "pareto_k"]
 
@@ -54,11 +53,11 @@ class ImportanceResult(NamedTuple):
         Returns:
             Site name -> (num_samples, site shape...).
         """
-        log_weights = np.asarray(self.log_weights)
+        log_weights = np.asarray(self.log_weights, np.float64)
         count = log_weights.size if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
-        rng = generator(jax.random.key(0) if key is None else key)
-        _, chosen = draw_particles(rng, log_weights[None], np.zeros(1), count)
+        rng = host_generator(jax.random.key(0) if key is None else key)
+        chosen = rng.permutation(systematic(rng, log_weights, count))
         return {name: jnp.asarray(value)[chosen] for name, value in self.samples.items()}
 
 
@@ -75,13 +74,8 @@ def importance_result(samples: dict[str, Array], log_weights: Array, cure: str) 
     """
     values = np.asarray(log_weights)
     _check_weights(values)
-    log_sum = jax.nn.logsumexp(log_weights)
     result = ImportanceResult(
-        samples,
-        log_weights,
-        log_sum - math.log(values.size),
-        jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * log_weights)),
-        pareto_k(values),
+        samples, log_weights, log_mean_exp(log_weights), effective_size(log_weights), pareto_k(values)
     )
     if result.pareto_k > _TRUSTED:
         warnings.warn(

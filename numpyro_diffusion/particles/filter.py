@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array
+from .._weights import effective_size, gather, log_mean_exp, multinomial, systematic
 from .ordering import hilbert_order
-from .resampling import effective_size, gather, log_mean_exp, multinomial, systematic
 from .target import States, Target
 
 __all__ = ["Cloud", "SMCInfo", "SMCState", "choose_path", "finish", "init", "run_filter", "step"]

@@ -141,7 +141,7 @@ class Checkpoints:
                     f"{type(error).__name__}: {str(error).splitlines()[0]}",
                     "Training goes on; free the disk for the next one." + self.describe(),
                 ),
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def restore(self, state: PyTree, facts: dict[str, Any]) -> tuple[PyTree, dict[str, np.ndarray], dict[str, Any]]:
@@ -260,7 +260,7 @@ def _compare_facts(then: dict[str, Any], now: dict[str, Any]) -> None:
                         value,
                         "The run goes on, but its numbers may differ in the last bits.",
                     ),
-                    stacklevel=5,
+                    stacklevel=4,
                 )
         elif then.get(name) != value:
             raise ValueError(

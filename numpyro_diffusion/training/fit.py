@@ -1,9 +1,15 @@
-"""Train by NumPyro's SVI on minibatches: compiled once, run in chunks, nothing read back at each step.
+r"""Train by NumPyro's SVI on minibatches: compiled once, run in chunks, nothing read back at each step.
+
+Step i draws a batch of rows by a key that depends on i alone (:mod:`.sources`) and calls ``svi.update``. Its loss is
+that of :class:`numpyro.infer.SVI` for ``model(batch, size)``,
+
+    loss = -(size / batch_size) sum over the batch of log p(row) / size        in nats per row,
+
+for a model of one observed diffusion, whose ``log p(row)`` is the estimate of ``Diffusion``: itself a bound, so that
+such a model needs no guide. Any other model and guide will do, if :mod:`.checks` finds nothing wrong with them.
 
 ``plate(subsample_size=...)`` that indexes the data shuffles all of it at every step, and ``svi.run`` compiles
-at every call. So :func:`fit` draws its own batches (:mod:`.sources`) and hands them to the model, and steps run in
-compiled chunks of about half a second. Any model and guide will do; a model of one diffusion needs no guide, because
-``Diffusion.log_prob`` is itself a bound.
+at every call; hence batches of our own, and compiled chunks of about half a second.
 
 On the CPU, XLA's gradients of convolutions are many times slower inside of a loop (jax-ml/jax #12868). There a step
 that has convolutions is dispatched by itself; the losses are still read once in a chunk.
@@ -14,6 +20,7 @@ killed and resumed ends with the same bits as one that was not.
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -28,14 +35,20 @@ from .._compat.jax import has_primitive
 from .._placement import Placement
 from .._typing import Array, PyTree
 from .checkpoints import Checkpoints
-from .result import FitResult
-from .sources import Source, as_source
+from .checks import ModelChecks
+from .losses import Losses
+from .result import DivergenceError, FitResult
+from .sources import Source, as_source, is_stream
 from .validation import Validation, make_validation_loss
 
 __all__ = ["fit"]
 
 _LONGEST_CHUNK = 1000
 _SECONDS_PER_CHUNK = 0.5
+_DIVERGED_CURE = (
+    "Lower the learning rate, clip gradients with optax.clip_by_global_norm, and look at the data's scale; what was "
+    "reached is error.result."
+)
 _LIBRARIES = ("numpyro-diffusion", "jax", "jaxlib", "numpyro", "optax")
 
 
@@ -47,19 +60,6 @@ class _State(NamedTuple):
     best: PyTree  # param and mutable values with the best validation loss; None without validation
 
 
-class _Losses(NamedTuple):
-    steps: list[float]
-    validation_steps: list[int]
-    validation: list[float]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "steps": np.asarray(self.steps, np.float32),
-            "validation_steps": np.asarray(self.validation_steps, np.int64),
-            "validation": np.asarray(self.validation, np.float64),
-        }
-
-
 def fit(
     model: Callable[..., Any],
     data: Any,
@@ -67,7 +67,7 @@ def fit(
     optimizer: Any,
     num_steps: int,
     batch_size: int,
-    key: jax.Array,
+    rng_key: jax.Array,
     guide: Callable[..., Any] | None = None,
     loss: Any = None,
     ema_decay: float | None = None,
@@ -88,9 +88,11 @@ def fit(
             ``numpy.load(path, mmap_mode="r")``; or an iterator, or a loader that can be iterated again, of batches.
         optimizer: an optax optimiser, or one of NumPyro's.
         num_steps: how many.
-        batch_size: rows in a batch, drawn with replacement (a loader keeps its own order).
-        key: JAX random key; the same key gives the same parameters.
-        guide: called as the model is; none for a model without latent sites.
+        batch_size: rows in a batch, drawn with replacement; all rows, in order, if it is their number. A loader keeps
+            its own order.
+        rng_key: JAX random key; the same key gives the same parameters.
+        guide: called as the model is; none for a model without latent sites. What it says of a row must be a function
+            of the batch.
         loss: a NumPyro ELBO; ``Trace_ELBO()`` by default.
         ema_decay: in (0, 1): return an exponential moving average of the parameters with this decay.
         checkpoint_dir: where to write checkpoints (by orbax-checkpoint): parameters, optimiser, averages, losses. One
@@ -110,8 +112,13 @@ def fit(
 
     Raises:
         ValueError: for empty data, rows that do not match, a batch larger than the data, a decay outside (0, 1), a
-            loader whose batches are not as they should be, or a checkpoint of another model or run.
-        FloatingPointError: when the loss is no longer finite; names the step.
+            loader whose batches are not as they should be, or a checkpoint of another model or run; for observed values
+            that are not finite; for a model that would be trained wrongly: a latent diffusion that no guide covers, a
+            guide with parameters for each row, an observed site that does not stand for all rows.
+        DivergenceError: a FloatingPointError, when the loss is no longer finite, or ends far above where it was: more
+            than 10 (r + |m| + 1) nats above m, the least median of 100 steps, whose losses spread over r; or more than
+            10^4 times the first loss. It names the step and has what was reached as ``error.result``. A checkpoint of
+            parameters at such a loss is not written, so that the last good one stays.
         FileExistsError: for a directory with checkpoints, without ``resume``.
         RuntimeError: for a directory that another run is writing to.
         OSError: for one that cannot be written. A disk that is full later on is a warning, and training goes on.
@@ -128,13 +135,12 @@ def fit(
     place = Placement(mesh)
     place.check_divisible("a batch_size", batch_size)
     source = as_source(data, batch_size, size, place)
-    run = _Run(
-        SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO()), source, place, key, ema_decay, validation
-    )
+    svi = SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO())
+    run = _Run(svi, source, place, rng_key, ema_decay, validation)
     facts = {
         "batch_size": batch_size,
         "size": source.size,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "rng_key": np.asarray(jax.random.key_data(rng_key)).tolist(),
         "ema_decay": ema_decay,
         "data": source.signature(),
         "validation_every": None if validation is None else validation.every,
@@ -146,21 +152,21 @@ def fit(
     with Checkpoints(checkpoint_dir, writes=writes) as checkpoints:
         if writes:
             place.wait()
-        losses = _Losses([], [], [])
+        losses = Losses([], [], [])
         state = run.start()
+        _check(model, guide, run, state, data, is_new=checkpoints.last_step is None)
         if not resume:
             checkpoints.check_unused()
         elif checkpoints.last_step is not None:
             restored, kept, position = checkpoints.restore(state, facts)
-            losses = _Losses(*(kept[name].tolist() if name in kept else [] for name in _Losses._fields))
+            losses = Losses(*(kept[name].tolist() if name in kept else [] for name in Losses._fields))
             source.restore(position, len(losses.steps))
             state = restored
         state = place.replicate(jax.tree.map(jnp.asarray, state) if mesh is None else state)
-        state = _train(run, state, losses, num_steps, checkpoints, checkpoint_every, facts, progress_bar)
-    state = place.fetch(state)
-    params, mutable = state.best if losses.validation else run.values(state)
+        values, trouble = _train(run, state, losses, num_steps, checkpoints, checkpoint_every, facts, progress_bar)
+    params, mutable = place.fetch(values)
     arrays = losses.arrays()
-    return FitResult(
+    result = FitResult(
         params=params,
         losses=arrays["steps"],
         mutable_state=mutable,
@@ -170,6 +176,9 @@ def fit(
         validation_steps=arrays["validation_steps"],
         validation_losses=arrays["validation"],
     )
+    if trouble:
+        raise DivergenceError(trouble, result)
+    return result
 
 
 class _Run:
@@ -263,18 +272,20 @@ class _Run:
 def _train(
     run: _Run,
     state: _State,
-    losses: _Losses,
+    losses: Losses,
     num_steps: int,
     checkpoints: Checkpoints,
     checkpoint_every: int,
     facts: dict[str, Any],
     progress_bar: bool,
-) -> _State:
-    """Walk to ``num_steps``, or to where validation stops."""
+) -> tuple[PyTree, str]:
+    """Walk to ``num_steps``, or to where validation stops. The values to return, and what went wrong, in words."""
     validation = run.validation
     pace = 10  # steps in the next chunk, so that it takes about half a second
     seconds_are_known = False
     step = len(losses.steps)
+    reached = run.values(state)
+    trouble = ""
     with _progress(num_steps, step, progress_bar) as bar:
         while step < num_steps and not (validation and validation.should_stop(np.asarray(losses.validation))):
             ends = [num_steps, step + min(pace, run.source.limit or _LONGEST_CHUNK)]
@@ -284,12 +295,19 @@ def _train(
                 ends.append(_next_multiple(step, validation.every))
             stop = min(ends)
             prepared = run.source.prepare(step, stop - step, run.key_steps)
+            reached = jax.tree.map(jnp.copy, reached)  # the chunk takes the state's own
             began = time.perf_counter()
             state, values = run.chunk(state, prepared, step, stop)
             found = np.asarray(values)[: stop - step]
             seconds = time.perf_counter() - began
-            _check_losses(found, step, checkpoints)
+            is_finite = np.isfinite(found)
+            if not is_finite.all():
+                index = int(np.argmin(is_finite))
+                losses.steps.extend(found[:index].tolist())
+                trouble = expected("a finite loss", f"{found[index]} at step {step + index}", _DIVERGED_CURE)
+                break
             losses.steps.extend(found.tolist())
+            reached = run.values(state)
             if seconds_are_known:  # the first chunk is also compiled
                 pace = int(np.clip(_SECONDS_PER_CHUNK * (stop - step) / seconds, 1, min(2 * pace, _LONGEST_CHUNK)))
             seconds_are_known = True
@@ -297,17 +315,54 @@ def _train(
             step = stop
             shown = f"loss {found.mean() / np.log(2):.3f} bits"
             if validation is not None and step % validation.every == 0:
-                losses.validation.append(run.validation_loss(state, validation.data))
+                held_out = run.validation_loss(state, validation.data)
+                if not np.isfinite(held_out):
+                    trouble = expected(
+                        "a finite loss of the validation data", f"{held_out} at step {step}", _DIVERGED_CURE
+                    )
+                    break
+                losses.validation.append(held_out)
                 losses.validation_steps.append(step)
                 if int(np.argmin(losses.validation)) == len(losses.validation) - 1:
-                    state = state._replace(best=jax.tree.map(jnp.copy, run.values(state)))
+                    state = state._replace(best=jax.tree.map(jnp.copy, reached))
             if losses.validation:
                 shown += f", held out {losses.validation[-1] / np.log(2):.3f}"
             bar.set_postfix_str(shown)
-            if step % checkpoint_every == 0:
-                checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
-    checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
-    return state
+            if checkpoints.is_active and step % checkpoint_every == 0:
+                _save(step, state, losses, checkpoints, facts, run)
+    if not trouble and losses.has_diverged():
+        trouble = expected(
+            f"a loss that ends near its best, {losses.best():.3g} nats per row",
+            f"{losses.end():.3g} at step {step - 1}",
+            _DIVERGED_CURE,
+        )
+    if not trouble:
+        _save(step, state, losses, checkpoints, facts, run)
+        if losses.is_suspicious():
+            warnings.warn(
+                expected(
+                    f"a loss that ends near its best, {losses.best():.3g} nats per row",
+                    f"{losses.end():.3g}",
+                    "Look at the losses of the result; lower the learning rate, or pass validation=.",
+                ),
+                stacklevel=3,
+            )
+    return state.best if losses.validation else reached, trouble and trouble + checkpoints.describe()
+
+
+def _save(step: int, state: _State, losses: Losses, checkpoints: Checkpoints, facts: dict[str, Any], run: _Run) -> None:
+    """Write a checkpoint, unless the run has diverged: it may recover, and the last good one must stay."""
+    if losses.steps and losses.has_diverged():
+        warnings.warn(
+            expected(
+                f"a loss near its best, {losses.best():.3g}",
+                f"{losses.end():.3g} at step {step - 1}",
+                "No checkpoint is written." + checkpoints.describe(),
+            ),
+            stacklevel=4,
+        )
+    else:
+        checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
 
 
 def _next_multiple(step: int, every: int) -> int:
@@ -318,17 +373,21 @@ def _empty_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model whose sites are all observed."""
 
 
-def _check_losses(losses: np.ndarray, start: int, checkpoints: Checkpoints) -> None:
-    if not np.isfinite(losses).all():
-        index = int(np.argmin(np.isfinite(losses)))
-        raise FloatingPointError(
-            expected(
-                "a finite loss",
-                f"{losses[index]} at step {start + index}",
-                "Check the data for NaN, lower the learning rate, or clip gradients with optax.clip_by_global_norm.",
-            )
-            + checkpoints.describe()
-        )
+def _check(
+    model: Callable[..., Any], guide: Callable[..., Any] | None, run: _Run, state: _State, data: Any, *, is_new: bool
+) -> None:
+    """Refuse what would be trained wrongly."""
+    params, mutable = run.svi.get_params(state.svi), state.svi.mutable_state or {}
+    rows, size, validation = len(jax.tree.leaves(run.example)[0]), run.source.size, run.validation
+    checks = ModelChecks(model, guide, {**params, **mutable}, run.example, size)
+    checks.check_scale()
+    if rows < size or validation is not None:
+        checks.check_pairs()
+    if is_new:  # a run that goes on was looked at when it began
+        checks.check_finite("the data", None if is_stream(data) else data)
+        checks.check_erased()
+    if is_new and validation is not None:
+        checks.check_finite("the validation data", validation.data)
 
 
 def _progress(num_steps: int, done: int, visible: bool) -> Any:

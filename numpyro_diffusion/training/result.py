@@ -1,18 +1,23 @@
-"""What training returns."""
+"""What training returns, and what it raises with it."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 
 from .._checks import expected
+from .._compat.numpyro import eval_provenance
 from .._typing import ArrayLike, PyTree
+from ..chains.base import check_context
 from ..diffusion import Diffusion
+from ..wrappers import find_diffusions
 
-__all__ = ["FitResult"]
+__all__ = ["DivergenceError", "FitResult"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,33 +47,93 @@ class FitResult:
 
     def distribution(
         self, site: str, *, context: ArrayLike | None = None, rng_key: jax.Array | None = None
-    ) -> Diffusion:
+    ) -> dist.Distribution:
         """The trained diffusion at a sample site, parameters bound, free of plates: a prior for another model.
+
+        Transforms around the diffusion stay, so that draws are in the units of the data. So does what ``to_event`` made
+        one event. A mask goes: it belongs to the rows of training.
 
         Args:
             site: its name in the trained model.
             context: for a conditional diffusion, what it is to be conditioned on, shape (batch..., context...).
             rng_key: for its ``log_prob``, the random estimate; key 0 by default, so that the number is repeatable.
 
+        Returns:
+            A ``Diffusion``; or a ``TransformedDistribution`` or ``Independent`` around one, as in the trained model.
+
         Raises:
             KeyError: if the model has no such site.
-            TypeError: if the site is no diffusion.
-            ValueError: if a context is missing, not wanted, or of another shape than the transition's.
+            TypeError: if the site is no diffusion, or one among several in a mixture.
+            ValueError: if a context is missing, not wanted, or of another shape than the transition's; if a transform
+                is not the same for all rows.
         """
-        model = numpyro.handlers.substitute(self.model, data={**self.params, **(self.mutable_state or {})})
-        with numpyro.handlers.block():  # the caller may be another model
-            sites = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace(self.example, self.size)
+        sites = self._trace(self.example)
         names = [name for name, entry in sites.items() if entry["type"] == "sample"]
         if site not in names:
             raise KeyError(expected(f"a sample site of the model, one of {names}", repr(site), "Choose one of them."))
-        law = sites[site]["fn"]
-        while not isinstance(law, Diffusion) and hasattr(law, "base_dist"):
-            law = law.base_dist
-        if not isinstance(law, Diffusion):
-            raise TypeError(
+        varying = eval_provenance(lambda rows: _transforms(self._trace(rows)[site]["fn"]), rows=self.example)
+        if any(jax.tree.leaves(varying, is_leaf=lambda leaf: isinstance(leaf, frozenset))):
+            raise ValueError(
                 expected(
-                    f"a Diffusion at site {site!r}", type(law).__name__, "Only diffusions are taken out of a model."
+                    f"transforms at site {site!r} that are the same for all rows",
+                    "ones that depend on the batch",
+                    "Compute their parameters from all data, outside of the model.",
                 )
             )
-        key = jax.random.key(0) if rng_key is None else rng_key
-        return Diffusion(law.kernel, law.transition, context=context, rng_key=key)
+        bound = _of_one_row(site, sites[site]["fn"], context, jax.random.key(0) if rng_key is None else rng_key)
+        batch_shape = check_context(find_diffusions(bound)[0].transition, context)
+        if bound.batch_shape != batch_shape:
+            raise ValueError(
+                expected(
+                    f"transforms at site {site!r} that keep batch shape {batch_shape}",
+                    f"ones that make it {bound.batch_shape}",
+                    "Give their parameters no leading dimensions.",
+                )
+            )
+        return bound
+
+    def _trace(self, rows: PyTree) -> dict[str, dict]:
+        model = numpyro.handlers.substitute(self.model, data={**self.params, **(self.mutable_state or {})})
+        with numpyro.handlers.block():  # the caller may be another model
+            return numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace(rows, self.size)
+
+
+class DivergenceError(FloatingPointError):
+    """A run whose loss is not finite, or ends far above where it was.
+
+    Attributes:
+        result: what was reached, with all losses. Its parameters are those of the best validation loss, if there was
+            one that is finite; else the last for which the loss was finite.
+    """
+
+    def __init__(self, message: str, result: FitResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def _transforms(fn: dist.Distribution) -> list[Any]:
+    """The parameters of all transforms around a distribution."""
+    inner = getattr(fn, "base_dist", None)
+    return [*jax.tree.leaves(getattr(fn, "transforms", [])), *(_transforms(inner) if inner is not None else [])]
+
+
+def _of_one_row(site: str, fn: dist.Distribution, context: ArrayLike | None, key: jax.Array) -> dist.Distribution:
+    """The distribution of one row of data, with a context of its own, from that of a batch."""
+    if isinstance(fn, Diffusion):
+        return Diffusion(fn.kernel, fn.transition, context=context, rng_key=key)
+    if isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution):
+        return _of_one_row(site, fn.base_dist, context, key)
+    if isinstance(fn, dist.Independent):
+        count = fn.reinterpreted_batch_ndims
+        base = _of_one_row(site, fn.base_dist, context, key)
+        repeated = fn.base_dist.batch_shape[len(fn.base_dist.batch_shape) - count :]
+        return base.expand(jnp.broadcast_shapes(base.batch_shape, repeated)).to_event(count)
+    if isinstance(fn, dist.TransformedDistribution):
+        return dist.TransformedDistribution(_of_one_row(site, fn.base_dist, context, key), fn.transforms)
+    raise TypeError(
+        expected(
+            f"a Diffusion at site {site!r}, alone or transformed",
+            type(fn).__name__,
+            "Only diffusions are taken out of a model.",
+        )
+    )

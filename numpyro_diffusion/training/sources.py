@@ -1,9 +1,9 @@
 r"""Where batches come from: arrays on the device, arrays on disk, or an iterator of batches.
 
 The rows of step i are drawn with replacement by a key that depends on i alone, so that the order of the data needs no
-state, and a run that is resumed at step i goes on as if it had never stopped. Arrays in memory live on the
-device, and rows are gathered there. Rows of a memory-mapped array are gathered by the host, the same rows, a stretch
-of steps at a time. An iterator keeps its own order.
+state, and a run that is resumed at step i goes on as if it had never stopped. A batch as large as the data is the data,
+in order. Arrays in memory live on the device, and rows are gathered there. Rows of a memory-mapped array are gathered
+by the host, the same rows, a stretch of steps at a time. An iterator keeps its own order.
 """
 
 import os
@@ -20,9 +20,9 @@ from .._checks import expected
 from .._placement import Placement
 from .._typing import Array, PyTree
 
-__all__ = ["Source", "as_source", "check_rows"]
+__all__ = ["Source", "as_source", "check_rows", "first_not_finite", "is_stream"]
 
-_STRETCH_BYTES = 2**26  # of batches that the host prepares at a time
+_STRETCH_BYTES = 2**26  # of batches that the host prepares, or of rows that it looks through, at a time
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ def as_source(data: Any, batch_size: int, size: int | None, place: Placement) ->
     """
     if isinstance(data, str | bytes | os.PathLike):
         raise TypeError(expected("arrays", f"the path {data!r}", "Pass numpy.load(path, mmap_mode='r')."))
-    if _is_stream(data):
+    if is_stream(data):
         if size is None:
             raise ValueError(
                 expected("size=, the rows of all the data, for an iterator", "None", "The model's plate needs it.")
@@ -100,6 +100,31 @@ def check_rows(name: str, data: PyTree) -> int:
     return sizes.pop()
 
 
+def first_not_finite(data: PyTree, count: int) -> tuple[np.ndarray, str]:
+    """``count`` rows with NaN or infinite values, and the first of these values in words.
+
+    Where there are fewer such rows they are repeated; without any, the words are empty. Arrays are read in chunks.
+    """
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
+    first_rows = [np.asarray(leaf[:1]) for _, leaf in leaves]
+    floating = [leaf for leaf, row in zip(leaves, first_rows, strict=True) if jnp.issubdtype(row.dtype, jnp.floating)]
+    step = max(1, _STRETCH_BYTES // max(1, sum(row.nbytes for row in first_rows)))
+    size = len(leaves[0][1])
+    rows: list[int] = []
+    words = ""
+    for start in range(0, size, step):
+        for path, leaf in floating:
+            chunk = np.asarray(leaf[start : start + step])
+            bad = ~np.isfinite(chunk)
+            if bad.any():
+                index = tuple(int(i) for i in np.argwhere(bad)[0])
+                words = words or f"{chunk[index]} at index {(start + index[0], *index[1:])}{path and f' of {path}'}"
+                rows.extend((start + np.unique(np.nonzero(bad)[0])).tolist())
+        if len(rows) >= count:
+            break
+    return np.resize(np.unique(np.asarray(rows, int)), count), words
+
+
 class _Arrays:
     """What arrays have in common: rows of a step by its key."""
 
@@ -110,7 +135,9 @@ class _Arrays:
         return jax.tree.map(lambda rows: jnp.asarray(rows[: self._batch_size]), self._data)
 
     def rows(self, key: Array) -> Array:
-        """Indices of a step, drawn with replacement."""
+        """Indices of a step."""
+        if self._batch_size == self.size:
+            return jnp.arange(self.size)
         return jax.random.randint(key, (self._batch_size,), 0, self.size)
 
     def state(self) -> dict[str, Any]:
@@ -259,7 +286,8 @@ class _Stream:
         self._iterator = iter(self._data)
 
 
-def _is_stream(data: Any) -> bool:
+def is_stream(data: Any) -> bool:
+    """Whether data come as batches and not as arrays of rows."""
     if hasattr(data, "__next__"):
         return True
     return jax.tree_util.all_leaves([data]) and not hasattr(data, "shape") and hasattr(data, "__iter__")

@@ -91,6 +91,14 @@ def test_shrinking_by_expand_is_refused(case):
 
 
 @over(CASES)
+def test_a_refused_expansion_is_told_in_numpyro_s_words(case):
+    """As NumPyro's users match it, whichever class they expand."""
+    wide = case.make().expand((4, *case.batch_shape))
+    with pytest.raises(ValueError, match=r"Cannot broadcast distribution of shape \(4.*\) to shape"):
+        wide.expand((5, *case.batch_shape))
+
+
+@over(CASES)
 def test_to_event_moves_batch_dimensions_to_the_event(case):
     law = case.make().expand((4, *case.batch_shape))
     joined = law.to_event(1)

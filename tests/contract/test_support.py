@@ -67,6 +67,22 @@ def test_draws_are_reparametrised_when_real_and_not_when_bits(case):
         assert str(jax.make_jaxpr(law.rsample)(key)) == str(jax.make_jaxpr(law.sample)(key))
 
 
+@over(CASES)
+def test_array_arguments_are_declared_as_numpyro_s_are(case):
+    """By name, with what a constraint tells of them; where draws are reparametrised, each of them is."""
+    law = case.make()
+    array = {"forward": "x_0", "reverse": "context", "tilted": "context", "diffusion": "context"}
+    if case.is_chain:
+        assert set(law.arg_constraints) == {array[case.name.split()[0]]}
+    for name, constraint in law.arg_constraints.items():
+        assert law.get_args()[name] is getattr(law, name)
+        assert constraint.event_dim == 0
+        assert constraint.is_discrete is False
+        assert name in type(law).gather_pytree_data_fields()
+    if law.has_rsample:
+        assert set(law.arg_constraints) == set(law.reparametrized_params)
+
+
 @over(CHAINS)
 def test_what_has_no_closed_form_says_so(case):
     law = case.make()

@@ -24,6 +24,10 @@ S, MEAN, SPREAD, NOISE, Y = 3.0, 1.0, 2.0, 1.5, 4.0
 T = 30
 
 
+def normal(loc, scale):
+    return dist.Normal(loc, scale, validate_args=False)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scaled(nd.Kernel):
@@ -40,28 +44,28 @@ class Scaled(nd.Kernel):
             raise ValueError(f"Expected finite values for {name}.")
 
     def stationary(self, shape):
-        return dist.Normal(jnp.zeros(shape), S)
+        return normal(jnp.zeros(shape), S)
 
     def step(self, x_previous, t):
         beta = self._at("beta", t)
-        return dist.Normal(jnp.sqrt(1 - beta) * x_previous, S * jnp.sqrt(beta))
+        return normal(jnp.sqrt(1 - beta) * x_previous, S * jnp.sqrt(beta))
 
     def marginal(self, x_0, t):
-        return dist.Normal(jnp.sqrt(self._at("alpha_bar", t)) * x_0, S * jnp.sqrt(self._at("noise_variance", t)))
+        return normal(jnp.sqrt(self._at("alpha_bar", t)) * x_0, S * jnp.sqrt(self._at("noise_variance", t)))
 
     def bridge(self, x_t, x_0, t):
-        return dist.Normal(self._mean(x_t, x_0, t), jnp.sqrt(self._lower(t)))
+        return normal(self._mean(x_t, x_0, t), jnp.sqrt(self._lower(t)))
 
     def reverse(self, output, x_t, t):
         mean, variance = output
         gain = self._mean(jnp.zeros(()), jnp.ones(()), t)
-        return dist.Normal(self._mean(x_t, mean, t), jnp.sqrt(self._lower(t) + gain**2 * variance))
+        return normal(self._mean(x_t, mean, t), jnp.sqrt(self._lower(t) + gain**2 * variance))
 
     def denoised(self, output, x_t, t):
         return output[0]
 
     def tilt(self, law, slope):
-        return dist.Normal(law.loc + law.scale**2 * slope, law.scale)
+        return normal(law.loc + law.scale**2 * slope, law.scale)
 
     def kl(self, bridge, reverse):
         ratio = bridge.scale / reverse.scale
@@ -101,9 +105,9 @@ POSTERIOR = MEAN + SHARE * (Y - MEAN), np.sqrt(SHARE) * NOISE
 EVIDENCE = float(dist.Normal(MEAN, np.hypot(SPREAD, NOISE)).log_prob(Y))
 
 
-def model(y=jnp.array([Y])):
+def model():
     x = numpyro.sample("x", PRIOR)
-    numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=y)
+    numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=jnp.array([Y]))
 
 
 def log_r(x):
@@ -130,7 +134,7 @@ def test_the_algebra_of_a_step_follows_from_the_abstract_methods():
     np.testing.assert_allclose(left, PRIOR.transition(jnp.zeros((5, 1)), jnp.arange(2, 7))[1], rtol=2e-2)
 
 
-@pytest.mark.parametrize("estimator", [nd.ImportanceWeighted(64), nd.AllSteps(200), nd.RandomStep(4000)])
+@pytest.mark.parametrize("estimator", [nd.ImportanceWeighted(64), nd.AllSteps(4000), nd.RandomStep(4000)])
 def test_estimates_are_the_density_of_a_normal(estimator):
     x = jnp.array([[-3.0], [1.0], [4.0]])
     found = jax.jit(estimator)(jax.random.key(0), PRIOR.chain, x)
@@ -186,6 +190,6 @@ def test_a_variational_guide_is_trained_and_weighted():
 def test_what_its_mathematics_does_not_allow_is_refused_by_name():
     """The probability flow is that of a kernel that keeps the variance of standardised data."""
     with pytest.raises(ValueError, match=r"a kernel that keeps the variance, a_t\^2 \+ n_t = 1"):
-        nd.evaluation.probability_flow(PRIOR, jnp.zeros((3, 1)), jax.random.key(0))
+        nd.evaluation.probability_flow(jax.random.key(0), PRIOR, jnp.zeros((3, 1)))
     with pytest.raises(TypeError, match="discrete states that has reweighted; got Scaled"):
         KERNEL.reweighted(None, 0.0, 1, jnp.zeros(2))

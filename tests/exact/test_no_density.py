@@ -368,7 +368,7 @@ def test_an_observed_diffusion_that_depends_on_no_latent_site_is_a_constant_of_t
 
 @pytest.mark.optimised
 def test_the_path_as_a_latent_site_gives_the_exact_posterior_of_a_latent_context():
-    """c ~ N(0, 1), two x ~ N(m(c), v), m affine in c. The bound gave .57 +- .76 where .93 +- .58 is right."""
+    """c ~ N(0, 1), two x ~ N(m(c), v), m affine in c: a normal posterior. The bound: .57 +- .76, right: .93 +- .58."""
     start, moved = (gaussian_moments(affine_prior(SCHEDULE, [0.5 + shift])) for shift in (0.0, 1.0))
     mean_at_zero, variance = start[0][0, 0], start[1][0, 0]
     slope = moved[0][0, 0] - mean_at_zero

@@ -78,7 +78,8 @@ def linear(y):
 def target_and_states(model, *args):
     """The law, and six states of its diffusion site."""
     target = target_of(split_model(model, args, {}), {})
-    return target, {site.name: jax.random.normal(jax.random.key(1), (6, *site.shape)) for site in target.split.sites}
+    states = {name: jax.random.normal(jax.random.key(1), (6, *shape)) for name, shape in target.shapes.items()}
+    return target, states
 
 
 def exact_log_psi(x_t, t):

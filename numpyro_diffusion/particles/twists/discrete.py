@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from ..._numerics import expand_right
 from ..._typing import Array
+from ..._weights import log_mean_exp
 from ...guidance.base import state_changes
-from ..resampling import log_mean_exp
 from ..target import States, Target
 
 __all__ = ["coupling", "likeliest", "look_at_site", "site_changes"]

@@ -1,0 +1,351 @@
+"""What fit refuses before the first step, with the cure: latent sites without a guide, parameters of single rows,
+sites that do not stand for all rows, values that are not finite."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+
+import numpyro_diffusion as nd
+from numpyro_diffusion.training.checks import ModelChecks
+
+SIZE, ROWS = 20, 5
+DATA = np.asarray(jax.random.normal(jax.random.key(0), (SIZE, 2)))
+KERNEL = nd.GaussianKernel(nd.schedules.log_snr(3))
+
+
+def shifted(params, x_t, t, context):
+    return x_t - params, 0 * x_t
+
+
+def diffusion(kernel=KERNEL, rng_key=None):
+    transition = nd.Transition(shifted, numpyro.param("shift", jnp.zeros(2)), (2,))
+    return nd.Diffusion(kernel, transition, rng_key=rng_key)
+
+
+def train(model, data=DATA, guide=None, **changes):
+    settings = {"optimizer": optax.adam(1e-3), "num_steps": 1, "batch_size": ROWS, "progress_bar": False}
+    return nd.fit(model, data, guide=guide, rng_key=jax.random.key(1), **{**settings, **changes})
+
+
+def observed(x, size):
+    with numpyro.plate("data", size, subsample_size=len(x)):
+        numpyro.sample("x", diffusion(), obs=x)
+
+
+# Latent sites without a guide ---------------------------------------------------------------------------
+
+
+def latent(x, size):
+    with numpyro.plate("data", size, subsample_size=len(x)):
+        clean = numpyro.sample("clean", diffusion())
+        numpyro.sample("x", dist.Normal(clean, 0.1).to_event(1), obs=x)
+
+
+def test_a_latent_diffusion_without_a_guide_is_refused():
+    with pytest.raises(ValueError, match=r"a guide for the latent diffusion site 'clean'; got none.*pass guide="):
+        train(latent)
+
+
+def test_a_latent_diffusion_that_the_guide_leaves_out_is_refused():
+    def guide(x, size):
+        numpyro.sample("other", dist.Normal(0, 1))
+
+    with pytest.raises(ValueError, match=r"a guide for the latent diffusion site 'clean'; got one of \['other'\]"):
+        train(latent, guide=guide)
+
+
+def test_any_latent_site_without_a_guide_is_refused():
+    def model(x, size):
+        scale = numpyro.sample("scale", dist.LogNormal(0, 1))
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", dist.Normal(0, scale).expand((2,)).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"a guide for the latent site 'scale'; got none"):
+        train(model)
+    assert np.isfinite(train(model, guide=AutoNormal(model)).losses).all()
+
+
+def test_a_latent_site_that_is_summed_out_needs_no_guide():
+    def model(x, size):
+        loc = numpyro.param("loc", jnp.asarray([-1.0, 1.0]))
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            kind = numpyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            numpyro.sample("x", dist.Normal(loc[kind], 1.0), obs=x[:, 0])
+
+    values = {"loc": jnp.asarray([-1.0, 1.0])}
+    ModelChecks(model, None, values, jnp.asarray(DATA[:ROWS]), len(DATA)).check_scale()
+
+
+# Parameters that belong to single rows -----------------------------------------------------------------
+
+
+def local(x, size):
+    """A latent of its own for each row; the prior, with parameters, is where it comes from."""
+    with numpyro.plate("data", size, subsample_size=len(x)):
+        z = numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.0), 1.0))
+        numpyro.sample("x", dist.Normal(z[:, None], 0.1).expand((len(x), 2)).to_event(1), obs=x)
+
+
+def by_index(x, size):
+    loc = numpyro.param("locs", jnp.zeros(size))
+    with numpyro.plate("data", size, subsample_size=len(x)) as index:
+        numpyro.sample("z", dist.Normal(loc[index], 0.1))
+
+
+def by_place(x, size):
+    with numpyro.plate("data", size, subsample_size=len(x)):
+        numpyro.sample("z", dist.Normal(numpyro.param("locs", jnp.zeros(len(x))), 0.1))
+
+
+def amortised(x, size):
+    with numpyro.plate("data", size, subsample_size=len(x)):
+        numpyro.sample("z", dist.Normal(numpyro.param("gain", 1.0) * x.mean(-1), numpyro.param("width", jnp.ones(()))))
+
+
+def the_same_for_all(x, size):
+    with numpyro.plate("data", size, subsample_size=len(x)):
+        numpyro.sample("z", dist.Normal(numpyro.param("guess", 0.0), 1.0))
+
+
+@pytest.mark.parametrize("guide", [AutoNormal(local), AutoDelta(local), by_index], ids=["normal", "delta", "by hand"])
+def test_parameters_that_the_plate_picks_by_its_own_indices_are_refused(guide):
+    with pytest.raises(
+        ValueError,
+        match=r"rows of the batch at site 'x' of the model; got values at \['z'\] that the plate's own "
+        r"indices pick.*a function of the batch",
+    ):
+        train(local, guide=guide)
+
+
+def test_the_guide_of_a_diffusion_for_each_row_is_refused():
+    guide = nd.infer.AutoDiffusionGuide(latent)
+    with pytest.raises(ValueError, match=r"at site 'x' of the model; got values at \['clean_noise'\]"):
+        train(guide.model, guide=guide)
+
+
+def test_parameters_for_each_place_in_the_batch_are_refused():
+    with pytest.raises(
+        ValueError, match=r"a distribution of the batch at site 'z' of the guide; got one for each place"
+    ):
+        train(local, guide=by_place)
+
+
+def scaled_by_hand(x, size):
+    with numpyro.handlers.scale(scale=size / len(x)), numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z[:, None], 0.1).expand((len(x), 2)).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("auto", [AutoNormal, AutoDiagonalNormal])
+def test_parameters_for_each_place_in_a_plate_scaled_by_hand_are_refused(auto):
+    with pytest.raises(ValueError, match=r"at site 'z' of the guide; got one for each place in plate 'data'"):
+        train(scaled_by_hand, guide=auto(scaled_by_hand))
+
+
+@pytest.mark.parametrize("guide", [amortised, the_same_for_all])
+def test_a_guide_without_parameters_for_single_rows_is_trained(guide):
+    before = train(local, guide=guide).params
+    after = train(local, guide=guide, num_steps=400, optimizer=optax.adam(3e-2))
+    assert set(before) == set(after.params)
+    if guide is amortised:  # the posterior of z is near the mean of its row's two numbers
+        assert after.params["gain"] == pytest.approx(1.0, abs=0.05)
+        assert after.params["width"] == pytest.approx((2 / 0.01 + 1) ** -0.5, abs=0.05)
+    else:
+        assert np.isfinite(after.losses).all()
+
+
+def test_all_rows_in_order_may_have_parameters_of_their_own():
+    fitted = train(local, guide=AutoNormal(local), batch_size=SIZE, num_steps=600, optimizer=optax.adam(3e-2))
+    np.testing.assert_allclose(fitted.params["z_auto_loc"], DATA.mean(1), atol=0.08)
+
+
+def test_parameters_for_each_row_are_refused_beside_validation_data():
+    with pytest.raises(ValueError, match=r"at site 'z' of the guide; got one for each place.*no validation"):
+        train(local, guide=AutoNormal(local), batch_size=SIZE, validation=DATA[:3])
+
+
+def test_a_latent_for_each_of_as_many_columns_as_rows_is_no_latent_of_a_row():
+    data = np.ones((SIZE, ROWS), np.float32)
+
+    def model(x, size):
+        with numpyro.plate("columns", ROWS, dim=-1):
+            loc = numpyro.sample("loc", dist.Normal(0, 1))
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    assert np.isfinite(train(model, data, guide=AutoNormal(model)).losses).all()
+
+
+def test_data_that_the_plate_indexes_may_have_parameters_that_it_indexes():
+    def model(x, size):
+        with numpyro.plate("data", size, subsample_size=len(x)) as index:
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(z, 0.1), obs=jnp.asarray(DATA)[index, 0])
+
+    fall = optax.exponential_decay(3e-2, 1000, 0.3)
+    fitted = train(model, guide=AutoNormal(model), num_steps=4000, optimizer=optax.adam(fall))
+    np.testing.assert_allclose(fitted.params["z_auto_loc"], DATA[:, 0] / 1.01, atol=0.15)
+
+
+# Sites that do not stand for all rows ------------------------------------------------------------------
+
+
+def test_a_plate_of_the_batch_alone_is_refused():
+    def model(x, size):
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", diffusion(), obs=x)
+
+    with pytest.raises(
+        ValueError,
+        match=r"site 'x' of the model to stand for all 20 rows, scale 4; got scale 1 for 5 rows in plate 'rows' of 5\. "
+        r"Write numpyro\.plate\(name, size, subsample_size=len\(batch\)\)",
+    ):
+        train(model)
+
+
+@pytest.mark.parametrize(
+    ("size", "found"), [(lambda size: size, "'rows' of 20"), (lambda size: 10, "'rows' of 10")], ids=["all", "other"]
+)
+def test_a_plate_of_another_number_of_rows_is_refused(size, found):
+    def model(x, num_rows):
+        with numpyro.plate("rows", size(num_rows), subsample_size=None if size(num_rows) == SIZE else len(x)):
+            numpyro.sample(
+                "x", dist.Normal(numpyro.param("m", 0.0), 1.0), obs=x[0, 0] if found == "'rows' of 20" else x[:, 0]
+            )
+
+    with pytest.raises(ValueError, match=rf"site 'x' of the model to stand for all 20 rows.* in plate {found}"):
+        train(model)
+
+
+def test_a_site_outside_of_any_plate_is_refused():
+    def model(x, size):
+        numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1.0).expand(x.shape).to_event(2), obs=x)
+
+    with pytest.raises(ValueError, match=r"site 'x' of the model .* scale 4; got scale 1 for 5 rows in no plate"):
+        train(model)
+
+
+def test_a_guide_outside_of_the_plate_is_refused():
+    def guide(x, size):
+        numpyro.sample("z", dist.Normal(x.mean(-1), 1.0))
+
+    with pytest.raises(ValueError, match=r"site 'z' of the guide to stand for all 20 rows"):
+        train(local, guide=guide)
+
+
+def by_scale(x, size):
+    with numpyro.handlers.scale(scale=jnp.asarray(size) / len(x)), numpyro.plate("rows", len(x)):
+        numpyro.sample("x", diffusion(), obs=x)
+
+
+def half_as_much(x, size):
+    with numpyro.handlers.scale(scale=0.5):
+        observed(x, size)
+
+
+def by_factor(x, size):
+    numpyro.factor("x", -size * ((numpyro.param("m", 0.0) - x) ** 2).mean())
+
+
+def without_the_batch(x, size):
+    observed(x, size)
+    numpyro.sample("prior", dist.Normal(0.0, 1.0), obs=numpyro.param("w", 0.0))
+
+
+@pytest.mark.parametrize("model", [observed, by_scale, half_as_much, by_factor, without_the_batch])
+def test_other_ways_to_stand_for_all_rows_are_trained(model):
+    assert np.isfinite(train(model).losses).all()
+
+
+def test_the_loss_by_scale_is_the_loss_by_plate():
+    """With the same noise, for a plate draws its indices from the model's seed."""
+
+    def by_plate(x, size):
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", diffusion(rng_key=jax.random.key(5)), obs=x)
+
+    def by_hand(x, size):
+        with numpyro.handlers.scale(scale=size / len(x)), numpyro.plate("data", len(x)):
+            numpyro.sample("x", diffusion(rng_key=jax.random.key(5)), obs=x)
+
+    np.testing.assert_allclose(train(by_hand).losses, train(by_plate).losses, rtol=1e-5)
+
+
+def test_a_batch_of_all_rows_stands_for_itself():
+    def model(x, size):
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1.0).expand((2,)).to_event(1), obs=x)
+
+    losses = train(model, batch_size=SIZE, num_steps=3, optimizer=optax.sgd(0.0)).losses
+    np.testing.assert_allclose(losses, (DATA**2 / 2 + np.log(2 * np.pi) / 2).sum() / SIZE, rtol=1e-5)
+
+
+# Values -------------------------------------------------------------------------------------------------
+
+
+def with_bad(index, value, dtype=np.float32):
+    data = DATA.astype(dtype)
+    data[index] = value
+    return data
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named_with_site_and_index(value):
+    with pytest.raises(
+        ValueError,
+        match=rf"finite values at site 'x'; got {value} at index \(17, 1\) of the data\. Remove or impute such rows",
+    ):
+        train(observed, with_bad((17, 1), value))
+
+
+def test_they_are_named_in_arrays_on_disk_in_any_chunk(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.modules["numpyro_diffusion.training.sources"], "_STRETCH_BYTES", 64)
+    np.save(tmp_path / "x.npy", with_bad((13, 0), np.nan))
+    with pytest.raises(ValueError, match=r"finite values at site 'x'; got nan at index \(13, 0\) of the data"):
+        train(observed, np.load(tmp_path / "x.npy", mmap_mode="r"))
+
+
+def test_they_are_named_in_trees_contexts_validation_data_and_first_batches():
+    def of_two(batch, size):
+        with numpyro.plate("data", size, subsample_size=len(batch["x"])):
+            numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0) * batch["c"][:, 0], 1.0), obs=batch["x"][:, 0])
+
+    with pytest.raises(ValueError, match=r"at site 'y'; got nan at index \(3, 0\) of \['c'\] of the data"):
+        train(of_two, {"x": DATA, "c": with_bad((3, 0), np.nan)})
+    with pytest.raises(ValueError, match=r"at site 'x'; got nan at index \(1, 0\) of the validation data"):
+        train(observed, validation=with_bad((1, 0), np.nan))
+    with pytest.raises(ValueError, match=r"at site 'x'; got one in the first batch of the data"):
+        train(observed, iter([with_bad((1, 0), np.nan)[:ROWS]]), size=SIZE)
+
+
+def test_missing_values_that_the_model_replaces_are_trained_on():
+    def model(x, size):
+        is_seen = ~jnp.isnan(x[:, 0])
+        with numpyro.plate("data", size, subsample_size=len(x)), numpyro.handlers.mask(mask=is_seen):
+            numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1.0), obs=jnp.where(is_seen, x[:, 0], 0.0))
+
+    assert np.isfinite(train(model, with_bad((slice(0, 9), 0), np.nan)).losses).all()
+
+
+def test_a_kernel_that_leaves_the_data_visible_warns():
+    short = nd.GaussianKernel(nd.schedules.log_snr(3, sigma_max=10.0))
+
+    def model(x, size):
+        spread = dist.transforms.AffineTransform(5.0, 100.0)
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", dist.TransformedDistribution(diffusion(short), spread), obs=x)
+
+    with pytest.warns(UserWarning, match=r"sqrt\(abar_T\) \* data_scale <= 0\.1; got 0\.4"):
+        train(model, 400 * np.sign(DATA) + 5)  # 4 in the units of the kernel
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, 40 * np.sign(DATA) + 5)
