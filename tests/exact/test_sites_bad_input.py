@@ -68,10 +68,13 @@ BAD = {
         r"latent Diffusion site; got latent sites \['x'\]",
     ),
     "scaled": (scaled, r"an unscaled diffusion site 'x'; got scale 0\.5"),
-    "masked": (lambda: numpyro.sample("x", PAIR.mask(False)), "an unmasked diffusion site 'x'; got a masked one"),
+    "masked": (
+        lambda: numpyro.sample("x", PAIR.mask(False)),
+        "at latent site 'x', .*; got one inside of MaskedDistribution",
+    ),
     "masked-as-an-event": (
         lambda: numpyro.sample("x", PAIR.expand([2]).mask(False).to_event(1)),
-        "an unmasked diffusion site 'x'",
+        "at latent site 'x', .*; got one inside of MaskedDistribution",
     ),
     "nested": (nested, r"'z' that depends on no other diffusion site; got one that depends on \['x'\]"),
     "subsampled": (subsampled, "a model with all its data; got plate 'n' with 3 of 6"),
