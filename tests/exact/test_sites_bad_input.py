@@ -70,11 +70,11 @@ BAD = {
     "scaled": (scaled, r"an unscaled diffusion site 'x'; got scale 0\.5"),
     "masked": (
         lambda: numpyro.sample("x", PAIR.mask(False)),
-        "a Diffusion at latent site 'x'.*; got one inside of MaskedDistribution",
+        "at latent site 'x', .*; got one inside of MaskedDistribution",
     ),
     "masked-as-an-event": (
         lambda: numpyro.sample("x", PAIR.expand([2]).mask(False).to_event(1)),
-        "a Diffusion at latent site 'x'.*; got one inside of",
+        "at latent site 'x', .*; got one inside of MaskedDistribution",
     ),
     "nested": (nested, r"'z' that depends on no other diffusion site; got one that depends on \['x'\]"),
     "subsampled": (subsampled, "a model with all its data; got plate 'n' with 3 of 6"),
