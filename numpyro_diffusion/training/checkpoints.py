@@ -141,7 +141,7 @@ class Checkpoints:
                     f"{type(error).__name__}: {str(error).splitlines()[0]}",
                     "Training goes on; free the disk for the next one." + self.describe(),
                 ),
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def restore(self, state: PyTree, facts: dict[str, Any]) -> tuple[PyTree, dict[str, np.ndarray], dict[str, Any]]:

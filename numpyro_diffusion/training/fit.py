@@ -285,7 +285,7 @@ def _train(
     seconds_are_known = False
     step = len(losses.steps)
     reached = run.values(state)
-    trouble = ""
+    trouble, warned = "", False
     with _progress(num_steps, step, progress_bar) as bar:
         while step < num_steps and not (validation and validation.should_stop(np.asarray(losses.validation))):
             ends = [num_steps, step + min(pace, run.source.limit or _LONGEST_CHUNK)]
@@ -329,40 +329,27 @@ def _train(
                 shown += f", held out {losses.validation[-1] / np.log(2):.3f}"
             bar.set_postfix_str(shown)
             if checkpoints.is_active and step % checkpoint_every == 0:
-                _save(step, state, losses, checkpoints, facts, run)
+                if not losses.has_diverged():
+                    checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
+                elif not warned:  # it may recover; if not, the last good checkpoint must stay
+                    warned = True
+                    _warn_apart(losses, f"No checkpoint is written.{checkpoints.describe()}")
     if not trouble and losses.has_diverged():
         trouble = expected(
-            f"a loss that ends near its best, {losses.best():.3g} nats per row",
+            f"a loss near its best, {losses.best():.3g} nats per row",
             f"{losses.end():.3g} at step {step - 1}",
             _DIVERGED_CURE,
         )
     if not trouble:
-        _save(step, state, losses, checkpoints, facts, run)
+        checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
         if losses.is_suspicious():
-            warnings.warn(
-                expected(
-                    f"a loss that ends near its best, {losses.best():.3g} nats per row",
-                    f"{losses.end():.3g}",
-                    "Look at the losses of the result; lower the learning rate, or pass validation=.",
-                ),
-                stacklevel=3,
-            )
+            _warn_apart(losses, "Look at the losses of the result; lower the learning rate, or pass validation=.")
     return state.best if losses.validation else reached, trouble and trouble + checkpoints.describe()
 
 
-def _save(step: int, state: _State, losses: Losses, checkpoints: Checkpoints, facts: dict[str, Any], run: _Run) -> None:
-    """Write a checkpoint, unless the run has diverged: it may recover, and the last good one must stay."""
-    if losses.steps and losses.has_diverged():
-        warnings.warn(
-            expected(
-                f"a loss near its best, {losses.best():.3g}",
-                f"{losses.end():.3g} at step {step - 1}",
-                "No checkpoint is written." + checkpoints.describe(),
-            ),
-            stacklevel=4,
-        )
-    else:
-        checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
+def _warn_apart(losses: Losses, cure: str) -> None:
+    wanted = f"a loss near its best, {losses.best():.3g} nats per row"
+    warnings.warn(expected(wanted, f"{losses.end():.3g} at step {len(losses.steps) - 1}", cure), stacklevel=4)
 
 
 def _next_multiple(step: int, every: int) -> int:
