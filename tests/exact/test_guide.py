@@ -276,12 +276,12 @@ def test_a_tilt_and_the_guide_make_the_same_path_of_the_same_normal_numbers():
 
 def test_as_a_proposal_the_guide_makes_the_particle_filter_nearly_exact():
     guide, params = trained_gaussian()
-    smc = TwistedSMC(gaussian_model, 64, 2, twist="tempered", proposal=guide.proposals(params))
+    smc = TwistedSMC(gaussian_model, 64, 16, twist="tempered", proposal=guide.proposals(params), progress_bar=False)
     smc.run(jax.random.key(0), OBSERVED)
     mean, variance = moments_of_data()
     evidence = float(dist.Normal(mean, np.sqrt(variance + NOISE**2)).log_prob(OBSERVED).sum())
-    # Three other keys: errors .005, .002, .012; without the proposal .006, .16, .07 and min_ess 24.
-    assert smc.log_evidence == pytest.approx(evidence, abs=0.04)
+    # Without the proposal an error of .03 and min_ess 24.
+    assert abs(smc.log_evidence - evidence) < 5 * smc.log_evidence_error < 0.05
     assert smc.min_ess > 50
 
 
