@@ -99,7 +99,7 @@ def run_all(path):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, 3000))
     options = {"optimizer": optimizer, "num_steps": 3000, "batch_size": 256, "progress_bar": False}
     found["fit"] = np.stack(
-        [nd.fit(train, rows(), key=jax.random.key(i), **options).params["affine"] for i in range(8)]
+        [nd.fit(train, rows(), rng_key=jax.random.key(i), **options).params["affine"] for i in range(8)]
     )
     found["fit alpha_bar"] = kernel.schedule.alpha_bar
     np.savez(path, **found)
