@@ -80,8 +80,10 @@ def test_effective_sizes_run_from_noise_to_data():
 
 
 def test_effective_sizes_take_an_engine():
-    engine = TwistedSMC(lambda: None, 64)
-    engine.effective_sizes = np.full((2, 4), 30.0)
+    class Finished(TwistedSMC):
+        effective_sizes = np.full((2, 4), 30.0)
+
+    engine = Finished(lambda: None, 64)
     assert [line.get_ydata()[0] for line in plots.effective_sizes(engine).lines] == [30, 30, 64]
 
 

@@ -26,7 +26,7 @@ def effective_sizes(sizes: Any, ax: Axes = None, *, num_particles: int | None = 
         The axes, with a legend.
 
     Raises:
-        TypeError: for an engine that has not been run.
+        RuntimeError: for an engine that has not been run.
         ValueError: for sizes of another shape, NaN or negative.
 
     >>> from matplotlib.figure import Figure

@@ -134,7 +134,7 @@ def test_operations_that_keep_elements_apart_are_proved(name):
     assert split.reason == "proved from the model's operations"
     # And rightly: a change of one element changes its own term alone.
     x = jax.random.normal(jax.random.key(1), (4, 2))
-    before, after = (split.log_factor({"x": x}, {}).elements for x in (x, x.at[2].add(0.7)))
+    before, after = (split.log_factor({"x": x}, {}).elements for x in (x, x.at[2].add(jnp.array([0.7, 0.3]))))
     np.testing.assert_array_equal((before != after), [False, False, name not in ("table",), False])
 
 

@@ -140,7 +140,7 @@ def test_a_proposal_moves_the_particles_and_changes_nothing_else():
     smc = engine(vector_model, "tempered", proposal={"x": tilt})
     smc.run(jax.random.key(0), jnp.asarray(Y, float))
     check_gaussian(smc)
-    law = tilt(PAIR.kernel, PAIR.transition, jnp.zeros(2), 3, None)
+    law = tilt(PAIR.chain, jnp.zeros(2), 3).step
     assert (np.abs(law.mean - PAIR.chain.conditional(jnp.zeros(2), 3).mean) > 0.1).all()  # the proposal is another law
 
 

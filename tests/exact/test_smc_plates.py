@@ -76,7 +76,7 @@ def one_by_one(y, noise=0.16):
 
 def test_a_plate_is_filtered_element_by_element_and_each_has_its_evidence():
     smc = run(plate_model, Y)
-    assert smc.elements_reason.startswith("element by element, (3,): exchanging elements")
+    assert smc.elements_reason.startswith("element by element, (3,): proved")
     evidences, mean, covariance = one_by_one(Y)
     assert smc.effective_sizes.shape == (16, 5, 3)
     np.testing.assert_allclose(smc.log_evidence, smc.log_evidence_by_element.sum(), rtol=1e-6)
