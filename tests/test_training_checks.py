@@ -344,7 +344,7 @@ def test_a_kernel_that_leaves_the_data_visible_warns():
         with numpyro.plate("data", size, subsample_size=len(x)):
             numpyro.sample("x", dist.TransformedDistribution(diffusion(short), spread), obs=x)
 
-    with pytest.warns(UserWarning, match=r"sqrt\(abar_T\) \* data_scale <= 0\.1; got 0\.4"):
+    with pytest.warns(UserWarning, match=r"sqrt\(abar_T\) \* data_scale <= 0\.1; got 0\.398"):
         train(model, 400 * np.sign(DATA) + 5)  # 4 in the units of the kernel
     with warnings.catch_warnings():
         warnings.simplefilter("error")

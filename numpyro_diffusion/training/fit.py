@@ -18,6 +18,7 @@ What a step computes depends on its number and on the key, not on how steps are 
 killed and resumed ends with the same bits as one that was not.
 """
 
+import contextlib
 import os
 import time
 import warnings
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from numpyro.infer import SVI, Trace_ELBO
 
 from .._checks import check_integer_at_least, expected
@@ -206,7 +208,10 @@ class _Run:
 
     def start(self) -> _State:
         """The state before the first step."""
-        svi_state = self.svi.init(self._key_init, self.example, self.source.size)
+        # A NaN in the first batch is named by our checks, with its index: NumPyro's validation would say less.
+        is_clean = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.example) if leaf.dtype.kind == "f")
+        with contextlib.nullcontext() if is_clean else numpyro.validation_enabled(False):
+            svi_state = self.svi.init(self._key_init, self.example, self.source.size)
         params = self.svi.get_params(svi_state)
         average = params if self._ema_decay is not None else None
         best = (params, svi_state.mutable_state) if self.validation is not None else None

@@ -175,7 +175,7 @@ def test_a_gaussian_and_a_bernoulli_site_in_one_model(twist):
         """A user's function is given the chance of a one in the place of bits."""
         return 0.5 * log_r(x_0)
 
-    smc = engine(model, 512, 16, halfway if twist == "function" else twist)
+    smc = engine(model, 512, 64, halfway if twist == "function" else twist)
     smc.run(jax.random.key(0), jnp.asarray(2.8))
     means, variances = gaussian_moments(number)
     joint = bit_probabilities(law) * norm.pdf(2.8, means[0, 0] + 2 * STATES.sum(1), np.sqrt(variances[0, 0] + 0.25))
