@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.handlers import seed, trace
+from numpyro.handlers import seed, substitute, trace
 
 from .._checks import expected, is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..wrappers import unwrap
-from .sites import site_log_prob
+from .sites import check_proper, site_log_prob
 
 __all__ = [
     "NormalSite",
@@ -147,7 +147,7 @@ def check_observed(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> N
     event_dims: dict[str, int] = {}
 
     def look(key: jax.Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        sites = trace(seed(model, key)).get_trace(*args, **kwargs)
+        sites = trace(substitute(seed(model, key), substitute_fn=check_proper)).get_trace(*args, **kwargs)
         observed = {n: site for n, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
         event_dims.update({name: site["fn"].event_dim for name, site in observed.items()})
         values = {name: jnp.asarray(site["value"]) for name, site in observed.items()}

@@ -76,7 +76,7 @@ def test_a_wrong_shape_names_the_site(engine):
         ENGINES[engine](of_another_shape)
 
 
-def test_what_is_no_model_is_refused_when_the_engine_is_made():
+def test_what_is_no_model_is_refused_when_the_engine_is_made(no_type_checks):
     for make in (TwistedSMC, DiffusionGibbs, EllipticalSlice):
         with pytest.raises(TypeError, match=r"Expected .*model.*; got 'm'"):
             make("m")

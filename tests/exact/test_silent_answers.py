@@ -61,7 +61,7 @@ def seen_by_two(y):
     numpyro.sample("y", dist.Normal(x, 0.1).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("y", [(0.2, -0.1), (1.0, 0.5)])
+@pytest.mark.parametrize("y", [(0.2, -0.1), (-0.1, 0.2)])
 def test_an_indefinite_jacobian_is_not_taken_for_a_covariance(y):
     """With two observed numbers the log evidence was 5e24. Here: that of the bootstrap filter, within both errors."""
     found = {}
