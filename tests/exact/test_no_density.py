@@ -451,6 +451,7 @@ def test_a_wrapped_prior_asked_for_its_density_names_the_estimates(make):
         law.log_prob(jnp.full(law.shape(), 1.0))
 
 
+@pytest.mark.filterwarnings(r"ignore:Expected sqrt\(abar_T\)")  # two steps leave the data visible
 def test_what_fit_returns_is_a_prior():
     def model(batch, size):
         prior = affine_prior(SCHEDULE, numpyro.param("mean", jnp.zeros(1)))
