@@ -1,9 +1,19 @@
-# Every target sets up what it needs: a virtual environment in .venv, with the extras it uses.
+# Every target sets up what it needs: a virtual environment in .venv, with the extras it uses. Another version of Python
+# (make test PYTHON=python3.13) gets an environment of its own beside it, in .venv-3.13.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMPS := .venv/stamps
+VENV := .venv
+ifneq ($(origin PYTHON),file)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+PRESENT := $(shell sed -nE 's/^version(_info)? = ([0-9]+\.[0-9]+).*/\2/p' .venv/pyvenv.cfg 2>/dev/null)
+$(if $(VERSION),,$(error Expected PYTHON to be an interpreter; got $(PYTHON). Name one in PATH, or give its path))
+ifneq ($(PRESENT),$(if $(PRESENT),$(VERSION)))
+VENV := .venv-$(VERSION)
+endif
+endif
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
 
-.PHONY: help demo test test-slow test-lowest lint types docs bench clean
+.PHONY: help demo test test-slow test-lowest calibration lint types docs bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -18,9 +28,12 @@ test-slow: $(STAMPS)/test  ## the tests that take long
 	XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest --run-slow -m slow
 
 test-lowest:  ## the tests with the oldest supported versions, in an environment of their own
-	$(PYTHON) -m venv .venv/lowest
-	.venv/lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint lower_bounds.txt
-	.venv/lowest/bin/python -m pytest tests/exact tests/contract -W ignore::DeprecationWarning
+	$(PYTHON) -m venv $(VENV)/lowest
+	$(VENV)/lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint lower_bounds.txt
+	$(VENV)/lowest/bin/python -m pytest tests/exact tests/contract -W ignore::DeprecationWarning
+
+calibration: $(STAMPS)/test  ## simulation-based calibration of a joint posterior, and that a wrong one is noticed
+	XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest --run-slow tests/test_calibration.py
 
 lint: $(STAMPS)/test  ## style, formatting, direction of imports
 	$(BIN)/ruff check .
@@ -45,12 +58,12 @@ bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an 
 	$(BIN)/python benchmarks/image_posteriors.py
 	$(BIN)/python benchmarks/texture_inpainting.py
 
-clean:  ## remove the environment and what was built
-	rm -rf .venv build dist *.egg-info docs/_build demo_output
+clean:  ## remove the environments and what was built
+	rm -rf .venv .venv-* build dist *.egg-info docs/_build demo_output
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Expected Python 3.11 or newer; got %d.%d. Run make PYTHON=python3.11." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(STAMPS)/%: pyproject.toml | $(BIN)/python

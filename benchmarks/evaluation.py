@@ -52,7 +52,7 @@ def flow_rows(seeds: list[int]) -> list[dict[str, Any]]:
         start, errors, means = time.perf_counter(), [], []
         for seed in seeds:
             model, x, exact = mixture(seed, dimension)
-            found = nd.evaluation.probability_flow(model, x, jax.random.key(seed))
+            found = nd.evaluation.probability_flow(jax.random.key(seed), model, x)
             errors.append(float(np.abs(found.per_point - exact).mean()))
             means.append(float((found.per_point - exact).mean()))
         records.append(
@@ -99,7 +99,7 @@ def cost_rows(name: str, seed: int, num_points: int, num_steps: int, rounds: int
         return [np.asarray(calls(model.transition, chunk)) for chunk in chunks]
 
     def ours() -> Any:
-        return nd.evaluation.bound(model, x, key, num_draws=1, chunk_size=size).per_point
+        return nd.evaluation.bound(key, model, x, num_draws=1, chunk_size=size).per_point
 
     ours(), bare()  # compile
     start = time.perf_counter()
@@ -131,7 +131,7 @@ from evaluation import untrained
 from speed_process import peak_bytes
 model = untrained(2000)
 x = np.random.default_rng(0).standard_normal(({points}, *model.event_shape)).astype(np.float32)
-nd.evaluation.bound(model, x, jax.random.key(0), num_draws=1)
+nd.evaluation.bound(jax.random.key(0), model, x, num_draws=1)
 print(peak_bytes())
 """
 

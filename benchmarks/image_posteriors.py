@@ -21,7 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC
 from records import merge, parser, print_table, record, write
 from speed_fit import CHUNK, fit_step_ratios
 from speed_problems import Problem
@@ -69,7 +69,7 @@ def gibbs(prior: nd.Diffusion, y: jax.Array, task: str, key: jax.Array) -> np.nd
             x = numpyro.sample("x", prior)
             numpyro.sample("y", dist.Normal(x[..., seen], noise).to_event(1), obs=y)
 
-    kernel = nd.infer.DiffusionGibbs(NUTS(model), num_particles=PARTICLES)
+    kernel = nd.infer.DiffusionGibbs(model, num_particles=PARTICLES)
     mcmc = MCMC(kernel, num_warmup=WARMUP, num_samples=DRAWS)
     mcmc.run(key, y)
     return np.asarray(mcmc.get_samples()["x"])
@@ -166,7 +166,7 @@ def noise_level_rows(prior: nd.Diffusion, truth: jax.Array, seed: int) -> Iterat
                 numpyro.sample("y", dist.Normal(x, sigma).to_event(1), obs=y)
 
         start = time.perf_counter()
-        kernel = nd.infer.DiffusionGibbs(NUTS(model), num_particles=PARTICLES)
+        kernel = nd.infer.DiffusionGibbs(model, num_particles=PARTICLES)
         mcmc = MCMC(kernel, num_warmup=100, num_samples=DRAWS)
         mcmc.run(jax.random.key(seed + 21), y)
         sigma = np.asarray(mcmc.get_samples()["sigma"])

@@ -205,7 +205,7 @@ def run(name: str, budget_name: str, seed: int, checkpoints: Path) -> list[dict[
         print(f"{row.label}, {kind}, {budget}", flush=True)
         folder = checkpoints / f"{name}_{kind}_{budget_name}_{seed}"
         prior, seconds = train(kind, row, budget, scaled, seed, folder)
-        K = nd.evaluation.bound(prior, held_out[: budget.held_out], jax.random.key(seed + 1), num_draws=1)
+        K = nd.evaluation.bound(jax.random.key(seed + 1), prior, held_out[: budget.held_out], num_draws=1)
         facts = {
             **dataclasses.asdict(budget),
             "network": kind,

@@ -72,7 +72,7 @@ def tighter(prior: nd.Diffusion, x: jax.Array, seed: int) -> tuple[Any, float]:
     """The importance-weighted estimate, and the seconds it took."""
     start = time.perf_counter()
     key = jax.random.key(seed)
-    estimate = nd.evaluation.importance_weighted(prior, x, key, num_trajectories=NUM_TRAJECTORIES)
+    estimate = nd.evaluation.importance_weighted(key, prior, x, num_trajectories=NUM_TRAJECTORIES)
     return estimate, time.perf_counter() - start
 
 
@@ -85,7 +85,7 @@ def swiss_roll_gap(diffusion_steps: int, limit: str, seed: int, svi_steps: int) 
         lambda: kernel, network, data, num_steps=svi_steps, batch_size=512, learning_rate=3e-3, seed=seed + 1
     )
     x = nd.datasets.swiss_roll(jax.random.key(seed + 2), HELD_OUT)
-    bound = nd.evaluation.bound(prior, x, jax.random.key(seed + 3), num_draws=4)
+    bound = nd.evaluation.bound(jax.random.key(seed + 3), prior, x, num_draws=4)
     iw, iw_seconds = tighter(prior, x[:2000], seed + 4)
     entropy = nd.datasets.swiss_roll_entropy() / BITS
     exact = np.asarray(nd.datasets.swiss_roll_log_prob(np.asarray(x))) / BITS
@@ -145,7 +145,7 @@ def swiss_roll_paper(seed: int, svi_steps: int) -> list[dict[str, Any]]:
             seed=seed + 1,
             estimator=estimator,
         )
-        bound = nd.evaluation.bound(prior, x, jax.random.key(seed + 3), num_draws=4, form="paper")
+        bound = nd.evaluation.bound(jax.random.key(seed + 3), prior, x, num_draws=4, form="paper")
         # No chain can do better than minus the entropy of x^1, the roll blurred by b_1.
         sigma = math.sqrt(beta_1 / (1 - beta_1))
         limit = -(nd.datasets.swiss_roll_entropy(noise=0.0, extra_noise=sigma) + math.log(1 - beta_1)) / BITS
@@ -179,7 +179,7 @@ def heartbeat(seed: int, svi_steps: int, diffusion_steps: int = 2000) -> list[di
         lambda: kernel, network, data, num_steps=svi_steps, batch_size=256, learning_rate=2e-3, seed=seed + 1
     )
     x = nd.datasets.heartbeat(jax.random.key(seed + 2), 5000)
-    bound = nd.evaluation.bound(prior, x, jax.random.key(seed + 3), num_draws=1)
+    bound = nd.evaluation.bound(jax.random.key(seed + 3), prior, x, num_draws=1)
     iw, iw_seconds = tighter(prior, x[:200], seed + 5)
     draws = np.asarray(jax.jit(lambda law, key: law.sample(key, (10_000,)))(prior, jax.random.key(seed + 4)))
     beats = np.arange(20) % 5 == np.arange(5)[:, None]

@@ -130,7 +130,7 @@ def density_rows(seed: int, count: int = 5000, num_chains: int = 4) -> list[dict
 
     kernels = {
         "nuts": NUTS(reparam(model, config={"x": nd.infer.DiffusionReparam()})),
-        "gibbs": nd.infer.DiffusionGibbs(NUTS(model), num_particles=16),
+        "gibbs": nd.infer.DiffusionGibbs(model, num_particles=16),
     }
     records = []
     for name, engine in kernels.items():

@@ -14,7 +14,7 @@ import mixture_problems
 import numpy as np
 from mixture_problems import MixtureProblem
 from numpyro.diagnostics import effective_sample_size
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
@@ -67,7 +67,7 @@ def gibbs(
 
     def engine(problem: MixtureProblem) -> Draws:
         model = problem.model(mixture_problems.prior(problem, num_steps))
-        kernel = nd.infer.DiffusionGibbs(NUTS(model), num_particles=num_particles, twist=twist)
+        kernel = nd.infer.DiffusionGibbs(model, num_particles=num_particles, twist=twist)
         mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=count, progress_bar=False)
         mcmc.run(jax.random.key(problem.seed), jnp.asarray(problem.y, float))
         x = np.asarray(mcmc.get_samples()["x"], np.float64)

@@ -18,7 +18,7 @@ import mixture_problems
 import numpy as np
 from joint_problems import PRIOR, JointProblem, joint_problem
 from numpyro.diagnostics import effective_sample_size
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC
 from records import parser, print_table, record, write
 
 import numpyro_diffusion as nd
@@ -47,8 +47,8 @@ def observation(problem: JointProblem) -> jax.Array:
 
 def gibbs(problem: JointProblem, count: int, num_chains: int = 64, num_warmup: int = 100) -> Draws:
     """DiffusionGibbs with NUTS on the unknown: ``count`` draws from each chain."""
-    inner = NUTS(problem.model(diffusion_prior(problem)))
-    kernel = nd.infer.DiffusionGibbs(inner, num_particles=16, twist="gaussian")
+    model = problem.model(diffusion_prior(problem))
+    kernel = nd.infer.DiffusionGibbs(model, num_particles=16, twist="gaussian")
     mcmc = MCMC(
         kernel,
         num_warmup=num_warmup,

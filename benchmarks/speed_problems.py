@@ -113,7 +113,7 @@ class Problem:
 
     def prior(self, params: Any, rng_key: jax.Array | None = None) -> nd.Diffusion:
         transition = nd.Transition(nd.modules.HaikuFunction(self.network), params, self.event_shape)
-        return nd.Diffusion(self.kernel, transition, rng_key=rng_key)
+        return nd.Diffusion(self.kernel, transition, estimator=nd.RandomStep(), rng_key=rng_key)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -208,7 +208,7 @@ def main(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
     }
     held_out = texture.patches([problem.image], 32, texture.PATCH, jax.random.key(arguments.seed + 2))
-    K = nd.evaluation.bound(prior, held_out, jax.random.key(arguments.seed + 3), num_draws=1)
+    K = nd.evaluation.bound(jax.random.key(arguments.seed + 3), prior, held_out, num_draws=1)
     records = [
         record(
             f"{arguments.texture}_K_minus_L_null",

@@ -41,7 +41,16 @@ napoleon_use_rtype = False
 # The modules whose ``__all__`` is public, beside the package itself.
 PUBLIC_MODULES = ("analytic", "datasets", "evaluation", "infer", "networks", "plots", "schedules")
 # Public, though not in an ``__all__`` of those: what other public names return or take.
-PUBLIC_EXTRAS = ("training.FitResult", "modules.HaikuFunction", "estimates.bounds.Estimator")
+PUBLIC_EXTRAS = (
+    "estimates.Estimator",
+    "guidance.Guidance",
+    "guidance.Guided",
+    "guidance.LearnedGuidance",
+    "infer.result.SMCResult",
+    "modules.HaikuFunction",
+    "training.DivergenceError",
+    "training.FitResult",
+)
 
 
 def public_names() -> set[str]:

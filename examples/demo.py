@@ -1,4 +1,4 @@
-"""The main job from end to end: learn a law from data, judge it, use it as a prior, look at the posterior."""
+"""The main job from end to end: learn a distribution from data, judge it, use it as a prior, look at the posterior."""
 
 import argparse
 import time

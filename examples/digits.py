@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A prior of pictures, and three questions to it
 #
-# Learn a law of 8x8 digits. Then write *one* NumPyro model, pictures seen through a mask and noise of unknown
+# Learn a distribution of 8x8 digits. Then write *one* NumPyro model, pictures seen through a mask and noise of unknown
 # strength, and ask it three things: what is under noise as strong as the picture (denoising); what is in the half that
 # was not seen (inpainting); and how strong was the noise. Each answer is a posterior, with a standard deviation for
 # every pixel.
@@ -24,7 +24,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC
 
 import numpyro_diffusion as nd
 
@@ -74,7 +74,7 @@ def model(prior, y, seen):
 
 
 def engine(num_samples: int, progress_bar: bool) -> MCMC:
-    kernel = nd.infer.DiffusionGibbs(NUTS(model), num_particles=16)
+    kernel = nd.infer.DiffusionGibbs(model, num_particles=16)
     settings = {"num_warmup": num_samples // 3, "num_samples": num_samples}
     # With jit_model_args the second question runs the program that was compiled for the first.
     return MCMC(kernel, **settings, jit_model_args=True, progress_bar=progress_bar)

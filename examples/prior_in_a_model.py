@@ -1,14 +1,14 @@
 # %% [markdown]
 # # A diffusion prior inside a NumPyro model
 #
-# A learned law is an ordinary distribution: it can be the prior of a latent variable in any other model. Here a
+# What was learned is an ordinary distribution: it can be the prior of a latent variable in any other model. Here a
 # point of the swiss roll is seen only through its horizontal coordinate, several times, with noise of unknown
 # size. Where is the point, and how large is the noise? The vertical coordinate was never measured: all we know
 # of it comes from the learned prior.
 #
 # A vertical line crosses the roll several times, so the posterior has several separate modes, and the noise is
 # unknown besides. No gradient-based sampler moves between such modes. `DiffusionGibbs` does: particles walk the
-# prior's own chain from noise to data, and the posterior of the model is exact, whatever its modes.
+# prior's own chain from noise to data, which leaves the posterior of the trained model invariant, whatever its modes.
 
 # %%
 import argparse
@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC
 from swiss_roll import train
 
 import numpyro_diffusion as nd
@@ -48,7 +48,7 @@ def model(prior: nd.Diffusion, readings=None):
 
 def infer(prior: nd.Diffusion, readings: jax.Array, *, num_samples: int = 500, progress_bar: bool = True) -> MCMC:
     mcmc = MCMC(
-        nd.infer.DiffusionGibbs(NUTS(model), num_particles=32),
+        nd.infer.DiffusionGibbs(model, num_particles=32),
         num_warmup=num_samples // 4,
         num_samples=num_samples,
         num_chains=4,

@@ -22,8 +22,8 @@ import numpyro_diffusion as nd
 BITS = math.log(2)
 
 
-# %% [markdown] The model is one line: the data's law is a `Diffusion`. Its `log_prob` is a random estimate of a
-# lower bound, so maximising it needs no guide.
+# %% [markdown] The model is one line: the data's distribution is a `Diffusion`. Its `log_prob` is a random
+# estimate of a lower bound, so maximising it needs no guide.
 
 
 # %%

@@ -4,10 +4,10 @@ from . import analytic, datasets, evaluation, infer, networks, plots, schedules
 from .arviz import to_arviz
 from .chains import ForwardChain, ReverseChain
 from .diffusion import Diffusion
-from .estimates import AllSteps, ImportanceWeighted, RandomStep, paper_bound
+from .estimates import AllSteps, AsDensity, ImportanceWeighted, RandomStep, paper_bound
 from .guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
 from .io import load, save
-from .kernels import BernoulliKernel, GaussianKernel, Kernel
+from .kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
 from .schedules import Schedule
 from .training import Validation, fit
@@ -15,7 +15,9 @@ from .transition import Transition
 
 __all__ = [
     "AllSteps",
+    "AsDensity",
     "BernoulliKernel",
+    "CategoricalKernel",
     "Diffusion",
     "ForwardChain",
     "GaussianFactor",

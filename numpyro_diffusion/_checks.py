@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._compat.jax import is_tracer
 from ._typing import ArrayLike, Shape
 
 
@@ -20,7 +21,7 @@ def expected(wanted: str, got: Any, cure: str) -> str:
 
 def is_concrete(value: Any) -> bool:
     """Whether the values of an array can be looked at now (no leaf is a tracer)."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return not any(is_tracer(leaf) for leaf in jax.tree.leaves(value))
 
 
 def check_integer_at_least(name: str, value: Any, least: int, cure: str) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ._typing import Array
 
-__all__ = ["cholesky", "solve", "solve_lower"]
+__all__ = ["cholesky", "is_covariance", "normal_log_density", "solve", "solve_lower", "symmetric"]
 
 
 def cholesky(matrix: Array, least: Array | None = None) -> Array:
@@ -63,3 +63,41 @@ def _substitute(factor: Array, right: Array, order: Array) -> Array:
         return jnp.where(rows == j, entry[..., None], found), None
 
     return jax.lax.scan(step, jnp.zeros_like(right), order)[0]
+
+
+def symmetric(matrix: Array) -> Array:
+    """The symmetric part, over trailing axes (m, m)."""
+    return 0.5 * (matrix + jnp.swapaxes(matrix, -1, -2))
+
+
+def is_covariance(found: Array, noise: Array) -> Array:
+    """Whether a symmetric matrix is nearly a covariance beside that of the noise which it is added to.
+
+    Adding a covariance to ``noise`` leaves no pivot below the noise's own. So the factor of the sum, with pivots raised
+    to these, gives the sum back up to a hundredth of its largest variance. A network's Jacobian often fails this at the
+    noisiest levels, where it was trained least.
+
+    Args:
+        found: shape (..., m, m), symmetric.
+        noise: positive definite, shape (m, m) or (..., m, m).
+
+    Returns:
+        Booleans of shape (...), without a gradient.
+    """
+    found, noise = jax.lax.stop_gradient((found, noise))
+    total = found + noise
+    least = jnp.diagonal(cholesky(noise), axis1=-2, axis2=-1) ** 2
+    factor = cholesky(total, least)
+    error = jnp.abs(factor @ jnp.swapaxes(factor, -1, -2) - total).max((-2, -1))
+    return error <= 0.01 * jnp.diagonal(total, axis1=-2, axis2=-1).max(-1)
+
+
+def normal_log_density(residual: Array, covariance: Array) -> Array:
+    """Log N(residual; 0, covariance) over trailing axes (m,) and (m, m)."""
+    if residual.shape[-1] == 1:
+        variance = covariance[..., 0, 0]
+        return -0.5 * (residual[..., 0] ** 2 / variance + jnp.log(2 * jnp.pi * variance))
+    factor = cholesky(covariance)
+    white = solve_lower(factor, residual)
+    log_scale = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
+    return -0.5 * ((white**2).sum(-1) + residual.shape[-1] * jnp.log(2 * jnp.pi)) - log_scale

@@ -1,27 +1,38 @@
-r"""The learned law of the data: the reverse chain's p(x^0) = integral of p(x^{0:T}) over x^{1:T}  (Eq. 6).
+r"""The learned distribution of the data: the reverse chain's p(x^0) = integral of p(x^{0:T}) over x^{1:T}  (Eq. 6).
 
-Draws are exact. The density has no closed form: ``log_prob`` is a *named estimate* of log p(x^0), the
-``estimator``, whose randomness is a key that the distribution carries. As an observed site that is what
-training needs: the ELBO of a bound is a bound. As a *latent* site under HMC or NUTS it is the wrong target,
-exp(bound): such a site warns, and the engines of :mod:`numpyro_diffusion.infer` use the chain itself instead.
+A prior: it draws exactly and composes with any likelihood, but it has no density that could be computed. What there is
+are *named estimates* of log p(x^0), the ``estimator``, whose randomness is a key that the distribution carries. The
+answer depends on who asks for ``log_prob``:
+
+    an ELBO, of an observed site        the estimate, ``RandomStep()`` unless another is named: a bound of a bound
+    MCMC or a joint density             nothing for a latent site, nor for an observed one that may depend on a latent
+                                        site: exp(bound) is another target than the posterior. A constant otherwise
+    the user, ``log_likelihood``        the estimate that is named; without one, an error
+
+It is decided when the model is traced, by who stands on Python's stack (:func:`._compat.numpyro.asking`), so that no
+wrapper of NumPyro hides a diffusion. The engines of :mod:`numpyro_diffusion.infer` use the chain, and no density.
 """
 
-import warnings
-from typing import Any
+import copy
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
-from numpyro.distributions import biject_to, constraints
+import numpyro.distributions as dist
 
+from ._checks import expected, is_concrete
+from ._compat.jax import depends_on_tracers
+from ._compat.numpyro import Asker, asking
 from ._typing import Array, ArrayLike, Shape
-from .chains.base import ChainDistribution, check_context
+from .chains.base import ARRAY, ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
 from .chains.reverse import ReverseChain
-from .estimates.bounds import Estimator, RandomStep
+from .estimates import AsDensity, Estimator, RandomStep
 from .kernels import Kernel
 from .transition import Transition
 
 __all__ = ["Diffusion"]
+
+_AS_DENSITY = "estimator=AsDensity(...) takes the bound for the density, and targets exp(bound)."
 
 
 class Diffusion(ChainDistribution):
@@ -34,8 +45,13 @@ class Diffusion(ChainDistribution):
         transition: the learned network, from ``haiku_module`` or :class:`Transition`.
         context: None, or shape (batch..., context event...), for a conditional transition.
         estimator: what ``log_prob`` computes, in nats: ``RandomStep()`` (training), ``AllSteps()`` (the bound K),
-            ``ImportanceWeighted(N)``; any hashable callable of the same form.
+            ``ImportanceWeighted(N)``; any hashable callable of the same form. None: a prior, without ``log_prob`` but
+            in training.
         rng_key: the estimate's randomness. By default drawn from the model's seed, fresh at every step of SVI.
+
+    Raises:
+        ValueError: by ``log_prob``, where it would be taken for a density, see the module's text; without an
+            ``estimator``; without a key.
 
     >>> from numpyro_diffusion import GaussianKernel, ImportanceWeighted, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
@@ -47,6 +63,8 @@ class Diffusion(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Section 2.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {"context": ARRAY}
+    reparametrized_params: ClassVar[list[str]] = ["context"]
     pytree_data_fields: tuple[str, ...] = ("transition", "context", "rng_key")
     pytree_aux_fields = ("estimator",)
 
@@ -56,7 +74,7 @@ class Diffusion(ChainDistribution):
         transition: Transition,
         *,
         context: ArrayLike | None = None,
-        estimator: Estimator = RandomStep(),  # noqa: B008 - frozen and stateless
+        estimator: Estimator | None = None,
         rng_key: jax.Array | None = None,
         validate_args: bool | None = None,
     ) -> None:
@@ -67,43 +85,117 @@ class Diffusion(ChainDistribution):
         self.rng_key = key_from_context(rng_key)
         super().__init__(kernel, batch_shape, transition.event_shape, validate_args=validate_args)
 
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
-        element = self.kernel.element_support if self.kernel.is_discrete else _EstimatedReal()
-        return constraints.independent(element, len(self.event_shape))
-
     @property
     def chain(self) -> ReverseChain:
-        """The law of the whole trajectory x^{0:T}, exact density included."""
+        """The distribution of the whole trajectory x^{0:T}, exact density included."""
         chain = ReverseChain(self.kernel, self.transition, context=self.context)
         return chain.expand(self.batch_shape)
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+        return ChainDistribution.log_prob(self._answering(asking(), value), value)
 
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
         return self.chain.expand(batch_shape).sample_last(key)
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
-        key = require_key(
-            self.rng_key,
-            f"log_prob of Diffusion, the random estimate {self.estimator}",
-            "If the site is latent and this is MCMC, use infer.DiffusionReparam instead.",
-        )
-        context = None if self.context is None else jnp.asarray(self.context)
-        return self.estimator(self.kernel, self.transition, value, key, context)
+        key = require_key(self.rng_key, f"log_prob of Diffusion, the random estimate {self.estimator}")
+        estimator: Any = self.estimator
+        return estimator(key, self.chain, value)
+
+    def _answering(self, asker: Asker | None, value: ArrayLike) -> "Diffusion":
+        """The same diffusion with the estimate that is to be the answer.
+
+        Raises:
+            ValueError: if there must be none.
+        """
+        if isinstance(self.estimator, AsDensity) or (asker and asker.purpose == "dependence"):
+            return self._named(with_key=True)
+        if asker is None:
+            return self._check_named()
+        if asker.site is None:
+            if not is_concrete(_numbers((self, value))):
+                raise ValueError(
+                    expected(
+                        "no log_prob of a Diffusion as a factor of a model with latent sites",
+                        "traced arrays, which may depend on one",
+                        f"It is a bound: make x a site of its own. {_AS_DENSITY}",
+                    )
+                )
+            return self._check_named()
+        name = asker.site["name"]
+        if not asker.site["is_observed"]:
+            raise ValueError(
+                expected(
+                    f"a density at latent site {name!r}",
+                    "a Diffusion, which has none: its log_prob is a random lower bound",
+                    "Reparameterise the site with infer.DiffusionReparam, or draw it by infer.TwistedSMC, "
+                    f"DiffusionGibbs, EllipticalSlice or AutoDiffusionGuide. {_AS_DENSITY}",
+                )
+            )
+        if asker.purpose == "density" and asker.has_latent and _may_depend(asker):
+            raise ValueError(depends_on_latent(name, "one made of traced arrays, which may be its values"))
+        if asker.purpose == "log_likelihood":
+            return self._check_named()
+        return self._named(with_key=asker.purpose != "elbo")
+
+    def _named(self, *, with_key: bool) -> "Diffusion":
+        """With the default estimate if there is none; on request with a key, where its number does not matter."""
+        if self.estimator is not None:
+            return self
+        named = copy.copy(self)
+        named.estimator = RandomStep()
+        named.rng_key = jax.random.key(0) if with_key and self.rng_key is None else self.rng_key
+        return named
+
+    def _check_named(self) -> "Diffusion":
+        if self.estimator is None:
+            raise ValueError(has_no_name("log_prob of Diffusion"))
+        return self
 
 
-class _EstimatedReal(type(constraints.real)):  # type: ignore[misc]
-    """The reals, asked for a bijection only by engines that move a latent site by its density.
-
-    A constraint of the single number, because that is what ``to_event`` keeps of a support.
-    """
-
-
-@biject_to.register(_EstimatedReal)
-def _warn_and_biject(_: Any) -> Any:
-    warnings.warn(
-        "A latent Diffusion site is about to be sampled or approximated by its log_prob, which is a random lower "
-        "bound and not a density: HMC and NUTS would target exp(bound), not the posterior. Reparameterise the site "
-        "with numpyro_diffusion.infer.DiffusionReparam, which samples the chain itself.",
-        stacklevel=2,
+def has_no_name(what: str) -> str:
+    """The error of a prior that is asked for its density."""
+    return expected(
+        f"a named estimate of log p(x^0) for {what}",
+        "estimator=None, a prior: it draws and composes, and has no density",
+        "Pass estimator=RandomStep(), AllSteps(), ImportanceWeighted(N) or evaluation.ProbabilityFlow(), and rng_key; "
+        "or score data by evaluation.bound or evaluation.importance_weighted. An observed site in training needs none.",
     )
-    return biject_to(constraints.real)
+
+
+def depends_on_latent(name: str, got: str) -> str:
+    """The error of an observed diffusion whose density would have to be that of a posterior."""
+    return expected(
+        f"an observed Diffusion at site {name!r} that depends on no latent site",
+        got,
+        "Its log_prob is a bound. Make the path a latent site instead, which is exact: "
+        "chain = ReverseChain(kernel, transition, context=context, stop=1); path = numpyro.sample('path', chain); and "
+        "observe chain.conditional(x_1, 1), x_1 being the path's first state. What depends on no latent site compute "
+        f"outside of the model. {_AS_DENSITY}",
+    )
+
+
+def _may_depend(asker: Asker) -> bool:
+    """Whether what a site's density is made of may have been computed from a latent site."""
+
+    def numbers(site: Any) -> list[Any]:
+        return _numbers([site[part] for part in ("fn", "value", "scale")])
+
+    if is_concrete(numbers(asker.site)):
+        return False
+    again = asker.trace_again
+    return again is None or depends_on_tracers(lambda: numbers(again()))
+
+
+def _numbers(tree: Any) -> list[Any]:
+    """The arrays in a tree of distributions, keys of estimates aside: these carry no other site's value.
+
+    All that a distribution holds, for one that is written by a user may declare no fields to JAX.
+    """
+    if isinstance(tree, Diffusion):
+        tree = tree.kernel, tree.transition, tree.context
+    elif isinstance(tree, dist.Distribution):
+        tree = list(vars(tree).values())
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, dist.Distribution))
+    nested = (_numbers(leaf) if isinstance(leaf, dist.Distribution) else [leaf] for leaf in leaves)
+    return [number for numbers in nested for number in numbers if hasattr(number, "dtype")]

@@ -22,6 +22,7 @@ import numpyro.distributions as dist
 
 from . import schedules
 from ._checks import expected
+from ._compat.numpyro import mutable
 from ._typing import Array, ArrayLike, PyTree, Shape
 from .kernels import Kernel
 from .transition import Transition, check_output
@@ -179,7 +180,7 @@ def update_state(
         raise ValueError(expected(f"a network with state at {name!r}", "one without", "There is nothing to update."))
     function: Any = transition.function
     state = function.next_state(transition.params, transition.state, x_t, jnp.asarray(t), context, **kwargs)
-    numpyro.primitives.mutable(f"{name}$state", {"state": transition.state})["state"] = jax.lax.stop_gradient(state)
+    mutable(f"{name}$state", {"state": transition.state})["state"] = jax.lax.stop_gradient(state)
 
 
 def learned_schedule(
@@ -241,7 +242,7 @@ def _state_site(
         return None
     # The initial state of a Haiku network is a constant of its code (zeros, ones), whatever the key.
     initial = function.init(jax.random.key(0), *example, **init_kwargs)[1]
-    return numpyro.primitives.mutable(f"{name}$state", {"state": initial})["state"]
+    return mutable(f"{name}$state", {"state": initial})["state"]
 
 
 def _prior_of(prior: Prior, name: str, shape: Shape) -> dist.Distribution:

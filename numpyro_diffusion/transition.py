@@ -9,18 +9,15 @@ batch shape, from () to the full one; ``context`` is None or (batch..., context 
 ``kernel.num_outputs`` arrays of exactly x_t's shape and dtype: one array, or a tuple.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ._checks import check_shape, expected
-from ._numerics import expand_right
 from ._pytree import register_pytree
 from ._typing import Array, ArrayLike, PyTree, Shape, TransitionFunction
 from .kernels import Kernel
 
-__all__ = ["Transition", "network_output", "reverse_step"]
+__all__ = ["Transition", "check_output"]
 
 
 @register_pytree(data=("params", "state"), static=("function", "event_shape", "context_shape"))
@@ -80,37 +77,6 @@ class Transition:
 
     def __repr__(self) -> str:
         return f"Transition({self.function!r}, event_shape={self.event_shape}, context_shape={self.context_shape})"
-
-
-def reverse_step(kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLike, context: Array | None) -> Any:
-    """p(x^{t-1} | x^t) as an elementwise distribution.
-
-    Args:
-        kernel: turns the output into a law.
-        transition: the network.
-        x_t: state, shape (batch..., event...).
-        t: integers that broadcast with the batch shape.
-        context: None, or an array whose leading dimensions broadcast with the batch shape.
-
-    Raises:
-        TypeError, ValueError: if the output's structure, dtype or shape is not what the kernel needs.
-    """
-    output = network_output(kernel, transition, x_t, t, context)
-    return kernel.reverse(output, x_t, expand_right(t, transition.event_dim))
-
-
-def network_output(kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLike, context: Array | None) -> PyTree:
-    """What the network says of x_t, checked: for engines that need more of it than the reverse step's law.
-
-    Arguments and errors are those of :func:`reverse_step`.
-    """
-    if context is not None and transition.context_shape is not None:
-        batch_shape = jnp.shape(x_t)[: jnp.ndim(x_t) - transition.event_dim]
-        context = jnp.broadcast_to(context, batch_shape + transition.context_shape)
-    encoded = kernel.encode(x_t)
-    output = transition(encoded, t, context)
-    check_output(kernel, output, encoded)
-    return output
 
 
 def check_output(kernel: Kernel, output: PyTree, x_t: Array) -> None:

@@ -1,29 +1,47 @@
-"""What is inside of NumPyro's wrappers: ``expand``, ``to_event``, ``mask``, transforms, mixtures, inflated counts.
+"""Distributions that hold other distributions: which diffusions are inside, and which wrappers can be seen through.
 
-A wrapper is any distribution with a distribution, or a list of them, among its attributes: so one that NumPyro adds
-later is looked into as well.
+NumPyro builds distributions out of others: transformed, masked, mixed, truncated. ``expand`` and ``to_event`` change
+shapes alone, so that a diffusion inside of them is still a chain. Any other wrapper changes the distribution.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from numpyro.distributions import Distribution
+import numpyro.distributions as dist
 
+from ._typing import Shape
 from .diffusion import Diffusion
 
-__all__ = ["find_diffusions"]
+__all__ = ["find_diffusions", "unwrap"]
 
 
-def find_diffusions(fn: Distribution) -> tuple[Diffusion, ...]:
-    """All diffusions that a distribution is made of, itself among them."""
-    if isinstance(fn, Diffusion):
-        return (fn,)
-    return tuple(found for inner in _distributions(vars(fn).values()) for found in find_diffusions(inner))
+def unwrap(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
+    """What is inside of ``expand`` and ``to_event``, with the full batch shape that it has there."""
+    shape = fn.shape()
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn, shape[: len(shape) - fn.event_dim]
 
 
-def _distributions(values: Any) -> Iterator[Distribution]:
-    for value in values:
-        if isinstance(value, Distribution):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _distributions(value)
+def find_diffusions(fn: Any) -> tuple[Diffusion, ...]:
+    """Every Diffusion that a distribution is or holds, at any depth, in whatever attribute; each object once."""
+    return tuple(_walk(fn, set()))
+
+
+def _walk(node: Any, seen: set[int]) -> Iterator[Diffusion]:
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, Diffusion):
+        yield node
+        return
+    if isinstance(node, dist.Distribution):
+        children = tuple(vars(node).values())
+    elif isinstance(node, Mapping):
+        children = tuple(node.values())
+    elif isinstance(node, (list, tuple)):
+        children = tuple(node)
+    else:
+        return
+    for child in children:
+        yield from _walk(child, seen)

@@ -2,25 +2,13 @@
 compilation."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
-# XLA's older code generator for the CPU compiles in two thirds of the time; the tests compile thousands of programs.
-# ``make test-slow`` and the test marked ``optimised`` compile as a user's program does. XLA ends a process that names a
-# flag which it does not know, and flags come and go: another process asks first. Workers inherit the answer.
-QUICK_FLAG = "--xla_cpu_use_fusion_emitters=false"
+import xla_flags
 
-
-def is_known(flag: str) -> bool:
-    """Whether this version of XLA starts with a flag."""
-    ask = [sys.executable, "-c", "import jax; jax.devices()"]
-    environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(ask, env=environment, capture_output=True, check=False).returncode == 0
-
-
+# ``make test-slow`` and the tests marked ``optimised`` compile as a user's program does. Workers inherit the answer.
 if "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = QUICK_FLAG if is_known(QUICK_FLAG) else ""
+    os.environ["XLA_FLAGS"] = xla_flags.QUICK if xla_flags.is_known(xla_flags.QUICK) else ""
 
 import jax
 import jaxtyping

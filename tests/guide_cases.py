@@ -8,8 +8,7 @@ from numpyro.handlers import seed, trace
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.noise.charts import StepCorrection
-from numpyro_diffusion.transition import reverse_step
+from numpyro_diffusion.guidance import StepCorrection
 
 T = 5
 KERNEL = nd.GaussianKernel(nd.schedules.log_snr(T, 0.1, 30.0), parameterization="x0", variance="denoiser")
@@ -45,7 +44,7 @@ def density_on_grid(transition, grid):
     """The exact density of a one-dimensional chain's x^0, by passing it down the steps on a grid."""
     density = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
     for t in range(T, 0, -1):
-        law = reverse_step(KERNEL, transition, jnp.asarray(grid, float)[:, None], t, None)
+        law = nd.ReverseChain(KERNEL, transition).reverse(jnp.asarray(grid, float)[:, None], t)
         loc, scale = np.asarray(law.loc, float), np.asarray(law.scale, float)
         steps = np.exp(-0.5 * ((grid - loc) / scale) ** 2) / (scale * np.sqrt(2 * np.pi))
         density = density @ steps * (grid[1] - grid[0])

@@ -107,15 +107,15 @@ KILLED = Path(__file__).parents[1] / "benchmarks" / "kill.py"
 def test_a_killed_process_is_resumed_to_the_same_bits(tmp_path):
     """kill -9 as soon as there is a checkpoint, whatever is being done just then."""
     command = [sys.executable, str(KILLED), "--train"]
-    whole = subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)  # noqa: S603
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE)  # noqa: S603
+    whole = subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE)
     while not any(path.name.isdigit() for path in (tmp_path / "killed").glob("*")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     out, _ = process.communicate()
     assert not out
-    resumed = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)  # noqa: S603
+    resumed = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
     assert resumed.stdout == whole.stdout
     assert len(whole.stdout.split()) == 2  # a digest of the parameters, and of the losses
 

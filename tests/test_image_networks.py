@@ -125,7 +125,7 @@ def test_the_paper_kernel_starts_at_the_forward_variance():
     function = HaikuFunction(CONV)
     x = jax.random.normal(jax.random.key(0), (1, 4, 4, 1))
     params, _ = function.init(jax.random.key(1), x, jnp.ones((1,), int), None)
-    law = nd.transition.reverse_step(kernel, nd.Transition(function, params, (4, 4, 1)), x, jnp.asarray(3), None)
+    law = nd.ReverseChain(kernel, nd.Transition(function, params, (4, 4, 1))).reverse(x, jnp.asarray(3))
     np.testing.assert_allclose(law.variance, np.full(x.shape, kernel.schedule.beta[3]), rtol=1e-5)
 
 

@@ -85,7 +85,7 @@ print(json.dumps(result))
 
 def start(path, num_devices, processes=1, index=0, port=0):
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(processes), str(index), str(port), str(path)],
         stdout=subprocess.PIPE,
         env=environment,

@@ -79,7 +79,9 @@ def test_conditional_network_gets_its_context_and_gradients_reach_it():
     context = jnp.ones((5, 3))
 
     def loss(context):
-        law = nd.Diffusion(ONE_OUTPUT, transition, context=context, rng_key=jax.random.key(0))
+        law = nd.Diffusion(
+            ONE_OUTPUT, transition, context=context, estimator=nd.RandomStep(), rng_key=jax.random.key(0)
+        )
         return law.log_prob(jnp.zeros((5, 2))).sum()
 
     gradient = jax.grad(loss)(context)
@@ -124,7 +126,7 @@ def test_random_weights_are_sample_sites_with_their_priors():
         "net/linear.b": (2,),
     }
     draws = Predictive(model, num_samples=4000)(jax.random.key(0))["net/linear.w"]
-    assert float(draws.std()) == pytest.approx(0.3, rel=0.05)
+    assert float(draws.std()) == pytest.approx(0.3, rel=5 / np.sqrt(2 * draws.size))
 
 
 def test_random_weights_of_a_network_with_state_keep_it_in_a_mutable_site():

@@ -80,8 +80,10 @@ def test_effective_sizes_run_from_noise_to_data():
 
 
 def test_effective_sizes_take_an_engine():
-    engine = TwistedSMC(lambda: None, 64)
-    engine.effective_sizes = np.full((2, 4), 30.0)
+    class Finished(TwistedSMC):
+        effective_sizes = np.full((2, 4), 30.0)
+
+    engine = Finished(lambda: None, 64)
     assert [line.get_ydata()[0] for line in plots.effective_sizes(engine).lines] == [30, 30, 64]
 
 
@@ -155,7 +157,7 @@ ONES = np.ones(4)
         (lambda: plots.effective_sizes(-np.ones((2, 2))), ValueError, "sizes >= 0; got -1"),
         (lambda: plots.effective_sizes(np.full((2, 2), np.nan)), ValueError, "finite values for sizes"),
         (lambda: plots.effective_sizes(np.ones((2, 2)), num_particles=0), ValueError, "num_particles to be an integer"),
-        (lambda: plots.effective_sizes(TwistedSMC(lambda: None)), TypeError, "a TwistedSMC that has been run"),
+        (lambda: plots.effective_sizes(TwistedSMC(lambda: None)), RuntimeError, "a finished run; got none"),
         (lambda: plots.sbc_ranks(ONES, 9), ValueError, r"integers; got float64\(4,\)"),
         (lambda: plots.sbc_ranks(np.arange(4), 2), ValueError, r"ranks in 0\.\.2; got 0 to 3"),
         (lambda: plots.sbc_ranks(np.array([-1, 3]), 9), ValueError, r"ranks in 0\.\.9; got -1 to 3"),

@@ -17,8 +17,8 @@ from catalogue import affine, bernoulli, draw, gaussian, log_prob
 from precision import enable_x64
 
 import numpyro_diffusion as nd
-from numpyro_diffusion import estimates, kernels, networks
-from numpyro_diffusion.io import prior_settings as tables
+from numpyro_diffusion import networks
+from numpyro_diffusion.io import settings as tables
 from numpyro_diffusion.modules import HaikuFunction
 
 T = 3
@@ -26,14 +26,14 @@ KEY = jax.random.key(7)
 MLP = networks.MLP(T, num_outputs=2, width=4, depth=1, num_time_features=2, num_frequencies=1)
 
 
-def weighted(function, event_shape=(2,), context_shape=None, init_kwargs=None, dtype=None):
+def weighted(function, event_shape=(2,), context_shape=None, init_kwargs=None):
     """A transition of a Haiku network whose weights are not the zeros it starts from."""
     x_t = jnp.zeros((1, *event_shape))
     context = None if context_shape is None else jnp.zeros((1, *context_shape))
     function = HaikuFunction(function)
     params, state = function.init(jax.random.key(0), x_t, jnp.ones((1,), int), context, **(init_kwargs or {}))
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape), dtype or leaf.dtype), params)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape), leaf.dtype), params)
     return nd.Transition(function, params, event_shape, context_shape, state or None)
 
 
@@ -57,7 +57,8 @@ class OwnKernel(nd.GaussianKernel):
 def conditional(kernel, num_outputs):
     network = networks.MLP(T, num_outputs, width=4, depth=1, num_time_features=2)
     context = jnp.asarray([[0.3], [-0.5], [1.0]], float)
-    return nd.Diffusion(kernel, weighted(network, context_shape=(1,)), context=context, rng_key=KEY)
+    transition = weighted(network, context_shape=(1,))
+    return nd.Diffusion(kernel, transition, context=context, estimator=nd.RandomStep(), rng_key=KEY)
 
 
 def diffusion(kernel, network, event_shape=(2,), **kwargs):
@@ -91,14 +92,15 @@ OWN = {
     "gaussian conditional": lambda: conditional(gaussian(), 2),
     "gaussian mixture": mixture,
     "gaussian learned schedule": lambda: diffusion(learned_kernel(), MLP, estimator=nd.ImportanceWeighted(2)),
-    "bernoulli MLP": lambda: diffusion(bernoulli(rate=0.3), networks.MLP(T, 1, width=4, depth=1)),
+    "bernoulli MLP": lambda: diffusion(
+        bernoulli(rate=0.3), networks.MLP(T, 1, width=4, depth=1), estimator=nd.RandomStep()
+    ),
     "bernoulli RBF": lambda: diffusion(bernoulli(rate=jnp.asarray([0.3, 0.6])), networks.RBF(T, 1, num_units=3)),
     "bernoulli StepReadoutMLP": lambda: diffusion(
         bernoulli(rate=np.asarray([1 / 3, 0.6]), parameterization="logits"),
         networks.StepReadoutMLP(T, width=3, depth=1),
         estimator=nd.AllSteps(2),
     ),
-    "bernoulli conditional": lambda: conditional(bernoulli(), 1),
 }
 
 
@@ -123,13 +125,12 @@ def again(prior, path, **kwargs):
 
 
 def kind(leaf):
-    """All that decides what an array does: NumPy's or JAX's, dtype, weak or not, shape and bytes."""
+    """What decides a result: NumPy's or JAX's, dtype, shape and bytes."""
     if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         return type(leaf), leaf
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf.dtype, jax.random.key_data(leaf).tolist()
-    is_numpy, is_weak = not isinstance(leaf, jax.Array), getattr(leaf, "weak_type", False)
-    return is_numpy, is_weak, leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()
+    return isinstance(leaf, jax.Array), leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()
 
 
 def assert_equal(first, second):
@@ -152,15 +153,9 @@ def test_draws_and_log_prob_are_the_same_to_the_last_bit(name, path):
         np.testing.assert_array_equal(log_prob(loaded, draws), log_prob(prior, draws))
 
 
-def test_every_kernel_network_and_estimator_of_the_package_can_be_saved():
-    assert set(tables.KERNELS) == set(kernels.__all__) - {"Kernel"}
-    assert set(tables.NETWORKS) == set(networks.__all__)
-    estimators = {
-        name for name in estimates.bounds.__all__ if dataclasses.is_dataclass(getattr(estimates.bounds, name))
-    }
-    assert set(tables.ESTIMATORS) == estimators
-    for classes in (tables.NETWORKS, tables.FUNCTIONS, tables.ESTIMATORS):
-        assert all(field.type in (int, bool) for cls in classes.values() for field in dataclasses.fields(cls))
+def test_settings_are_numbers_whose_range_is_checked():
+    for classes in (tables._NETWORKS, tables._FUNCTIONS, tables._ESTIMATORS):
+        assert {kind for cls in classes.values() for kind in tables._settings(cls).values()} <= {int, bool}
 
 
 @pytest.mark.parametrize(
@@ -179,14 +174,16 @@ def test_another_process_draws_the_same(path):
     code = (
         "import sys, jax, numpyro_diffusion as nd; prior = nd.load(sys.argv[1]);"
         "draws = prior.sample(jax.random.key(1), (2,));"
-        "print(draws.tobytes().hex(), prior.log_prob(draws).tobytes().hex())"
+        "named = nd.Diffusion(prior.kernel, prior.transition, estimator=nd.RandomStep(), rng_key=prior.rng_key);"
+        "print(draws.tobytes().hex(), named.log_prob(draws).tobytes().hex())"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(nd.__file__).parent.parent), "PYTHONHASHSEED": "3"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as here
     command = [sys.executable, "-W", "error", "-c", code, str(path)]
-    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     draws = prior.sample(jax.random.key(1), (2,))
-    assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, prior.log_prob(draws))]
+    named = nd.Diffusion(prior.kernel, prior.transition, estimator=nd.RandomStep(), rng_key=prior.rng_key)
+    assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, named.log_prob(draws))]
 
 
 def test_a_trained_distribution_is_saved_and_serves_as_a_prior(path):
@@ -215,7 +212,7 @@ def test_key_batch_shape_and_validation_come_back(rng_key, path):
 def test_parameters_of_any_structure_and_dtype_come_back(path):
     numbers = np.asarray([[0.1, -0.0, 1e-40], [np.inf, 3.0, 7.0]])
     params = {
-        "gain": jnp.asarray(0.1),  # weakly typed
+        "gain": jnp.asarray(0.1),
         "linear/w": [numbers, numbers.T[::2], numbers.astype(">f4")[0].astype("<f4"), np.float64(1 / 3) * np.ones(())],
         "linear": {"w": (jnp.full((2,), 0.3), jnp.asarray([1, 2], jnp.uint8), None, jnp.zeros((0, 3)))},
         "": [jnp.asarray(numbers, dtype) for dtype in (jnp.bfloat16, jnp.float16, jnp.float32)],
@@ -244,17 +241,12 @@ def test_other_byte_orders_are_saved_in_this_one(path):
     assert gain.dtype.isnative
 
 
-def test_a_network_in_half_precision_comes_back(path):
-    prior = nd.Diffusion(gaussian(), weighted(MLP, dtype=jnp.bfloat16))
-    assert_equal(prior, again(prior, path))
-
-
 def test_double_precision_comes_back_and_is_never_rounded_in_silence(path):
     with enable_x64(True):
         prior = diffusion(gaussian(), MLP)
         assert_equal(prior, again(prior, path))
         assert {leaf.dtype for leaf in jax.tree.leaves(prior.transition.params)} == {jnp.dtype("float64")}
-    with pytest.raises(ValueError, match=r"64-bit arrays.*'params/.*float64; got JAX in 32 bits.*jax_enable_x64"):
+    with pytest.raises(ValueError, match=r"64-bit arrays.*params/.*float64; got JAX in 32 bits.*jax_enable_x64"):
         nd.load(path)
 
 
@@ -279,17 +271,17 @@ def test_a_network_of_ones_own_is_passed_as_it_was_to_haiku_module(path):
     np.testing.assert_array_equal(draw(prior, KEY, (2,)), draw(loaded, KEY, (2,)))
     assert_equal(prior, nd.load(path, network=HaikuFunction(with_moving_average)))
     with pytest.raises(
-        ValueError, match=r"network=\.\.\.; got a file whose network is the custom '.*moving_average'. Pass"
+        ValueError, match=r"network=\.\.\.; got a file whose network is the custom .*moving_average. Pass"
     ):
         nd.load(path)
-    with pytest.raises(ValueError, match=r"a network that runs with the file's parameters.*second"):
+    with pytest.raises(ValueError, match=r"a network that runs with all the file's parameters.*second"):
         nd.load(path, network=with_a_second_layer)
 
 
 def test_a_transition_function_of_ones_own_is_passed_as_it_is(path):
     prior = nd.Diffusion(gaussian(), affine((2,), 2), rng_key=KEY)
     assert_equal(prior, again(prior, path, network=prior.transition.function))
-    with pytest.raises(ValueError, match=r"custom 'catalogue.Affine'. Pass the function \(params, x_t, t, context\)"):
+    with pytest.raises(ValueError, match=r"custom catalogue.Affine. Pass what was trained"):
         nd.load(path)
     with pytest.raises(
         ValueError, match=r"events of shape \(2,\); got <function plain.*TypeError: Expected the transition"
@@ -305,14 +297,14 @@ def test_a_smaller_network_than_the_trained_one_is_refused(path):
         return hk.Linear(2, name="last")(linear(x_t, t))
 
     nd.save(nd.Diffusion(gaussian(variance="upper"), weighted(two)), path)
-    with pytest.raises(ValueError, match=r"only parameters that .*linear.* has; got also .*last"):
+    with pytest.raises(ValueError, match=r"all the file's parameters .*linear.*, which does not use .*last"):
         nd.load(path, network=linear)
 
 
 def test_a_network_that_the_file_has_is_not_replaced(path):
     prior = OWN["gaussian MLP"]()
     assert_equal(prior, again(prior, path, network=MLP))
-    with pytest.raises(ValueError, match=r"the file's own network, MLP\(num_steps=3.*got MLP\(num_steps=4"):
+    with pytest.raises(ValueError, match=r"no network=\.\.\., the file has MLP\(num_steps=3.*got MLP\(num_steps=4"):
         nd.load(path, network=dataclasses.replace(MLP, num_steps=4))
 
 
@@ -324,20 +316,20 @@ def test_a_kernel_of_ones_own_is_passed_or_made_from_the_schedule(path):
         assert type(loaded.kernel) is OwnKernel
         np.testing.assert_array_equal(loaded.kernel.schedule.beta, prior.kernel.schedule.beta)
     with pytest.raises(
-        ValueError, match=r"kernel=\.\.\.; got a file whose kernel is the custom '.*OwnKernel'. Pass it, or"
+        ValueError, match=r"kernel=\.\.\.; got a file whose kernel is the custom .*OwnKernel. Pass what"
     ):
         nd.load(path)
     with pytest.raises(ValueError, match=r"kernel=\.\.\. with the file's schedule; got"):
         nd.load(path, kernel=OwnKernel(nd.schedules.log_snr(T)))
     nd.save(OWN["gaussian MLP"](), path)
-    with pytest.raises(ValueError, match=r"no kernel=\.\.\., the file's is a GaussianKernel; got"):
+    with pytest.raises(ValueError, match=r"no kernel=\.\.\., the file has .*GaussianKernel.*; got"):
         nd.load(path, kernel=OwnKernel)
 
 
 # Writing ----------------------------------------------------------------------------------------------
 
 
-def own_estimator(kernel, transition, x_0, key, context):
+def own_estimator(rng_key, chain, x_0):
     return jnp.zeros(())
 
 
@@ -345,28 +337,33 @@ def with_params(params):
     return nd.Diffusion(gaussian(variance="lower"), nd.Transition(plain, params, (2,)))
 
 
+def transformed():
+    return numpyro.distributions.TransformedDistribution(
+        OWN["gaussian MLP"](), numpyro.distributions.transforms.AffineTransform(100.0, 5.0)
+    )
+
+
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
         (lambda: numpyro.distributions.Normal(), "a Diffusion; got Normal"),
         (lambda: OWN["gaussian MLP"]().chain, "a Diffusion; got ReverseChain"),
-        (lambda: nd.Diffusion(gaussian(), weighted(MLP), estimator=own_estimator), "an estimator out of RandomStep,"),
-        (lambda: with_params({"gain": 0.1, 3: 0.2}), "strings as keys of the dict at 'params'; got .*3"),
-        (lambda: with_params({"gain": float("nan")}), "a finite number within 64 bits at 'params/gain'; got nan"),
-        (lambda: with_params({"gain": 2**63}), "a finite number within 64 bits"),
-        (lambda: with_params({"gain": 1.0, "own": stat}), "in dicts, lists and tuples at 'params/own'; got module"),
-        (lambda: with_params({"gain": 1j * np.ones(2)}), "a dtype out of float64.*at 'params/gain'; got complex128"),
-        (lambda: with_params({"gain": np.asarray(["a"])}), "a dtype out of"),
-        (lambda: with_params({}), "a network that runs with the file's parameters .*KeyError: 'gain'"),
-        (lambda: with_params({"gain": jnp.ones(3)}), "a network that runs with the file's parameters"),
+        (transformed, "a Diffusion; got TransformedDistribution. .*apply the transforms to the one that is loaded"),
+        (lambda: OWN["gaussian MLP"]().mask(False), "a Diffusion; got MaskedDistribution"),
         (
-            lambda: with_params({"gain": jnp.ones(()), "n" * 2**22: 0}),
-            "at most 4194304 bytes",
+            lambda: nd.Diffusion(gaussian(), weighted(MLP), estimator=own_estimator),
+            "an estimator out of .*RandomStep",
         ),
+        (lambda: with_params({"gain": 0.1, 3: 0.2}), "dicts with string keys at 'params'; got .*3"),
+        (lambda: with_params({"gain": 1.0, "own": stat}), "at 'params/own'; got module"),
+        (lambda: with_params({"gain": 1j * np.ones(2)}), "a dtype out of .*at 'params/gain'; got .*complex128"),
+        (lambda: with_params({"gain": np.asarray(["a"])}), "a dtype out of"),
+        (lambda: with_params({}), "a network that runs with all the file's parameters .*KeyError: 'gain'"),
+        (lambda: with_params({"gain": jnp.ones(3)}), "a network that runs with all the file's parameters"),
         (lambda: diffusion(gaussian(), dataclasses.replace(MLP, num_time_features=True)), "num_time_features of MLP"),
         (
             lambda: diffusion(gaussian(), networks.UNet(T, width=4, num_levels=1, attention=1), (2, 2, 1)),
-            "attention of UNet to be true or false; got 1",
+            "attention of UNet as .*bool.*; got 1",
         ),
     ],
 )
@@ -378,7 +375,7 @@ def test_what_could_not_be_loaded_again_is_not_written(no_type_checks, prior, me
 
 def test_saving_inside_jit_is_refused(path):
     with pytest.raises(
-        ValueError, match=r"a concrete array at 'params/gain'; got a traced one. Save outside of jax.jit"
+        ValueError, match=r"concrete arrays .* at 'params/gain'; got DynamicJaxprTracer.*Save outside of jax.jit"
     ):
         jax.jit(lambda gain: nd.save(with_params({"gain": gain}), path))(1.0)
 
@@ -397,20 +394,12 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypatc
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_places_that_cannot_be_written_to_are_named(tmp_path, monkeypatch):
+def test_places_that_cannot_be_written_to_are_named(tmp_path):
     prior = with_params({"gain": 1.0})
     with pytest.raises(FileNotFoundError, match=r"a directory that exists.*missing.*No such file"):
         nd.save(prior, tmp_path / "missing" / "file")
-    with pytest.raises(ValueError, match="a file's path; got the directory"):
+    with pytest.raises(IsADirectoryError, match=r"a file in a directory .*Is a directory"):
         nd.save(prior, tmp_path)
-
-    def forbidden(*_):
-        raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch:  # a directory's mode does not stop every user
-        patch.setattr(os, "open", forbidden)
-        with pytest.raises(PermissionError, match=r"may be written to.*Permission denied"):
-            nd.save(prior, tmp_path / "file")
     assert not list(tmp_path.iterdir())
 
 

@@ -17,15 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.batch_util import promote_batch_shape
-from numpyro.util import is_prng_key
 
 from .._checks import check_trailing_shape, expected
+from .._compat.numpyro import explicit_validation, is_prng_key, promote_batch_shape
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
 from ..transition import Transition
 
-__all__ = ["ChainDistribution", "check_context", "check_kernel"]
+# An array whose values the kernel checks, because it knows what a state is.
+ARRAY = constraints.dependent(is_discrete=False, event_dim=0)
+
+__all__ = ["ARRAY", "ChainDistribution", "check_context", "check_kernel"]
 
 
 class ChainDistribution(dist.Distribution):
@@ -69,7 +71,7 @@ class ChainDistribution(dist.Distribution):
         value_batch = check_trailing_shape(
             f"a value of {type(self).__name__}", value, self.event_shape, "Batch dimensions go to the left."
         )
-        if self.__dict__.get("_validate_args") is not False:
+        if explicit_validation(self) is not False:
             self.kernel.check_data(f"a value of {type(self).__name__}", value)
         batch_shape = jnp.broadcast_shapes(value_batch, self.batch_shape)
         value = jnp.broadcast_to(jnp.asarray(value), batch_shape + self.event_shape)
@@ -87,7 +89,11 @@ class ChainDistribution(dist.Distribution):
         if len(batch_shape) < len(self.batch_shape) or any(old not in (1, new) for old, new in matched):
             raise ValueError(
                 expected(
-                    f"a batch shape that {self.batch_shape} broadcasts to", batch_shape, "Sizes other than 1 must stay."
+                    f"a batch shape that {self.batch_shape} broadcasts to",
+                    batch_shape,
+                    # The first words are NumPyro's own, which its users match.
+                    f"Cannot broadcast distribution of shape {self.batch_shape} to shape {batch_shape}: sizes other "
+                    "than 1 must stay.",
                 )
             )
         expanded = copy.copy(self)

@@ -4,7 +4,7 @@ It is the proposal of the paper's likelihood (Eq. 9) and the guide of its traini
 schedule's; draws of a Gaussian chain are differentiable in them and in x^0.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from .._checks import check_integer_at_least
 from .._numerics import expand_right
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
-from .base import ChainDistribution, check_kernel
+from .base import ARRAY, ChainDistribution, check_kernel
 from .keys import key_from_context
 
 __all__ = ["ForwardChain"]
@@ -40,6 +40,8 @@ class ForwardChain(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Eq. 1-3.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {"x_0": ARRAY}
+    reparametrized_params: ClassVar[list[str]] = ["x_0"]
     pytree_data_fields: tuple[str, ...] = ("x_0", "rng_key")
     pytree_aux_fields = ("_data_dim",)
 

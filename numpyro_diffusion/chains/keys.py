@@ -2,9 +2,9 @@
 
 import jax
 import numpyro
-from numpyro.primitives import _PYRO_STACK
 
 from .._checks import expected
+from .._compat.numpyro import is_in_handler
 
 __all__ = ["key_from_context", "require_key"]
 
@@ -15,7 +15,7 @@ def key_from_context(rng_key: jax.Array | None) -> jax.Array | None:
     A NumPyro model under SVI is seeded anew at every step, so that a distribution built inside it estimates with fresh
     noise. One fixed key in training would let the network learn the noise by heart.
     """
-    if rng_key is None and _PYRO_STACK:  # outside a model numpyro.prng_key() would warn
+    if rng_key is None and is_in_handler():  # outside a model numpyro.prng_key() would warn
         return numpyro.prng_key()
     return rng_key
 

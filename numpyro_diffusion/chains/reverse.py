@@ -1,13 +1,19 @@
 r"""The reverse chain: p(x^{0:T}) = pi(x^T) prod_t p(x^{t-1} | x^t)  (Eq. 4-5).
 
-Both its draws and its density are exact: it is a distribution like any other, whose steps are made by a network.
-The law of x^{stop:T} is the same chain stopped early; with ``stop=1`` it is the latent part of the model whose
-observed part is ``conditional(x^1, 1)``, the law of the data given x^1.
+Samples and density of the path are exact: it is a distribution like any other, whose steps are made by a network.
+The chain of x^{stop:T} is the same chain stopped early. With ``stop=1`` it is the latent part of the model whose
+observed part is ``conditional(x^1, 1)``, the distribution of the data given x^1.
+
+Whatever needs a kernel, a network and a context takes a ReverseChain. Its step is
+
+    output(x^t, t)      what the network says, checked against the kernel
+    reverse(x^t, t)     p(x^{t-1} | x^t), elementwise
+    denoised(x^t, t)    the network's estimate of E[x^0 | x^t]
 """
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +21,16 @@ import numpyro.distributions as dist
 
 from .._checks import check_integer_at_least, check_trailing_shape, expected
 from .._numerics import expand_right
-from .._typing import Array, ArrayLike, Shape
+from .._typing import Array, ArrayLike, PyTree, Shape
 from ..kernels import Kernel
-from ..transition import Transition, reverse_step
-from .base import ChainDistribution, check_context, check_kernel
+from ..transition import Transition, check_output
+from .base import ARRAY, ChainDistribution, check_context, check_kernel
 
 __all__ = ["ReverseChain"]
 
 
 class ReverseChain(ChainDistribution):
-    """Law of the trajectory x^{stop:T} of the generative chain.
+    """Distribution of the path x^{stop:T} of the generative chain.
 
     ``event_shape`` is (T + 1 - stop, *event); index 0 of the time axis is x^stop. ``batch_shape`` is the context's.
 
@@ -43,6 +49,8 @@ class ReverseChain(ChainDistribution):
     References: Sohl-Dickstein et al. 2015, Eq. 4-5.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {"context": ARRAY}
+    reparametrized_params: ClassVar[list[str]] = ["context"]
     pytree_data_fields: tuple[str, ...] = ("transition", "context")
     pytree_aux_fields = ("stop",)
 
@@ -65,6 +73,68 @@ class ReverseChain(ChainDistribution):
         event_shape = (kernel.num_steps + 1 - stop, *transition.event_shape)
         super().__init__(kernel, batch_shape, event_shape, validate_args=validate_args)
 
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.kernel.num_steps
+
+    @property
+    def state_shape(self) -> Shape:
+        """The shape of one state, (event...)."""
+        return self.transition.event_shape
+
+    @property
+    def state_dim(self) -> int:
+        """The number of dimensions of one state."""
+        return self.transition.event_dim
+
+    def output(self, x_t: Array, t: ArrayLike) -> PyTree:
+        """What the network says of x^t.
+
+        Args:
+            x_t: states, shape (batch..., event...).
+            t: step, integers in 1..T that broadcast with the batch shape.
+
+        Raises:
+            TypeError, ValueError: if the output's structure, dtype or shape is not what the kernel needs.
+        """
+        context = self.context
+        if context is not None:
+            batch_shape = jnp.shape(x_t)[: jnp.ndim(x_t) - self.state_dim]
+            context = jnp.broadcast_to(jnp.asarray(context), batch_shape + (self.transition.context_shape or ()))
+        encoded = self.kernel.encode(x_t)
+        output = self.transition(encoded, t, context)
+        check_output(self.kernel, output, encoded)
+        return output
+
+    def reverse(self, x_t: Array, t: ArrayLike, output: PyTree = None) -> Any:
+        """p(x^{t-1} | x^t) as an elementwise distribution, of batch_shape (batch..., event...).
+
+        Args:
+            x_t: states, shape (batch..., event...).
+            t: step, integers in 1..T that broadcast with the batch shape.
+            output: the network's at x_t, if it is known already.
+        """
+        output = self.output(x_t, t) if output is None else output
+        return self.kernel.reverse(output, x_t, self.beside_state(t))
+
+    def denoised(self, x_t: Array, t: ArrayLike, output: PyTree = None) -> Array:
+        """The network's estimate of E[x^0 | x^t], in x_t's shape; arguments as for :meth:`reverse`."""
+        output = self.output(x_t, t) if output is None else output
+        return jnp.asarray(self.kernel.denoised(output, x_t, self.beside_state(t)))
+
+    def with_context(self, context: ArrayLike | None) -> "ReverseChain":
+        """The same chain for another context, whose batch shape it takes."""
+        return ReverseChain(self.kernel, self.transition, context=context, stop=self.stop)
+
+    def beside_state(self, batched: ArrayLike) -> Array:
+        """Numbers of the batch (steps, weights) shaped to broadcast against states."""
+        return expand_right(batched, self.state_dim)
+
+    def sum_state(self, values: Array) -> Array:
+        """Values of every coordinate of a state summed to the batch's shape."""
+        return values.sum(tuple(range(values.ndim - self.state_dim, values.ndim)))
+
     def conditional(self, x_t: ArrayLike, t: ArrayLike) -> dist.Distribution:
         """p(x^{t-1} | x^t) as a distribution over events.
 
@@ -75,9 +145,9 @@ class ReverseChain(ChainDistribution):
         Returns:
             A distribution with ``event_shape`` (event...).
         """
-        check_trailing_shape("x_t", x_t, self.transition.event_shape, "Batch dimensions go to the left.")
-        law = self._step_law(jnp.asarray(x_t), t)
-        return dist.Independent(law, self.transition.event_dim) if self.transition.event_dim else law
+        check_trailing_shape("x_t", x_t, self.state_shape, "Batch dimensions go to the left.")
+        step = self.reverse(jnp.asarray(x_t), t)
+        return dist.Independent(step, self.state_dim) if self.state_dim else step
 
     def sample_last(self, key: jax.Array, sample_shape: Shape = ()) -> Array:
         """Draw x^stop alone, in memory that does not grow with T; the same draw as ``sample``'s index 0.
@@ -112,7 +182,7 @@ class ReverseChain(ChainDistribution):
 
         def step(x_t: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, None]:
             t, eps = t_and_noise
-            return self.kernel.from_noise(self._step_law(x_t, t), eps), None
+            return self.kernel.from_noise(self.reverse(x_t, t), eps), None
 
         # A scan keeps its iterations apart by itself: no barrier against common subexpressions is needed.
         again = partial(jax.checkpoint, prevent_cse=False) if checkpoint else lambda function: function
@@ -134,11 +204,11 @@ class ReverseChain(ChainDistribution):
 
     def _walk(self, key: jax.Array, batch_shape: Shape, keep_path: bool) -> Array:
         """Run the chain down from pi: all states stacked after the batch, or only the last."""
-        top = self.kernel.num_steps
-        start = self.kernel.stationary(batch_shape + self.transition.event_shape).sample(jax.random.fold_in(key, top))
+        top = self.num_steps
+        start = self.kernel.stationary(batch_shape + self.state_shape).sample(jax.random.fold_in(key, top))
 
         def step(x_t: Array, t: Array) -> tuple[Array, Array | None]:
-            x_previous = self._step_law(x_t, t).sample(jax.random.fold_in(key, t - 1))
+            x_previous = self.reverse(x_t, t).sample(jax.random.fold_in(key, t - 1))
             return x_previous, x_previous if keep_path else None
 
         last, path = jax.lax.scan(step, start, self._steps(), reverse=True)
@@ -147,23 +217,14 @@ class ReverseChain(ChainDistribution):
         return jnp.moveaxis(jnp.concatenate([path, start[None]]), 0, len(batch_shape))
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
-        path, t = self._time_first(value, batch_shape)
+        path, t = self.time_first(value, batch_shape)
         log_prior: Any = self.kernel.stationary(path.shape[1:]).log_prob(path[-1])
         # All steps at once: given the path they are independent, and the time axis is one more batch axis.
-        log_steps: Any = self._step_law(path[1:], t).log_prob(path[:-1])
+        log_steps: Any = self.reverse(path[1:], t).log_prob(path[:-1])
         event_axes = tuple(range(len(batch_shape), log_prior.ndim))
         return log_prior.sum(event_axes) + log_steps.sum((0, *(axis + 1 for axis in event_axes)))
 
-    def _step_law(self, x_t: Array, t: ArrayLike) -> Any:
-        """p(x^{t-1} | x^t) for each coordinate: the one law that a variant of the chain changes.
-
-        Args:
-            x_t: shape (batch..., event...).
-            t: integers that broadcast with the batch shape.
-        """
-        return reverse_step(self.kernel, self.transition, x_t, t, self._context())
-
-    def _time_first(self, value: Array, batch_shape: Shape) -> tuple[Array, Array]:
+    def time_first(self, value: Array, batch_shape: Shape) -> tuple[Array, Array]:
         """The states with the time axis in front, and the steps t of ``path[1:]``, shaped to broadcast with its batch.
 
         In front, so that what belongs to the batch (a context, an observation) still broadcasts from the right.
@@ -172,7 +233,4 @@ class ReverseChain(ChainDistribution):
 
     def _steps(self) -> Array:
         """The steps t = stop + 1 .. T."""
-        return jnp.arange(self.stop + 1, self.kernel.num_steps + 1)
-
-    def _context(self) -> Array | None:
-        return None if self.context is None else jnp.asarray(self.context)
+        return jnp.arange(self.stop + 1, self.num_steps + 1)

@@ -34,7 +34,7 @@ _MOST_LEAVES = 1e6
 
 
 def dead_leaves(
-    key: jax.Array,
+    rng_key: jax.Array,
     num_images: int,
     *,
     size: int = 32,
@@ -49,7 +49,7 @@ def dead_leaves(
     without bound, and says nothing. Give ``noise`` where likelihoods are compared.
 
     Args:
-        key: JAX random key.
+        rng_key: JAX random key.
         num_images: how many.
         size: pixels on a side.
         min_radius: radius of the smallest leaf, in pixels, > 0; below 2 the pixels no longer show a disc, and the time
@@ -80,7 +80,9 @@ def dead_leaves(
     if leaves > _MOST_LEAVES:
         cure = "Raise min_radius, or lower max_radius or exponent."
         raise ValueError(expected(f"leaves of which {_MOST_LEAVES:.0e} cover an image", f"{leaves:.1e}", cure))
-    return _draw(key, int(num_images), int(size), float(min_radius), float(max_radius), float(exponent), float(noise))
+    return _draw(
+        rng_key, int(num_images), int(size), float(min_radius), float(max_radius), float(exponent), float(noise)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))

@@ -57,13 +57,13 @@ class Scaling(NamedTuple):
         return jnp.asarray(images) * self.scale + self.mean
 
 
-def dequantise(key: jax.Array, images: ArrayLike, num_levels: int) -> Array:
+def dequantise(rng_key: jax.Array, images: ArrayLike, num_levels: int) -> Array:
     """Integer grey levels plus uniform noise in [0, 1): their law has a density, and rounding down gives them back.
 
     The noise is uniform on the multiples of a power of 2 so small that every sum is exact in floating point.
 
     Args:
-        key: JAX random key.
+        rng_key: JAX random key.
         images: integers from 0 to ``num_levels`` - 1, any shape.
         num_levels: how many grey levels there are, 2 to 65536; 256 for photographs, 17 for :func:`digits`.
 
@@ -95,7 +95,7 @@ def dequantise(key: jax.Array, images: ArrayLike, num_levels: int) -> Array:
     levels = jnp.asarray(images).astype(float)
     # What the mantissa has left beside the largest level.
     steps = 2.0 ** (jnp.finfo(levels.dtype).nmant + 1 - math.ceil(math.log2(num_levels)))
-    return levels + jnp.floor(jax.random.uniform(key, levels.shape, levels.dtype) * steps) / steps
+    return levels + jnp.floor(jax.random.uniform(rng_key, levels.shape, levels.dtype) * steps) / steps
 
 
 def standardise(images: ArrayLike) -> tuple[Array, Scaling]:
@@ -132,11 +132,11 @@ def standardise(images: ArrayLike) -> tuple[Array, Scaling]:
     return scaling.apply(images), scaling
 
 
-def patches(key: jax.Array, image: ArrayLike, num_patches: int, size: int) -> Array:
+def patches(rng_key: jax.Array, image: ArrayLike, num_patches: int, size: int) -> Array:
     """Square crops of one image, at places drawn evenly; they may overlap.
 
     Args:
-        key: JAX random key.
+        rng_key: JAX random key.
         image: shape (height, width) or (height, width, channels).
         num_patches: how many.
         size: pixels on a side, at most the image's shorter side.
@@ -160,7 +160,7 @@ def patches(key: jax.Array, image: ArrayLike, num_patches: int, size: int) -> Ar
     if size > min(shape[:2]):
         cure = "Pass a larger image, or ask for smaller patches."
         raise ValueError(expected(f"size <= {min(shape[:2])}, the image's shorter side", size, cure))
-    return _crop(key, jnp.asarray(image).reshape(*shape[:2], -1), int(num_patches), int(size))
+    return _crop(rng_key, jnp.asarray(image).reshape(*shape[:2], -1), int(num_patches), int(size))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -25,11 +25,11 @@ __all__ = ["heartbeat", "heartbeat_entropy", "swiss_roll", "swiss_roll_entropy",
 _HEARTBEAT_BITS, _HEARTBEAT_PERIOD = 20, 5
 
 
-def swiss_roll(key: jax.Array, num_points: int, *, noise: float = 0.5) -> Array:
+def swiss_roll(rng_key: jax.Array, num_points: int, *, noise: float = 0.5) -> Array:
     """Points of the two-dimensional swiss roll, mean 0 and variance 1.
 
     Args:
-        key: JAX random key.
+        rng_key: JAX random key.
         num_points: how many.
         noise: standard deviation of the added noise before scaling, >= 0; the roll's radius goes from 4.7 to 14.1.
 
@@ -40,7 +40,7 @@ def swiss_roll(key: jax.Array, num_points: int, *, noise: float = 0.5) -> Array:
     (3, 2)
     """
     check_integer_at_least("num_points", num_points, 1, "Pass the number of points.")
-    key_angle, key_noise = jax.random.split(key)
+    key_angle, key_noise = jax.random.split(rng_key)
     curve = _curve(jax.random.uniform(key_angle, (num_points,)), jnp)
     mean, scale = _roll_moments(noise)
     points = curve + noise * jax.random.normal(key_noise, (num_points, 2))
@@ -104,11 +104,11 @@ def swiss_roll_entropy(
     return float(-(weights.ravel() * swiss_roll_log_prob(points, noise=noise, extra_noise=extra_noise)).sum())
 
 
-def heartbeat(key: jax.Array, num_sequences: int) -> Array:
+def heartbeat(rng_key: jax.Array, num_sequences: int) -> Array:
     """Binary heartbeats: 20 bits, one pulse every fifth.
 
     Args:
-        key: JAX random key.
+        rng_key: JAX random key.
         num_sequences: how many.
 
     Returns:
@@ -118,7 +118,7 @@ def heartbeat(key: jax.Array, num_sequences: int) -> Array:
     4
     """
     check_integer_at_least("num_sequences", num_sequences, 1, "Pass the number of sequences.")
-    phase = jax.random.randint(key, (num_sequences, 1), 0, _HEARTBEAT_PERIOD)
+    phase = jax.random.randint(rng_key, (num_sequences, 1), 0, _HEARTBEAT_PERIOD)
     return (jnp.arange(_HEARTBEAT_BITS) % _HEARTBEAT_PERIOD == phase).astype(int)
 
 

@@ -23,14 +23,14 @@ class Chunk(NamedTuple):
     """A slice of the data, as compiled functions take it.
 
     Attributes:
+        chain: the model's, with a context for each of the points if it has one.
         x: shape (points, event...).
-        context: shape (points, context event...), or None.
         positions: of each point in the data, shape (points,).
         size: how many of the points are no filling.
     """
 
+    chain: ReverseChain
     x: Array
-    context: Array | None
     positions: Array
     size: int
 
@@ -79,7 +79,8 @@ def chunks(model: Diffusion | ReverseChain, x: np.ndarray, chunk_size: int) -> I
     for start in range(0, len(x), size):
         index = np.minimum(np.arange(start, start + size), len(x) - 1)
         rows = None if context is None else jnp.asarray(context[index])
-        yield Chunk(jnp.asarray(x[index]), rows, jnp.asarray(index), min(size, len(x) - start))
+        chain = ReverseChain(model.kernel, model.transition, context=rows)
+        yield Chunk(chain, jnp.asarray(x[index]), jnp.asarray(index), min(size, len(x) - start))
 
 
 def point_keys(key: jax.Array, chunk: Chunk, num_draws: int) -> jax.Array:
@@ -88,15 +89,19 @@ def point_keys(key: jax.Array, chunk: Chunk, num_draws: int) -> jax.Array:
     return jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_draws)))(by_point)
 
 
-def over_points(function: Callable[[Array, Array | None, Array], Any], chunk: Chunk, drawn: Array) -> Any:
-    """``function(x, context, one of drawn)`` for all points and draws.
+def over_points(function: Callable[[ReverseChain, Array, Array], Any], chunk: Chunk, drawn: Array) -> Any:
+    """``function(chain, x, one of drawn)`` for all points and draws.
 
     Args:
-        function: of one point and one of its draws or keys.
+        function: of one point, the chain with its context, and one of its draws or keys.
         chunk: the points.
         drawn: leading dimensions (points, num_draws), which the result has too.
     """
-    return jax.vmap(jax.vmap(function, (None, None, 0)))(chunk.x, chunk.context, drawn)
+
+    def of_one(x: Array, context: ArrayLike | None, one: Array) -> Any:
+        return function(chunk.chain.with_context(context), x, one)
+
+    return jax.vmap(jax.vmap(of_one, (None, None, 0)))(chunk.x, chunk.chain.context, drawn)
 
 
 def moments_over_points(values: Array, chunk: Chunk) -> tuple[Array, Array]:

@@ -31,9 +31,8 @@ from .._checks import check_integer_at_least, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from ..estimates.bounds import draw_state, paper_end_terms, prior_term, score_step
+from ..estimates.terms import draw_state, paper_end_terms, prior_term, score_step
 from ..kernels import Kernel
-from ..transition import Transition
 from ._chunks import Chunk, Moments, chunks, moments_over_points, over_points, point_keys, points_of
 from .results import LogLikelihood, standard_error
 
@@ -76,9 +75,9 @@ class Bound(LogLikelihood):
 
 
 def bound(
+    rng_key: jax.Array,
     model: Diffusion | ReverseChain,
     x: ArrayLike,
-    key: jax.Array,
     *,
     num_draws: int = 2,
     form: Form = "exact",
@@ -89,9 +88,9 @@ def bound(
     Memory does not grow with T or with the number of points.
 
     Args:
+        rng_key: JAX random key.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key.
         num_draws: draws of x^t at each step; two or more tell the noise of the draws from that of the data.
         form: ``"exact"`` (Eq. 13, any data), or ``"paper"`` (Eq. 14, for normalised data; ``step_terms[0]`` is then
             -H_q(X^1 | X^0) and ``prior_term`` is H_q(X^T | X^0) - H_pi).
@@ -104,7 +103,7 @@ def bound(
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,)))
-    >>> K = bound(model, jnp.ones((5, 2)), jax.random.key(0))
+    >>> K = bound(jax.random.key(0), model, jnp.ones((5, 2)))
     >>> K.step_terms.shape, K.bits > K.null.bits - 10
     ((20,), True)
 
@@ -120,7 +119,7 @@ def bound(
     steps, prior = Moments(), Moments()
     totals, nulls = [], []
     for chunk in chunks(model, x, max(1, chunk_size // num_draws)):
-        values = _chunk(model.kernel, model.transition, chunk, key, num_draws, form)
+        values = _chunk(chunk, rng_key, num_draws, form)
         total, null, prior_moments, step_moments = jax.device_get(values)
         totals.append(total[: chunk.size])
         nulls.append(null[: chunk.size])
@@ -141,38 +140,33 @@ def bound(
 
 @functools.partial(jax.jit, static_argnames=("num_draws", "form"))
 def _chunk(
-    kernel: Kernel, transition: Transition, chunk: Chunk, key: jax.Array, num_draws: int, form: Form
+    chunk: Chunk, key: jax.Array, num_draws: int, form: Form
 ) -> tuple[Array, Array, tuple[Array, Array], tuple[Array, Array]]:
     """K (size, draws), log pi(x^0) (size,), and over the points the moments of the prior term and of the steps (T,)."""
     keys = point_keys(key, chunk, num_draws)
-    null = _log_stationary(kernel, chunk.x)
+    num_steps = chunk.chain.num_steps
+    null = _log_stationary(chunk.chain.kernel, chunk.x)
     if form == "exact":
-        prior, edge, first = prior_term(kernel, transition, chunk.x), None, 1
+        prior, edge, first = prior_term(chunk.chain, chunk.x), None, 1
     else:
-        prior, edge = paper_end_terms(kernel, transition, chunk.x)
+        prior, edge = paper_end_terms(chunk.chain, chunk.x)
         first = 2
 
     def draw(t: Array | int) -> Array:
         t = jnp.asarray(t)
-        return over_points(
-            lambda x_0, _, key: draw_state(kernel, transition, x_0, t, jax.random.fold_in(key, t)), chunk, keys
-        )
+        return over_points(lambda chain, x_0, key: draw_state(jax.random.fold_in(key, t), chain, x_0, t), chunk, keys)
 
     def step(carry: tuple[Array, Array], t: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         total, x_t = carry
-
-        def term(x_0: Array, context: Array | None, x_t: Array) -> Array:
-            return score_step(kernel, transition, x_0, x_t, t, context)
-
-        terms = over_points(term, chunk, x_t)
+        terms = over_points(lambda chain, x_0, x_t: score_step(chain, x_0, x_t, t), chunk, x_t)
         # Drawn one step ahead and carried, the noise is made once; else XLA makes it anew for each of the features
         # that the network's first layer takes of it.
-        ahead = draw(jnp.minimum(t + 1, kernel.num_steps))
+        ahead = draw(jnp.minimum(t + 1, num_steps))
         return (total + terms, ahead), moments_over_points(terms.mean(1), chunk)
 
     start = jnp.zeros(keys.shape, prior.dtype) + prior[:, None]
-    steps = jnp.arange(first, kernel.num_steps + 1)
-    (total, _), moments = jax.lax.scan(step, (start, draw(min(first, kernel.num_steps))), steps)
+    steps = jnp.arange(first, num_steps + 1)
+    (total, _), moments = jax.lax.scan(step, (start, draw(min(first, num_steps))), steps)
     if edge is not None:
         total = total + edge[:, None]
         ends = moments_over_points(edge, chunk)

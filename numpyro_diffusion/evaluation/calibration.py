@@ -24,13 +24,13 @@ from .._typing import ArrayLike
 __all__ = ["Coverage", "expected_coverage", "rank_uniformity", "sbc_ranks"]
 
 
-def sbc_ranks(truth: ArrayLike, draws: ArrayLike, *, key: jax.Array | None = None) -> np.ndarray:
+def sbc_ranks(truth: ArrayLike, draws: ArrayLike, *, rng_key: jax.Array | None = None) -> np.ndarray:
     """How many posterior draws are below the truth, for each data set and each scalar.
 
     Args:
         truth: shape (data sets, ...).
         draws: shape (data sets, m, ...), m posterior draws given each data set.
-        key: JAX random key, which places the truth at random among draws that equal it; needed for discrete unknowns.
+        rng_key: JAX random key, which places the truth at random among draws that equal it: for discrete unknowns.
 
     Returns:
         Integers in 0..m, shape (data sets, ...).
@@ -48,11 +48,11 @@ def sbc_ranks(truth: ArrayLike, draws: ArrayLike, *, key: jax.Array | None = Non
     ties = (draws == truth[:, None]).sum(1)
     if not ties.any():
         return below
-    if key is None:
+    if rng_key is None:
         raise ValueError(
-            expected("draws that differ from the truth", f"{int(ties.sum())} ties", "Pass key=jax.random.key(0).")
+            expected("draws that differ from the truth", f"{int(ties.sum())} ties", "Pass rng_key=jax.random.key(0).")
         )
-    return below + np.asarray(jax.random.randint(key, ties.shape, 0, jnp.asarray(ties) + 1))
+    return below + np.asarray(jax.random.randint(rng_key, ties.shape, 0, jnp.asarray(ties) + 1))
 
 
 def rank_uniformity(ranks: ArrayLike, num_draws: int, *, num_bins: int = 8) -> float:

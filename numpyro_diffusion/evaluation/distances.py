@@ -53,11 +53,11 @@ def rows(name: str, x: ArrayLike, other_name: str, y: ArrayLike) -> tuple[np.nda
     return matrices[0], matrices[1]
 
 
-def sliced_wasserstein(key: jax.Array, x: ArrayLike, y: ArrayLike, *, num_slices: int = 500) -> float:
+def sliced_wasserstein(rng_key: jax.Array, x: ArrayLike, y: ArrayLike, *, num_slices: int = 500) -> float:
     """The mean over random directions of the first Wasserstein distance of the projections, exact by sorting.
 
     Args:
-        key: JAX random key, of the directions.
+        rng_key: JAX random key, of the directions.
         x: draws, shape (n, event...).
         y: as many draws, shape (n, event...).
         num_slices: directions, uniform on the sphere.
@@ -81,7 +81,7 @@ def sliced_wasserstein(key: jax.Array, x: ArrayLike, y: ArrayLike, *, num_slices
     check_integer_at_least("num_slices", num_slices, 1, "It counts directions.")
     rows("x", x, "y", y)
     left, right = (np.asarray(value, np.float64).reshape(len(value), -1) for value in (np.asarray(x), np.asarray(y)))
-    directions = np.asarray(jax.random.normal(key, (left.shape[1], num_slices)), np.float64)
+    directions = np.asarray(jax.random.normal(rng_key, (left.shape[1], num_slices)), np.float64)
     directions /= np.linalg.norm(directions, axis=0)
     total = 0.0
     for start in range(0, num_slices, 64):  # so many at a time: memory does not grow with their number
@@ -188,7 +188,7 @@ class TwoSampleTest(NamedTuple):
 
 
 def classifier_two_sample_test(
-    key: jax.Array, x: ArrayLike, y: ArrayLike, *, hidden: tuple[int, ...] = (64, 64)
+    rng_key: jax.Array, x: ArrayLike, y: ArrayLike, *, hidden: tuple[int, ...] = (64, 64)
 ) -> TwoSampleTest:
     """Train a small network on half of the draws to tell x from y, and count how often it is right on the others.
 
@@ -196,7 +196,7 @@ def classifier_two_sample_test(
     half the time.
 
     Args:
-        key: JAX random key: which half, and the network's start.
+        rng_key: JAX random key: which half, and the network's start.
         x: draws, shape (n, event...), n >= 20.
         y: draws, shape (m, event...), m >= 20.
         hidden: units of the hidden layers.
@@ -218,7 +218,7 @@ def classifier_two_sample_test(
         raise ImportError(expected("scikit-learn", "no such module", _CLASSIFIER_CURE)) from error
     from scipy import stats
 
-    key_left, key_right, key_network = jax.random.split(key, 3)
+    key_left, key_right, key_network = jax.random.split(rng_key, 3)
     left = left[np.asarray(jax.random.permutation(key_left, len(left)))[:count]]
     right = right[np.asarray(jax.random.permutation(key_right, len(right)))[:count]]
     seed = int(jax.random.randint(key_network, (), 0, 2**31 - 1))

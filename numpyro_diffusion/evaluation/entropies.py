@@ -19,12 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import expand_right
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from ..kernels import Kernel
-from ..transition import Transition, reverse_step
 from ._chunks import Chunk, Moments, chunks, moments_over_points, over_points, point_keys, points_of
 
 __all__ = ["EntropyBounds", "entropy_bounds"]
@@ -48,14 +45,14 @@ class EntropyBounds:
 
 
 def entropy_bounds(
-    model: Diffusion | ReverseChain, x: ArrayLike, key: jax.Array, *, chunk_size: int = 512
+    rng_key: jax.Array, model: Diffusion | ReverseChain, x: ArrayLike, *, chunk_size: int = 512
 ) -> EntropyBounds:
     """The paper's bounds on the entropy of every reverse step, and the model's own entropies.
 
     Args:
+        rng_key: JAX random key, of x^{t-1} and x^t given x^0.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key, of x^{t-1} and x^t given x^0.
         chunk_size: points that are in memory at once.
 
     Raises:
@@ -64,7 +61,7 @@ def entropy_bounds(
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,)))
-    >>> steps = entropy_bounds(model, jnp.ones((3, 1)), jax.random.key(0))
+    >>> steps = entropy_bounds(jax.random.key(0), model, jnp.ones((3, 1)))
     >>> bool((steps.lower <= steps.upper).all())
     True
 
@@ -73,7 +70,7 @@ def entropy_bounds(
     x = points_of(model, x)
     gathered = Moments()
     for chunk in chunks(model, x, chunk_size):
-        gathered.add(chunk.size, *jax.device_get(_chunk(model.kernel, model.transition, chunk, key)))
+        gathered.add(chunk.size, *jax.device_get(_chunk(chunk, rng_key)))
     lower, upper, own = gathered.mean.T
     if not model.kernel.is_discrete:
         lower[0] = -np.inf  # H_q(X^0 | X^0), a point
@@ -81,18 +78,17 @@ def entropy_bounds(
 
 
 @jax.jit
-def _chunk(kernel: Kernel, transition: Transition, chunk: Chunk, key: jax.Array) -> tuple[Array, Array]:
+def _chunk(chunk: Chunk, key: jax.Array) -> tuple[Array, Array]:
     """Means and sums of squared deviations over the points of (lower, upper, model), each (T, 3)."""
-    keys = point_keys(key, chunk, 1)
+    keys, kernel = point_keys(key, chunk, 1), chunk.chain.kernel
 
     def step(_: None, t: Array) -> tuple[None, tuple[Array, Array]]:
-        def entropies(x_0: Array, context: Array | None, key: jax.Array) -> Array:
-            t_event = expand_right(t, transition.event_dim)
-            before, after = kernel.marginal(x_0, t_event - 1), kernel.marginal(x_0, t_event)
+        def entropies(chain: ReverseChain, x_0: Array, key: jax.Array) -> Array:
+            before, after = kernel.marginal(x_0, t - 1), kernel.marginal(x_0, t)
             key_before, key_after = jax.random.split(jax.random.fold_in(key, t))
             x_t = after.sample(key_after)
-            forward = kernel.step(before.sample(key_before), t_event).entropy().sum()
-            own = reverse_step(kernel, transition, x_t, t, context).entropy().sum()
+            forward = kernel.step(before.sample(key_before), t).entropy().sum()
+            own = chain.reverse(x_t, t).entropy().sum()
             # H_q(X^0 | X^0) of real numbers is -inf, which has no variance: entropy_bounds sets it at the end.
             change = jnp.where(t == 1, 0.0, before.entropy().sum()) - after.entropy().sum()
             return jnp.stack([forward + change, forward, own])

@@ -35,12 +35,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_integer_at_least, expected, is_concrete
-from .._numerics import expand_right
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from ..kernels import GaussianKernel, Kernel
-from ..transition import Transition, network_output, reverse_step
+from ..kernels import Kernel
 from ._chunks import Chunk, chunks, over_points, point_keys, points_of
 from .results import LogLikelihood
 
@@ -87,46 +85,42 @@ class ProbabilityFlow:
         check_integer_at_least("num_probes", self.num_probes, 2, "Two or more tell their error.")
         check_integer_at_least("max_steps", self.max_steps, 1, "It bounds the solver's steps.")
 
-    def __call__(
-        self, kernel: Kernel, transition: Transition, x_0: Array, key: jax.Array, context: Array | None
-    ) -> Array:
-        check_flow(kernel)
-        batch_shape = jnp.shape(x_0)[: jnp.ndim(x_0) - transition.event_dim]
+    def __call__(self, rng_key: jax.Array, chain: ReverseChain, x_0: Array) -> Array:
+        check_flow(chain.kernel)
+        batch_shape = jnp.shape(x_0)[: jnp.ndim(x_0) - chain.state_dim]
         size = math.prod(batch_shape)
-        points = x_0.reshape(size, *transition.event_shape)
+        points = x_0.reshape(size, *chain.state_shape)
+        context = chain.context
         if context is not None:
-            context_shape = transition.context_shape or ()
+            context_shape = chain.transition.context_shape or ()
             context = jnp.broadcast_to(context, batch_shape + context_shape).reshape(size, *context_shape)
-        values, _ = jax.vmap(lambda *point: self.of_point(kernel, transition, *point))(
-            points, context, jax.random.split(key, size)
-        )
-        return values.reshape(batch_shape)
 
-    def of_point(
-        self, kernel: Kernel, transition: Transition, x_0: Array, context: Array | None, key: jax.Array
-    ) -> tuple[Array, Array]:
+        def of_point(context: Array | None, x_0: Array, rng_key: jax.Array) -> Array:
+            return self.of_point(chain.with_context(context), x_0, rng_key)[0]
+
+        return jax.vmap(of_point)(context, points, jax.random.split(rng_key, size)).reshape(batch_shape)
+
+    def of_point(self, chain: ReverseChain, x_0: Array, rng_key: jax.Array) -> tuple[Array, Array]:
         """The estimate for one point with one draw of x^1, and the variance that the probes give it."""
-        key_noise, key_probes = jax.random.split(key)
-        marginal = kernel.marginal(x_0, 1)
+        key_noise, key_probes = jax.random.split(rng_key)
+        marginal = chain.kernel.marginal(x_0, 1)
         x_1 = marginal.sample(key_noise)
-        last = reverse_step(kernel, transition, x_1, 1, context).log_prob(x_0) - marginal.log_prob(x_1)
+        last = chain.reverse(x_1, 1).log_prob(x_0) - marginal.log_prob(x_1)
         size = math.prod(x_0.shape)
         is_exact = size <= self.exact_dimension
         probes = jnp.eye(size, dtype=x_1.dtype)
         if not is_exact:
             probes = jax.random.rademacher(key_probes, (self.num_probes, size), x_1.dtype)
-        x_top, divergence = self._solve(kernel, transition, x_1, context, probes.reshape(-1, *x_0.shape), is_exact)
-        estimate = kernel.stationary(x_0.shape).log_prob(x_top).sum() + divergence.mean() + last.sum()
+        x_top, divergence = self._solve(chain, x_1, probes.reshape(-1, *x_0.shape), is_exact)
+        estimate = chain.kernel.stationary(x_0.shape).log_prob(x_top).sum() + divergence.mean() + last.sum()
         variance = jnp.zeros(()) if is_exact else divergence.var(ddof=1) / self.num_probes
         return estimate, variance
 
-    def _solve(
-        self, kernel: Kernel, transition: Transition, x_1: Array, context: Array | None, probes: Array, is_exact: bool
-    ) -> tuple[Array, Array]:
+    def _solve(self, chain: ReverseChain, x_1: Array, probes: Array, is_exact: bool) -> tuple[Array, Array]:
         """x^T and the integral of the divergence: one number if exact, one for each probe if not."""
         import diffrax
 
-        nodes = log_noise_to_signal(kernel, x_1.dtype)
+        nodes = log_noise_to_signal(chain.kernel, x_1.dtype)
         divergence = jnp.zeros(1 if is_exact else len(probes), x_1.dtype)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(_exact_field if is_exact else _probed_field),
@@ -135,7 +129,7 @@ class ProbabilityFlow:
             t1=nodes[-1],
             dt0=None,
             y0=(x_1, divergence),
-            args=(kernel, transition, context, nodes, probes),
+            args=(chain, nodes, probes),
             stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
             max_steps=self.max_steps,
         )
@@ -148,41 +142,49 @@ def check_flow(kernel: Kernel) -> None:
 
     Raises:
         TypeError: for a discrete kernel.
-        ValueError: for fewer than four steps or b_T = 1.
+        ValueError: for fewer than four steps, b_T = 1, or a kernel that does not keep the variance, a_t^2 + n_t = 1.
     """
-    if not isinstance(kernel, GaussianKernel):
+    if kernel.is_discrete:
         raise TypeError(
             expected(
-                "a GaussianKernel for the probability flow",
+                "a kernel of real states for the probability flow",
                 type(kernel).__name__,
                 "Bits do not flow; use bound or importance_weighted.",
             )
         )
     if kernel.num_steps < _STENCIL:
         raise ValueError(expected("4 or more steps", kernel.num_steps, "The denoiser is interpolated between them."))
-    if is_concrete(kernel.schedule.alpha_bar) and float(np.asarray(kernel.schedule.alpha_bar)[-1]) == 0:
+    signal, noise = kernel.signal_and_noise(np.arange(1, kernel.num_steps + 1), jnp.zeros(()))
+    if not is_concrete((signal, noise)):
+        return
+    if float(signal[-1]) == 0:
         raise ValueError(
             expected("b_T < 1 for the probability flow", "b_T = 1", "Use a schedule such as log_snr or cosine.")
+        )
+    total = np.asarray(signal) ** 2 + np.asarray(noise)
+    if not np.allclose(total, 1, atol=1e-4):
+        raise ValueError(
+            expected(
+                "a kernel that keeps the variance, a_t^2 + n_t = 1, for the probability flow",
+                f"{float(total[np.argmax(np.abs(total - 1))]):.4g}",
+                "Use importance_weighted, which takes any kernel.",
+            )
         )
 
 
 def log_noise_to_signal(kernel: Kernel, dtype: Any) -> Array:
     """The nodes u_1..u_T of the flow, shape (T,), rising."""
-    noise, power = (jnp.asarray(a, dtype)[1:] for a in (kernel.schedule.noise_variance, kernel.schedule.alpha_bar))
-    return 0.5 * (jnp.log(noise) - jnp.log(power))
+    signal, noise = kernel.signal_and_noise(np.arange(1, kernel.num_steps + 1), jnp.zeros((), dtype))
+    return 0.5 * jnp.log(noise) - jnp.log(signal)
 
 
-def interpolated_denoiser(
-    kernel: Kernel, transition: Transition, x: Array, u: Array, context: Array | None, nodes: Array
-) -> Array:
+def interpolated_denoiser(chain: ReverseChain, x: Array, u: Array, nodes: Array) -> Array:
     """D(x, u) for one x: the cubic in u through the estimates of x^0 at the four nearest steps.
 
     Args:
-        kernel: Gaussian.
-        transition: the network.
+        chain: of a kernel that :func:`check_flow` takes.
         x: shape (event...).
         u: a number in ``nodes[0] .. nodes[-1]``.
-        context: shape (context event...), or None.
         nodes: from :func:`log_noise_to_signal`.
 
     Returns:
@@ -192,8 +194,7 @@ def interpolated_denoiser(
     index = first + jnp.arange(_STENCIL)
     near, t = nodes[index], index + 1
     copies = jnp.broadcast_to(x, (_STENCIL, *x.shape))
-    output = network_output(kernel, transition, copies, t, context)
-    denoised = jnp.asarray(kernel.denoised(output, copies, expand_right(t, transition.event_dim)))
+    denoised = chain.denoised(copies, t)
     others = ~jnp.eye(_STENCIL, dtype=bool)
     ratios = (u - near) / jnp.where(others, near[:, None] - near, 1)
     return jnp.tensordot(jnp.where(others, ratios, 1).prod(1), denoised, 1)
@@ -201,12 +202,12 @@ def interpolated_denoiser(
 
 def _field(u: Array, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
     """The drift dx/du, and the product of every probe with its directional derivative along that probe."""
-    kernel, transition, context, nodes, probes = args
+    chain, nodes, probes = args
     u = jnp.asarray(u, nodes.dtype)
     power = jax.nn.sigmoid(-2 * u)
 
     def drift(x: Array) -> Array:
-        denoised = interpolated_denoiser(kernel, transition, x, u, context, nodes)
+        denoised = interpolated_denoiser(chain, x, u, nodes)
         return power * x - jnp.sqrt(power) * denoised
 
     velocity, along = jax.linearize(drift, state[0])
@@ -243,9 +244,9 @@ class FlowLikelihood(LogLikelihood):
 
 
 def probability_flow(
+    rng_key: jax.Array,
     model: Diffusion | ReverseChain,
     x: ArrayLike,
-    key: jax.Array,
     *,
     estimator: ProbabilityFlow = ProbabilityFlow(),
     num_draws: int = 1,
@@ -254,9 +255,9 @@ def probability_flow(
     """The probability-flow likelihood of data under a Gaussian model. Needs the extra ``flow`` (diffrax).
 
     Args:
+        rng_key: JAX random key, of x^1 and of the probes.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key, of x^1 and of the probes.
         estimator: tolerances and how the divergence is found.
         num_draws: draws of x^1 for each point; their estimates are averaged, so that the mean stays a lower bound.
         chunk_size: points that are in memory at once.
@@ -273,7 +274,7 @@ def probability_flow(
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^1.")
     values, variances = [], []
     for chunk in chunks(model, x, chunk_size):
-        found = jax.device_get(_chunk(model.kernel, model.transition, chunk, key, estimator, num_draws))
+        found = jax.device_get(_chunk(chunk, rng_key, estimator, num_draws))
         values.append(found[0][: chunk.size])
         variances.append(found[1][: chunk.size])
     return FlowLikelihood(
@@ -284,15 +285,7 @@ def probability_flow(
 
 
 @functools.partial(jax.jit, static_argnames=("estimator", "num_draws"))
-def _chunk(
-    kernel: Kernel,
-    transition: Transition,
-    chunk: Chunk,
-    key: jax.Array,
-    estimator: ProbabilityFlow,
-    num_draws: int,
-) -> tuple[Array, Array]:
+def _chunk(chunk: Chunk, key: jax.Array, estimator: ProbabilityFlow, num_draws: int) -> tuple[Array, Array]:
     """Estimates and the variances from the probes, both (size,)."""
-    of_point = functools.partial(estimator.of_point, kernel, transition)
-    values, variances = over_points(of_point, chunk, point_keys(key, chunk, num_draws))
+    values, variances = over_points(estimator.of_point, chunk, point_keys(key, chunk, num_draws))
     return values.mean(1), variances.mean(1) / num_draws

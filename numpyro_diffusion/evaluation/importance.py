@@ -28,9 +28,7 @@ from .._checks import check_integer_at_least, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from ..estimates.bounds import log_trajectory_weight
-from ..kernels import Kernel
-from ..transition import Transition
+from ..estimates.importance import log_trajectory_weight
 from ._chunks import Chunk, chunks, points_of
 from .results import LogLikelihood
 
@@ -60,9 +58,9 @@ class ImportanceWeightedBound(LogLikelihood):
 
 
 def importance_weighted(
+    rng_key: jax.Array,
     model: Diffusion | ReverseChain,
     x: ArrayLike,
-    key: jax.Array,
     *,
     num_trajectories: int = 64,
     chunk_size: int = 32,
@@ -73,9 +71,9 @@ def importance_weighted(
     Memory grows with ``chunk_size * trajectories_per_chunk`` only.
 
     Args:
+        rng_key: JAX random key.
         model: parameters bound; a context for all points or one for each.
         x: data, shape (n, event...).
-        key: JAX random key.
         num_trajectories: N >= 1.
         chunk_size: points that are in memory at once.
         trajectories_per_chunk: trajectories of each of these points that are in memory at once, a power of two.
@@ -87,7 +85,7 @@ def importance_weighted(
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,)))
-    >>> estimate = importance_weighted(model, jnp.zeros((3, 1)), jax.random.key(0), num_trajectories=6)
+    >>> estimate = importance_weighted(jax.random.key(0), model, jnp.zeros((3, 1)), num_trajectories=6)
     >>> estimate.sizes.tolist(), round(estimate.nats, 2)
     ([1, 2, 4, 6], -0.92)
 
@@ -101,7 +99,7 @@ def importance_weighted(
     width = min(width, 1 << (num_trajectories.bit_length() - 1))
     estimates, effective = [], []
     for chunk in chunks(model, x, chunk_size):
-        values, size = jax.device_get(_chunk(model.kernel, model.transition, chunk, key, num_trajectories, width))
+        values, size = jax.device_get(_chunk(chunk, rng_key, num_trajectories, width))
         estimates.append(values[: chunk.size])
         effective.append(size[: chunk.size])
     by_size = np.concatenate(estimates).astype(np.float64)
@@ -128,20 +126,18 @@ class _Sums(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("num_trajectories", "width"))
-def _chunk(
-    kernel: Kernel, transition: Transition, chunk: Chunk, key: jax.Array, num_trajectories: int, width: int
-) -> tuple[Array, Array]:
+def _chunk(chunk: Chunk, key: jax.Array, num_trajectories: int, width: int) -> tuple[Array, Array]:
     """Estimates (points, sizes) and effective sample sizes (points,), ``width`` trajectories at a time."""
     sizes = _sizes(num_trajectories)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, chunk.positions)
 
-    def log_weight(x_0: Array, context: Array | None, key: jax.Array, index: Array) -> Array:
-        return log_trajectory_weight(kernel, transition, x_0, jax.random.fold_in(key, index), context)
+    def log_weight(x_0: Array, context: ArrayLike | None, key: jax.Array, index: Array) -> Array:
+        return log_trajectory_weight(jax.random.fold_in(key, index), chunk.chain.with_context(context), x_0)
 
     def add(sums: _Sums, first: Array) -> tuple[_Sums, None]:
         index = first + jnp.arange(width)
         weights = jax.vmap(jax.vmap(log_weight, (None, None, None, 0)), (0, 0, 0, None))(
-            chunk.x, chunk.context, keys, index
+            chunk.x, chunk.chain.context, keys, index
         )
         weights = jnp.where(index < num_trajectories, weights, -jnp.inf)
         open_groups, estimates = [], []
@@ -161,7 +157,7 @@ def _chunk(
         return _Sums(jnp.stack(open_groups, -1), sums.estimates + jnp.stack(estimates, -1), squares), None
 
     dtype = jax.eval_shape(
-        jax.vmap(log_weight, (0, 0, 0, None)), chunk.x, chunk.context, keys, jnp.zeros((), int)
+        jax.vmap(log_weight, (0, 0, 0, None)), chunk.x, chunk.chain.context, keys, jnp.zeros((), int)
     ).dtype
     empty = jnp.full((len(chunk.x), len(sizes)), -jnp.inf, dtype)
     start = _Sums(empty, jnp.zeros(empty.shape, dtype), empty[:, 0])

@@ -1,7 +1,21 @@
-"""Reverse steps corrected by the data, and the chain that they make."""
+"""Corrections of a reverse step by the data: one protocol, and the chain that they make."""
 
-from .reconstruction import MomentMatching, ReconstructionGuidance
+from .base import Guidance, Guided
+from .gaussian_factor import GaussianFactor
+from .learned import LearnedGuidance, StepCorrection
+from .moment_matching import MomentMatching
+from .paper_tilt import PaperTilt
+from .reconstruction import ReconstructionGuidance
 from .tilted_chain import TiltedChain
-from .tilts import GaussianFactor, PaperTilt, Tilt
 
-__all__ = ["GaussianFactor", "MomentMatching", "PaperTilt", "ReconstructionGuidance", "Tilt", "TiltedChain"]
+__all__ = [
+    "GaussianFactor",
+    "Guidance",
+    "Guided",
+    "LearnedGuidance",
+    "MomentMatching",
+    "PaperTilt",
+    "ReconstructionGuidance",
+    "StepCorrection",
+    "TiltedChain",
+]

@@ -1,7 +1,7 @@
 r"""The reverse chain with its steps tilted: q(x^{0:T}) = pi(x^T) prod_t q(x^{t-1} | x^t), a proposal for a posterior.
 
-A tilt (:mod:`numpyro_diffusion.guidance.tilts`) gives q(x^{t-1} | x^t). Draws and density of the chain are exact,
-whatever the tilt; that x^0 has the posterior's law is not claimed. What makes it one are the weights
+Guidance (:mod:`numpyro_diffusion.guidance.base`) gives q(x^{t-1} | x^t). Samples and density of the chain are exact,
+whatever the guidance; that x^0 is a sample of the posterior is not claimed. What makes it one are the weights
 
     log w(x^{0:T}) = log p(x^{0:T}) + log r(x^0) - log q(x^{0:T}),     E_q[w] = E_p[r(x^0)], the evidence,
 
@@ -19,27 +19,27 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._checks import check_trailing_shape, expected, is_concrete
-from .._numerics import expand_right
-from .._typing import Array, ArrayLike
-from ..chains.reverse import ReverseChain
-from .tilts import ClampedNormal, Tilt, as_pytree_function, checked_log_r, over_batch
+from .._typing import Array, ArrayLike, PyTree
+from ..chains import ReverseChain
+from .base import Guidance, as_numbers, as_pytree_function, checked_log_r, guide_step, over_batch
+from .gaussian_factor import ClampedNormal
 
 __all__ = ["TiltedChain", "log_ratio"]
 
 
 class TiltedChain(ReverseChain):
-    """Law of the trajectory x^{stop:T} when every reverse step is tilted (approximate as a posterior: weight it).
+    """Distribution of the path x^{stop:T} when every reverse step is guided (approximate as a posterior: weight it).
 
     Shapes are those of ``chain``. As a sample site it is a proposal or an SVI guide for a :class:`ReverseChain` site.
 
     Args:
-        chain: the untilted chain.
-        tilt: gives the law of a step, of the form :class:`~numpyro_diffusion.guidance.tilts.Tilt`: ``PaperTilt``,
-            ``GaussianFactor``, ``ReconstructionGuidance``, ``MomentMatching``, or a function of stable identity.
+        chain: the unguided chain.
+        tilt: the guidance: ``PaperTilt``, ``GaussianFactor``, ``ReconstructionGuidance``, ``MomentMatching``,
+            ``LearnedGuidance``, or a function ``(chain, x_t, t) -> step`` of stable identity.
 
     Raises:
-        TypeError: if ``chain`` is no untilted ReverseChain, or ``tilt`` cannot be called.
-        ValueError: when used, if the tilt's law has not the state's shape.
+        TypeError: if ``chain`` is no unguided ReverseChain, or ``tilt`` cannot be called.
+        ValueError: when used, if the guided step has not the state's shape.
 
     >>> from jax import random
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
@@ -58,16 +58,16 @@ class TiltedChain(ReverseChain):
 
     pytree_data_fields: tuple[str, ...] = ("tilt",)
 
-    def __init__(self, chain: ReverseChain, tilt: Tilt, *, validate_args: bool | None = None) -> None:
+    def __init__(self, chain: ReverseChain, tilt: Guidance, *, validate_args: bool | None = None) -> None:
         if not isinstance(chain, ReverseChain) or isinstance(chain, TiltedChain):
             raise TypeError(
                 expected(
-                    "an untilted ReverseChain",
+                    "an unguided ReverseChain",
                     repr(chain) if not isinstance(chain, TiltedChain) else "a TiltedChain",
                     "Two tilts do not combine: write one function that does both.",
                 )
             )
-        self.tilt = as_pytree_function("tilt(kernel, transition, x_t, t, context)", tilt)
+        self.tilt = as_pytree_function("tilt(chain, x_t, t)", tilt)
         super().__init__(
             chain.kernel, chain.transition, context=chain.context, stop=chain.stop, validate_args=validate_args
         )
@@ -75,7 +75,7 @@ class TiltedChain(ReverseChain):
 
     @property
     def chain(self) -> ReverseChain:
-        """The untilted chain."""
+        """The unguided chain."""
         chain = ReverseChain(self.kernel, self.transition, context=self.context, stop=self.stop)
         return chain.expand(self.batch_shape)
 
@@ -101,54 +101,46 @@ class TiltedChain(ReverseChain):
             raise ValueError(expected("a chain down to x^0 for log_r", f"stop={self.stop}", "Build it with stop=0."))
         value_batch = check_trailing_shape("path", path, self.event_shape, "Batch dimensions go to the left.")
         batch_shape = jnp.broadcast_shapes(value_batch, self.batch_shape)
-        states, t = self._time_first(jnp.broadcast_to(path, batch_shape + self.event_shape), batch_shape)
-        proposed = self._step_law(states[1:], t)
-        ratio = log_ratio(self.chain._step_law(states[1:], t), proposed, states[:-1])
+        states, t = self.time_first(jnp.broadcast_to(path, batch_shape + self.event_shape), batch_shape)
+        proposed = self.reverse(states[1:], t)
+        ratio = log_ratio(self.chain.reverse(states[1:], t), proposed, states[:-1])
         if isinstance(proposed, ClampedNormal):
-            ratio = jnp.where(_clamped_early(proposed, expand_right(t, self.transition.event_dim)), -jnp.inf, ratio)
+            ratio = jnp.where(_clamped_early(proposed, self.beside_state(t)), -jnp.inf, ratio)
         log_weight = ratio.sum((0, *range(len(batch_shape) + 1, ratio.ndim)))
         if log_r is None:
             return log_weight
-        x_0 = self.kernel.encode(states[0])
-        log_r = checked_log_r(log_r, self.transition.event_shape, x_0.dtype)
+        x_0 = as_numbers(self.kernel, states[0])
+        log_r = checked_log_r(log_r, self.state_shape, x_0.dtype)
         return log_weight + over_batch(log_r, len(batch_shape))(x_0)
 
-    def _step_law(self, x_t: Array, t: ArrayLike) -> Any:
-        law = self.tilt(self.kernel, self.transition, x_t, t, self._context())
-        if law.batch_shape != jnp.shape(x_t):
-            raise ValueError(
-                expected(
-                    f"the tilt to return a law of batch_shape {jnp.shape(x_t)}",
-                    f"batch_shape {law.batch_shape}",
-                    "It has one number for each of x_t's; for a batch of observations expand the chain.",
-                )
-            )
-        return law
+    def reverse(self, x_t: Array, t: ArrayLike, output: PyTree = None) -> Any:
+        """q(x^{t-1} | x^t), of the guidance; ``output`` is not used."""
+        return guide_step(self.tilt, self.chain, x_t, t).step
 
 
-def log_ratio(law: Any, proposal: Any, value: ArrayLike) -> Array:
+def log_ratio(target: Any, proposal: Any, value: ArrayLike) -> Array:
     """The log density ratio log p(value) - log q(value) per coordinate, accurate when the two are close.
 
     For Normals it is a difference of quadratics in the standardised noises, in which nothing large cancels: with
     z = (x - m_q) / s_q and u = (x - m_p) / s_p it is log(s_q / s_p) - (u - z)(u + z) / 2. Where q is clamped at its
-    value (:class:`~numpyro_diffusion.guidance.tilts.ClampedNormal`) it is log p(value).
+    value (:class:`.ClampedNormal`) it is log p(value).
 
     Args:
-        law: p, elementwise.
+        target: p, elementwise.
         proposal: q, elementwise, of the same shape.
         value: of that shape.
 
     Returns:
         Nats.
     """
-    if not (isinstance(law, dist.Normal) and isinstance(proposal, dist.Normal)):
-        return jnp.asarray(law.log_prob(value)) - proposal.log_prob(value)
+    if not (isinstance(target, dist.Normal) and isinstance(proposal, dist.Normal)):
+        return jnp.asarray(target.log_prob(value)) - proposal.log_prob(value)
     is_free = proposal.scale > 0
-    stretch = jnp.where(is_free, proposal.scale, law.scale) / law.scale
-    noise = (value - proposal.loc) / jnp.where(is_free, proposal.scale, law.scale)
-    change = noise * (stretch - 1) + (proposal.loc - law.loc) / law.scale
+    stretch = jnp.where(is_free, proposal.scale, target.scale) / target.scale
+    noise = (value - proposal.loc) / jnp.where(is_free, proposal.scale, target.scale)
+    change = noise * (stretch - 1) + (proposal.loc - target.loc) / target.scale
     free = jnp.log(stretch) - 0.5 * change * (2 * noise + change)
-    return jnp.where(is_free, free, law.log_prob(value) - proposal.log_prob(value))
+    return jnp.where(is_free, free, target.log_prob(value) - proposal.log_prob(value))
 
 
 def _clamped_early(proposed: ClampedNormal, t: Array) -> Array:

@@ -2,8 +2,9 @@
 
 from ..model.reparam import DiffusionReparam
 from ..noise.importance import ImportanceResult
+from ..particles.twists.base import NoTwist, Twist
 from ..particles.twists.linear_gaussian import LinearGaussian
-from ..particles.twists.tempered import NoTwist, Tempered, Twist
+from ..particles.twists.tempered import Tempered
 from .gibbs import DiffusionGibbs, DiffusionGibbsState
 from .guide import AutoDiffusionGuide
 from .slice import EllipticalSlice, EllipticalSliceState

@@ -24,19 +24,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.infer import NUTS
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import is_prng_key
 
 from .._checks import check_integer_at_least, expected, is_concrete
+from .._compat.numpyro import is_prng_key
 from .._typing import Array, PyTree
-from ..model.sites import SilentModel
-from ..model.split import SplitModel
+from ..model.given_paths import GivenPaths
+from ..model.program import Programs, SplitModel
 from ..particles.filter import Cloud, run_filter
-from ..particles.path_moves import conditional_smc, first_paths, independent_paths, refresh_paths
-from ..particles.paths import GivenPaths, noised
+from ..particles.path_moves import conditional_smc, first_paths, independent_paths, noised, refresh_paths
 from ..particles.target import Calibration, States, Target, calibrate, draw_prior
 from ..particles.twists.named import as_twist
 from .inner_kernel import InnerKernel
+from .smc import target_of
 from .stalls import count_stalled, warn_of_stalls
 
 __all__ = ["DiffusionGibbs", "DiffusionGibbsState"]
@@ -87,46 +88,32 @@ class _Start(NamedTuple):
     log_r: Array
 
 
-class _Program(NamedTuple):
-    """What was found and compiled for one set of model arguments, used again as long as they are the same objects."""
-
-    structure: Any
-    leaves: list[Any]
-    split: SplitModel
-    start: Callable
-    log_r: Callable
-
-    def is_of(self, args: tuple, kwargs: dict[str, Any]) -> bool:
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        return structure == self.structure and all(a is b for a, b in zip(leaves, self.leaves, strict=True))
-
-
 class DiffusionGibbs(MCMCKernel):
     """Particle Gibbs for the diffusion sites of a model, a kernel of the user's for its other sites.
 
     Args:
-        inner_kernel: NUTS, HMC or any kernel with ``wrap_model`` and ``refresh``, built on the user's model; it is not
-            run when the model has no other latent site.
+        model: a NumPyro model, or a kernel built on one (NUTS, HMC or any with ``wrap_model`` and ``refresh``) that
+            moves its other latent sites. Of a model alone they are moved by NUTS. Without other sites none is run.
         num_particles: N of the conditional SMC.
         twist: as for ``TwistedSMC``.
         refresh: whether to refresh the path by noising.
         independence: whether to add the independence move.
         elements: as for ``TwistedSMC``.
 
-    Use it as any kernel: ``MCMC(DiffusionGibbs(NUTS(model)), num_warmup=..., num_samples=...)``, several chains by each
+    Use it as any kernel: ``MCMC(DiffusionGibbs(model), num_warmup=..., num_samples=...)``, several chains by each
     ``chain_method``, ``thinning``, ``extra_fields=("effective_size", "refresh_acceptance", "moved")``,
     ``post_warmup_state``. When weights collapse, so that particles leave x^0 as it is for 100 draws, a warning says so.
 
     >>> import numpyro
     >>> import numpyro.distributions as dist
-    >>> from numpyro.infer import MCMC, NUTS
+    >>> from numpyro.infer import MCMC
     >>> from numpyro_diffusion import Diffusion, GaussianKernel, analytic, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(10), parameterization="x0", variance="denoiser")
     >>> prior = Diffusion(kernel, analytic.gaussian_mixture(kernel, jnp.array([[0.0]]), 1.0, jnp.ones(1)))
     >>> def model(y=None):
     ...     x = numpyro.sample("x", prior)
     ...     numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
-    >>> mcmc = MCMC(DiffusionGibbs(NUTS(model)), num_warmup=50, num_samples=500, progress_bar=False)
+    >>> mcmc = MCMC(DiffusionGibbs(model), num_warmup=50, num_samples=500, progress_bar=False)
     >>> mcmc.run(jax.random.key(0), y=jnp.array([3.0]))
     >>> abs(mcmc.get_samples()["x"].mean() - 1.5) < 0.2
     Array(True, dtype=bool)
@@ -136,7 +123,7 @@ class DiffusionGibbs(MCMCKernel):
 
     def __init__(
         self,
-        inner_kernel: MCMCKernel,
+        model: Callable | MCMCKernel,
         *,
         num_particles: int = 16,
         twist: Any = "tempered",
@@ -144,21 +131,21 @@ class DiffusionGibbs(MCMCKernel):
         independence: bool = False,
         elements: str = "auto",
     ) -> None:
-        self._inner = InnerKernel(inner_kernel)
+        is_model = callable(model) and not isinstance(model, (type, MCMCKernel))
+        self._inner = InnerKernel(NUTS(model) if is_model else model)
         self.num_particles = check_integer_at_least(
             "num_particles", num_particles, 2, "With one particle the path would never move; 16 is usual."
         )
         self.twist = as_twist(twist)
         self.use_refresh = refresh
         self.independence = independence
-        self._elements = elements
-        self._found: str | None = None  # whether elements are independent or joint, since init
-        self._program: _Program | None = None
+        self._programs = Programs(self._inner.model, elements)
+        self._compiled_start = jax.jit(self._start)
 
     @property
     def model(self) -> Callable:
-        """The user's model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
-        return SilentModel(self._inner.model)
+        """The user's model."""
+        return self._inner.model
 
     @property
     def inner_kernel(self) -> MCMCKernel:
@@ -197,9 +184,10 @@ class DiffusionGibbs(MCMCKernel):
                 (``chain_method="parallel"``) nothing can be raised; such a chain's ``moved`` stays 0.
         """
         kwargs = dict(model_kwargs or {})
-        program = self._prepare(model_args, kwargs)
-        values = _check_names(init_params or {}, program.split)
-        begin = partial(self._init_one, program, num_warmup=num_warmup, args=model_args, kwargs=kwargs)
+        split = self._programs.bind(model_args, kwargs)
+        self._inner.check(split)
+        values = _check_names(init_params or {}, split)
+        begin = partial(self._init_one, split, num_warmup=num_warmup, args=model_args, kwargs=kwargs)
         state, log_r = (begin if is_prng_key(rng_key) else jax.vmap(begin))(rng_key, values)
         _check_start(log_r)
         return state
@@ -217,29 +205,16 @@ class DiffusionGibbs(MCMCKernel):
         kwargs = dict(model_kwargs or {})
 
         def constrain(z: dict[str, Array]) -> dict[str, Array]:
-            split = self._resplit(model_args, kwargs)
+            split = self._programs.bind(model_args, kwargs)
             x_0 = {site.name: z[site.name] for site in split.sites}
             values = {**x_0, **self._others({name: z[name] for name in split.others}, x_0, model_args, kwargs)}
             return {**values, **split.deterministic_values(values)} if split.deterministic else values
 
         return constrain
 
-    def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> _Program:
-        """The split model and compiled functions of these arguments: those kept, if nothing changed."""
-        if self._program is not None and self._program.is_of(args, kwargs):
-            return self._program
-        split = SplitModel(self._inner.model, args, kwargs, elements=self._elements)
-        self._inner.check(split)
-        self._found = "independent" if split.element_shape else "joint"
-        start, log_r = (jax.jit(partial(f, args=args, kwargs=kwargs)) for f in (self._start, self._log_r))
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        program = _Program(structure, leaves, split, start, log_r)
-        self._program = program if is_concrete(leaves) else None
-        return program
-
     def _init_one(
         self,
-        program: _Program,
+        split: SplitModel,
         rng_key: jax.Array,
         init_params: Mapping[str, Array],
         *,
@@ -248,16 +223,17 @@ class DiffusionGibbs(MCMCKernel):
         kwargs: dict[str, Any],
     ) -> tuple[DiffusionGibbsState, Array]:
         """One chain's first state, and log r there."""
-        split = program.split
         names = {site.name for site in split.sites}
-        start = program.start(rng_key, {name: x for name, x in init_params.items() if name in names})
+        start = self._compiled_start(rng_key, {name: x for name, x in init_params.items() if name in names}, split)
         _check_start(start.log_r)
         inner_state, log_r = None, start.log_r
         if split.others:
             rest = {name: value for name, value in init_params.items() if name not in names} or None
             paths = GivenPaths(start.paths, split.chains_depend_on_others())
             inner_state = self._inner.init(start.inner_key, num_warmup, rest, args, kwargs, paths, split.others)
-            log_r = program.log_r(start.paths, inner_state)
+            x_0 = {name: path[0] for name, path in start.paths.items()}
+            others = self._others(self._inner.unconstrained(inner_state), x_0, args, kwargs)
+            log_r = _compiled_log_r(split, start.paths, others)
         count, zero = jnp.zeros((), int), jnp.zeros(())
         state = DiffusionGibbsState(
             i=count,
@@ -275,19 +251,18 @@ class DiffusionGibbs(MCMCKernel):
         )
         return state, log_r
 
-    def _start(self, rng_key: jax.Array, given: Mapping[str, Array], *, args: tuple, kwargs: dict[str, Any]) -> _Start:
+    def _start(self, rng_key: jax.Array, given: Mapping[str, Array], split: SplitModel) -> _Start:
         """Paths at a prior draw of the other sites, at the first of some such draws where log r is finite."""
-        split = self._resplit(args, kwargs)
         rng_key, inner_key, search_key = jax.random.split(rng_key, 3)
 
         def attempt(search: tuple) -> tuple:
             tries, key, *_ = search
             key, key_others, key_draws, key_paths, key_given = jax.random.split(key, 5)
             others, _ = split.draw_others(key_others)
-            target = Target(split, others)
+            target = target_of(split, others)
             draws = draw_prior(target, key_draws, self.twist.num_prior_draws)
             calibration = calibrate(target, draws, jax.random.fold_in(key_draws, 1))
-            target = Target(split, others, calibration)
+            target = target_of(split, others, calibration)
             paths = first_paths(target, self._walk(target, draws), key_paths)
             for index, (name, x_0) in enumerate(sorted(given.items())):
                 x_0 = _check_x_0(name, x_0, paths[name])
@@ -304,20 +279,14 @@ class DiffusionGibbs(MCMCKernel):
         _, _, paths, draws, calibration, log_r = jax.lax.while_loop(is_searching, attempt, search)
         return _Start(rng_key, inner_key, paths, draws, calibration, log_r)
 
-    def _log_r(self, paths: States, inner_state: PyTree, *, args: tuple, kwargs: dict[str, Any]) -> Array:
-        """Log r at the inner kernel's values of the other sites."""
-        x_0 = {name: path[0] for name, path in paths.items()}
-        others = self._others(self._inner.unconstrained(inner_state), x_0, args, kwargs)
-        return _log_r(self._resplit(args, kwargs), paths, others)
-
     def _sample_one(self, state: DiffusionGibbsState, *, args: tuple, kwargs: dict[str, Any]) -> DiffusionGibbsState:
-        split = self._resplit(args, kwargs)
+        split = self._programs.bind(args, kwargs)
         key, key_cloud, key_fresh, key_refresh = jax.random.split(state.rng_key, 4)
         others: dict[str, Array] = {}
         if split.others:
             x_0 = {name: path[0] for name, path in state.paths.items()}
             others = self._others(self._inner.unconstrained(state.inner_state), x_0, args, kwargs)
-        target = Target(split, others, state.calibration)
+        target = target_of(split, others, state.calibration)
         walk = self._walk(target, state.prior_draws)
         paths, cloud, moved = conditional_smc(target, walk, state.paths, key_cloud)
         accepted = refreshed = jnp.zeros(())
@@ -357,22 +326,21 @@ class DiffusionGibbs(MCMCKernel):
         x_0 = {name: path[0] for name, path in paths.items()}
         return x_0 if inner_state is None else {**self._inner.unconstrained(inner_state), **x_0}
 
-    def _resplit(self, args: tuple, kwargs: dict[str, Any]) -> SplitModel:
-        """The model at arguments that may be tracers, split as it was found to be at ``init``."""
-        if self._found is None:
-            raise RuntimeError(expected("an initialised kernel", "none", "Run it in MCMC, which calls init first."))
-        if self._program is not None and self._program.is_of(args, kwargs):
-            return self._program.split
-        return SplitModel(self._inner.model, args, kwargs, elements=self._found)
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_program": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled_start"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._compiled_start = jax.jit(self._start)
 
 
 def _log_r(split: SplitModel, paths: States, others: Mapping[str, Array]) -> Array:
     """All of log r, at x^0 of the paths."""
     log_r = split.log_factor({name: path[0] for name, path in paths.items()}, others)
     return log_r.elements.sum() + log_r.shared
+
+
+_compiled_log_r = jax.jit(_log_r)
 
 
 def _check_start(log_r: Array) -> None:

@@ -34,15 +34,19 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import init_to_uniform
 from numpyro.infer.autoguide import AutoNormal
-from numpyro.infer.util import log_density
 
 from .._checks import check_integer_at_least, expected
+from .._compat.numpyro import log_density
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
+from ..guidance import LearnedGuidance, StepCorrection
+from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
-from ..noise.charts import GuidedNoise, GuideTilt, StepCorrection
+from ..model.sites import check_outside_scan, check_proper, latent_diffusion
+from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
+from ..wrappers import unwrap
 
 __all__ = ["AutoDiffusionGuide"]
 
@@ -212,7 +216,7 @@ class AutoDiffusionGuide(AutoNormal):
             samples, log_weights, "take more SVI steps, or TwistedSMC with proposal=guide.proposals(params)"
         )
 
-    def proposals(self, params: dict[str, Any]) -> dict[str, GuideTilt]:
+    def proposals(self, params: dict[str, Any]) -> dict[str, LearnedGuidance]:
         """The trained steps of each diffusion site, for ``TwistedSMC(model, proposal=guide.proposals(params))``.
 
         The guide's law of x^T is not among them; particles start at N(0, I). Keep a twist: with ``twist="none"`` the
@@ -236,7 +240,7 @@ class AutoDiffusionGuide(AutoNormal):
         tilts = {}
         for name, path in self._paths.items():
             values = {kind: params[full_name] for kind, full_name in self._parameter_names(name).items()}
-            tilts[name] = GuideTilt(path.split(values)[0])
+            tilts[name] = LearnedGuidance(path.split(values)[0])
         return tilts
 
     def median(self, params: dict[str, Any]) -> dict[str, Array]:
@@ -253,6 +257,7 @@ class AutoDiffusionGuide(AutoNormal):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         events = _latent_events(self._user_model, args, kwargs)
+        check_observed(self.model, args, kwargs)
         super()._setup_prototype(*args, **kwargs)
         self._arguments = args, kwargs
         # From here on AutoNormal sees the other sites only.
@@ -266,8 +271,8 @@ class AutoDiffusionGuide(AutoNormal):
 
     def _noise_law(self, name: str, fn: dist.Distribution) -> tuple[ReverseChain, dist.Distribution]:
         """A site's chain and the guide's law of its noises, of the shape that DiffusionReparam gives them."""
-        base = _innermost(fn)
-        chain = base.chain.expand(fn.shape()[: len(fn.shape()) - len(base.event_shape)])
+        base, batch_shape = unwrap(fn)
+        chain = base.chain.expand(batch_shape)
         path = self._paths[name]
         values = {}
         for kind, full_name in self._parameter_names(name).items():
@@ -297,25 +302,15 @@ class AutoDiffusionGuide(AutoNormal):
         return _Draw(values, log_model - log_guide, ours, theirs)
 
 
-def _innermost(fn: dist.Distribution) -> dist.Distribution:
-    """What is inside of ``expand``, ``to_event`` and ``mask``."""
-    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
 def _latent_diffusion(site: dict[str, Any]) -> Diffusion | None:
     """The law of a site that is a latent diffusion.
 
     Raises:
         TypeError: for one of bits.
+        ValueError: for one inside of a wrapper.
     """
-    if site["type"] != "sample" or site["is_observed"]:
-        return None
-    law = _innermost(site["fn"])
-    if not isinstance(law, Diffusion):
-        return None
-    if law.kernel.is_discrete:
+    law = latent_diffusion(site)
+    if law is not None and law.kernel.is_discrete:
         raise TypeError(
             expected(
                 f"a Gaussian kernel at the latent diffusion site {site['name']!r}",
@@ -341,16 +336,13 @@ def _latent_events(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any
     others: list[str] = []
 
     def find(key: jax.Array | None) -> None:
-        sites = handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs)
-        for name, site in sites.items():
+        seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=check_proper)
+        for name, site in handlers.trace(seeded).get_trace(*args, **kwargs).items():
             law = _latent_diffusion(site)
             if law is None:
                 others.append(name)
-            elif law._num_stacked:
-                raise ValueError(
-                    expected(f"diffusion site {name!r} outside of scan", "one inside", "Draw it before, in a plate.")
-                )
             else:
+                check_outside_scan(name, law._num_stacked > 0)
                 events[name] = len(law.event_shape)
 
     with handlers.block():

@@ -13,15 +13,14 @@ from typing import Any
 
 import jax
 from numpyro.infer import Gibbs
-from numpyro.infer.gibbs import with_conditioning
 from numpyro.infer.hmc import HMC
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
+from .._compat.numpyro import eval_provenance, with_conditioning
 from .._typing import Array, PyTree
-from ..model.split import SplitModel
-from ..particles.paths import PATHS, GivenPaths, with_given_paths
+from ..model.given_paths import PATHS, GivenPaths, with_given_paths
+from ..model.program import SplitModel
 from ..particles.target import States
 
 __all__ = ["InnerKernel"]

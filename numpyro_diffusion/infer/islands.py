@@ -1,65 +1,21 @@
-"""What a run of islands found, in NumPy, and what its user must be told."""
+"""What the user of a run of islands must be told. ``result`` is an :class:`~.SMCResult`."""
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from .._checks import expected
-from ..model.split import SplitModel
+from .._weights import effective_size
 
-__all__ = ["Islands", "check_weights", "report", "table", "warn"]
+__all__ = ["check_weights", "report", "table", "warn"]
 
 # The relative standard error of K values' mean is 1 when one of them is all: above 1/2 it says little of the mean.
 _LARGE_ERROR = 0.5
 
 
-class Islands(NamedTuple):
-    """All islands of one run."""
-
-    split: SplitModel
-    arrays: list
-    static: Any
-    elements: str
-    cloud: Any  # a filter.Cloud of NumPy arrays, each leading with K
-    others: dict[str, np.ndarray]  # (K, site shape...)
-    shared: np.ndarray  # (K,), log r's shared term less the density at which ``others`` were drawn
-    key: jax.Array
-
-    @property
-    def islands_differ(self) -> bool:
-        """Whether each island has its own draw of other sites."""
-        return bool(self.others)
-
-    def log_evidence_by_island(self) -> np.ndarray:
-        """Of all elements together, shape (K,)."""
-        log_evidence = np.asarray(self.cloud.log_evidence, np.float64)
-        return log_evidence.reshape(len(log_evidence), -1).sum(1) + self.shared
-
-    @property
-    def num_particles(self) -> int:
-        """N."""
-        return self.cloud.log_weights.shape[1]
-
-    @property
-    def smallest(self) -> tuple[float, int]:
-        """The smallest effective size among islands that carry weight, and its level."""
-        sizes = self.cloud.effective_sizes[self.weights > 0.1 / len(self.shared)]
-        return float(sizes.min()), int(np.argwhere(sizes == sizes.min())[0][1])
-
-    @property
-    def weights(self) -> np.ndarray:
-        """The islands' weights, summing to one; equal where elements are pooled by themselves."""
-        if not self.islands_differ:
-            return np.full(len(self.shared), 1 / len(self.shared))
-        log_weights = self.log_evidence_by_island()
-        weights = np.exp(log_weights - log_weights.max())
-        return weights / weights.sum()
-
-
-def check_weights(result: Islands) -> None:
+def check_weights(result: Any) -> None:
     """Refuse a run without an answer.
 
     Raises:
@@ -125,7 +81,7 @@ def _highest_level(levels: np.ndarray) -> int:
     return int(np.argwhere(levels)[:, 1].max())
 
 
-def warn(result: Islands, log_evidence_error: float) -> None:
+def warn(result: Any, log_evidence_error: float) -> None:
     """Warn of what makes the draws unreliable.
 
     Args:
@@ -147,7 +103,7 @@ def warn(result: Islands, log_evidence_error: float) -> None:
             "particles, a closer twist ('gaussian' for Normal observations), or a schedule with more steps."
         )
     if result.islands_differ:
-        carried = 1 / (result.weights**2).sum()
+        carried = effective_size(result.log_evidence_by_island())
         if carried < 10:
             messages.append(
                 f"Other latent sites {sorted(result.others)} were drawn from their prior, and {carried:.1f} of "
@@ -162,14 +118,14 @@ def warn(result: Islands, log_evidence_error: float) -> None:
         warnings.warn(message, stacklevel=4)
 
 
-def report(result: Islands, log_evidence: float, log_evidence_error: float, elements: str) -> str:
+def report(result: Any) -> str:
     """The head of the summary."""
     size, level = result.smallest
     lines = [
         f"{len(result.shared)} islands of {result.num_particles} particles, T = {result.split.num_steps}",
-        f"log evidence {log_evidence:.3f} +- {log_evidence_error:.3f} nats",
+        f"log evidence {result.log_evidence:.3f} +- {result.log_evidence_error:.3f} nats",
         f"smallest effective size {size:.0f} of {result.num_particles}, at level {level}",
-        f"filtered {elements}",
+        f"filtered {result.elements_reason}",
     ]
     if result.islands_differ:
         lines.append(f"drawn from their prior, one draw for each island: {', '.join(sorted(result.others))}")

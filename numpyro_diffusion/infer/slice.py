@@ -33,15 +33,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.infer.util import transform_fn
-from numpyro.util import is_prng_key
 
 from .._checks import expected, is_concrete
+from .._compat.numpyro import GIBBS_SITES_KWARG, is_prng_key, transform_fn
 from .._typing import Array
+from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
-from ..model.sites import SilentModel
 
 __all__ = ["EllipticalSlice", "EllipticalSliceState"]
 
@@ -117,8 +115,8 @@ class EllipticalSlice(MCMCKernel):
 
     @property
     def model(self) -> Callable:
-        """The model, silent: ArviZ draws starts as if for NUTS, and a latent diffusion site would warn of it."""
-        return SilentModel(self._model)
+        """The user's model."""
+        return self._model
 
     @property
     def _sample_fn(self) -> Callable:
@@ -186,6 +184,7 @@ class EllipticalSlice(MCMCKernel):
         if program is not None and program.structure == structure and all(map(_is_same, program.leaves, leaves)):
             return program
         reference = self._reference(model_args, model_kwargs)
+        check_observed(self._model, model_args, model_kwargs or {})
         program = _Program(structure, leaves, jax.jit(partial(_start, reference)), jax.jit(reference.constrain))
         if is_concrete(leaves):
             self._program = program

@@ -2,6 +2,7 @@
 
 from .base import Kernel
 from .bernoulli import BernoulliKernel
+from .categorical import CategoricalKernel
 from .gaussian import GaussianKernel
 
-__all__ = ["BernoulliKernel", "GaussianKernel", "Kernel"]
+__all__ = ["BernoulliKernel", "CategoricalKernel", "GaussianKernel", "Kernel"]

@@ -83,6 +83,7 @@ class BernoulliKernel(Kernel):
     """
 
     is_discrete = True
+    num_states = 2
     element_support = constraints.boolean
 
     def __init__(self, schedule: Schedule, *, rate: ArrayLike = 0.5, parameterization: Parameterization = "x0") -> None:
@@ -166,6 +167,29 @@ class BernoulliKernel(Kernel):
                 "Bits are no differentiable function of normal noises; use a Gibbs or particle engine.",
             )
         )
+
+    def state_probabilities(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> Array:
+        """Of 0 and 1: the network's, or for a network of x^{t-1} alone those of independent bits with mean ``rate``."""
+        if self.parameterization == "x0":
+            one = self.denoised(output, x_t, t)
+        else:
+            one, _ = self._marginal_weights(_is_one(x_t), t)  # bits at their rate forget back as they forget
+        return jnp.stack([1 - one, one], axis=-1)
+
+    def reweighted(self, output: PyTree, x_t: ArrayLike, t: ArrayLike, log_factor: Array) -> BernoulliLogits:
+        slope = log_factor[..., 1] - log_factor[..., 0]
+        if self.parameterization == "x0":
+            return self.reverse(output + slope, x_t, t)
+        # log psi_{t-1}(k) = log E[exp(f(x^0)) | x^{t-1} = k] of independent bits with mean ``rate``.
+        before = jnp.asarray(t) - 1
+        log_psi = [
+            jax.nn.logsumexp(log_factor, axis=-1, b=self.state_probabilities(None, jnp.full_like(x_t, bit), before))
+            for bit in (0, 1)
+        ]
+        return self.tilt(self.reverse(output, x_t, t), log_psi[1] - log_psi[0])
+
+    def multiplied(self, step: Any, log_factor: Array) -> BernoulliLogits:
+        return self.tilt(step, log_factor[..., 1] - log_factor[..., 0])
 
     def _forget(self, is_one: Array, kept: Array, forgotten: Array) -> tuple[Array, Array]:
         """Probabilities of one and of zero for a bit kept with probability ``kept`` and else drawn anew."""

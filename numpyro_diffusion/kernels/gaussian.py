@@ -137,11 +137,11 @@ class GaussianKernel(Kernel):
         return _normal(safe_sqrt(1 - beta) * x_previous, safe_sqrt(beta))
 
     def marginal(self, x_0: ArrayLike, t: ArrayLike) -> dist.Normal:
-        signal = safe_sqrt(self._at(self.schedule.alpha_bar, t, x_0))
-        return _normal(signal * x_0, safe_sqrt(self._at(self.schedule.noise_variance, t, x_0)))
+        signal, noise = self.signal_and_noise(t, x_0)
+        return _normal(signal * x_0, safe_sqrt(noise))
 
     def bridge(self, x_t: ArrayLike, x_0: ArrayLike, t: ArrayLike) -> dist.Normal:
-        return _normal(self._bridge_mean(x_t, x_0, t), safe_sqrt(self._bridge_variance(t, x_t)))
+        return _normal(self._bridge_mean(x_t, x_0, t), safe_sqrt(self.bridge_terms(t, x_t)[1]))
 
     def reverse(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> dist.Normal:
         if self.parameterization == "paper":
@@ -149,8 +149,8 @@ class GaussianKernel(Kernel):
         first, second = output if self.num_outputs == 2 else (output, jnp.zeros(()))
         mean = self._bridge_mean(x_t, self._to_x0(first, x_t, t), t)
         if self.variance == "denoiser":
-            gain = self._bridge_gain(t, x_t)
-            return _normal(mean, jnp.sqrt(self._bridge_variance(t, x_t) + gain**2 * second))
+            gain, lower = self.bridge_terms(t, x_t)
+            return _normal(mean, jnp.sqrt(lower + gain**2 * second))
         lower, upper = self.variance_bounds(t, x_t)
         if self.variance == "learned":
             log_lower, log_upper = jnp.log(lower), jnp.log(upper)
@@ -161,7 +161,7 @@ class GaussianKernel(Kernel):
         if self.parameterization == "paper":
             # The estimate of x^0 under which the bridge has the reverse step's mean.
             mean = self._paper_reverse(output, x_t, t).loc
-            return (mean - self._bridge_mean(x_t, jnp.zeros_like(x_t), t)) / self._bridge_gain(t, x_t)
+            return (mean - self._bridge_mean(x_t, jnp.zeros_like(x_t), t)) / self.bridge_terms(t, x_t)[0]
         return self._to_x0(output[0] if self.num_outputs == 2 else output, x_t, t)
 
     def tilt(self, law: Any, slope: ArrayLike) -> dist.Normal:
@@ -176,6 +176,16 @@ class GaussianKernel(Kernel):
     def from_noise(self, law: Any, noise: ArrayLike) -> Array:
         return law.loc + law.scale * noise
 
+    def signal_and_noise(self, t: ArrayLike, like: ArrayLike) -> tuple[Array, Array]:
+        power, noise = (self._at(values, t, like) for values in (self.schedule.alpha_bar, self.schedule.noise_variance))
+        return safe_sqrt(power), noise
+
+    def bridge_terms(self, t: ArrayLike, like: ArrayLike) -> tuple[Array, Array]:
+        before = jnp.asarray(t) - 1
+        share = self._at(self.schedule.beta, t, like) / self._at(self.schedule.noise_variance, t, like)
+        signal, noise = self.signal_and_noise(before, like)
+        return signal * share, noise * share
+
     def variance_bounds(self, t: ArrayLike, x_t: ArrayLike) -> tuple[Array, Array]:
         """The lower and the upper value of the reverse variance, both > 0.
 
@@ -186,11 +196,8 @@ class GaussianKernel(Kernel):
         Returns:
             Two arrays of t's shape.
         """
-        alpha_bar = self._at(self.schedule.alpha_bar, t, x_t)
-        noise = self._at(self.schedule.noise_variance, t, x_t)
-        power = self.data_scale**2
-        bridge = self._bridge_variance(t, x_t)
-        upper = bridge + self._bridge_gain(t, x_t) ** 2 * (power * noise / (alpha_bar * power + noise))
+        gain, bridge = self.bridge_terms(t, x_t)
+        upper = bridge + gain**2 * self.denoised_variance(t, jnp.asarray(self.data_scale**2, bridge.dtype))
         if self.num_steps == 1:
             return 0.5 * upper, upper
         first_two = self._at(self.schedule.noise_variance, np.arange(1, 3), x_t)
@@ -201,8 +208,7 @@ class GaussianKernel(Kernel):
         """The estimate of x^0 that an output stands for: the one place where parameterisations are converted."""
         if self.parameterization == "x0":
             return output
-        signal = safe_sqrt(self._at(self.schedule.alpha_bar, t, x_t))
-        noise = self._at(self.schedule.noise_variance, t, x_t)
+        signal, noise = self.signal_and_noise(t, x_t)
         if self.parameterization == "v":
             return signal * x_t - safe_sqrt(noise) * output
         if self.parameterization == "noise":
@@ -218,21 +224,10 @@ class GaussianKernel(Kernel):
         variance = raised / (raised + lowered)
         return _normal((x_t - z_mean) * (1 - variance) + z_mean, jnp.sqrt(variance))
 
-    def _bridge_gain(self, t: ArrayLike, like: ArrayLike) -> Array:
-        """c_t, the weight of x^0 in the bridge's mean."""
-        previous = self._at(self.schedule.alpha_bar, jnp.asarray(t) - 1, like)
-        return safe_sqrt(previous) * self._at(self.schedule.beta, t, like) / self._noise(t, like)
-
     def _bridge_mean(self, x_t: ArrayLike, x_0: ArrayLike, t: ArrayLike) -> Array:
         kept = safe_sqrt(1 - self._at(self.schedule.beta, t, x_t))
-        return self._bridge_gain(t, x_t) * x_0 + kept * self._noise(jnp.asarray(t) - 1, x_t) / self._noise(t, x_t) * x_t
-
-    def _bridge_variance(self, t: ArrayLike, like: ArrayLike) -> Array:
-        beta = self._at(self.schedule.beta, t, like)
-        return beta * self._noise(jnp.asarray(t) - 1, like) / self._noise(t, like)
-
-    def _noise(self, t: ArrayLike, like: ArrayLike) -> Array:
-        return self._at(self.schedule.noise_variance, t, like)
+        before, noise = (self._at(self.schedule.noise_variance, u, x_t) for u in (jnp.asarray(t) - 1, t))
+        return self.bridge_terms(t, x_t)[0] * x_0 + kept * before / noise * x_t
 
     @staticmethod
     def _at(values: ArrayLike, t: ArrayLike, like: ArrayLike) -> Array:

@@ -1,24 +1,21 @@
-"""Arguments of a model split into arrays, which a compiled function takes, and the rest, for which it is compiled.
+"""Arguments of a model split into arrays, which a compiled function takes, and the rest, for which it is compiled."""
 
-A model may ask for an array's values (the largest of some group numbers, as the size of a plate). Then all its arrays
-belong to the rest.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ["Static", "join", "split"]
+__all__ = ["NEEDS_VALUES", "Static", "join", "split_arguments", "without_arrays"]
 
 _ARRAYS = (jax.Array, np.ndarray)
-_NEEDS_VALUES = (
+NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+"""What JAX raises where a function asks for the values of an abstract array."""
 
 
 class Static:
@@ -37,29 +34,22 @@ class Static:
         return all(_same(a, b) for a, b in zip(self.leaves, other.leaves, strict=True))
 
 
-def split(args: tuple, kwargs: Mapping[str, Any], look: Callable[[list, Static], Any]) -> tuple[list, Static]:
-    """Arrays (None for other leaves), and the other leaves with the tree's structure.
-
-    Args:
-        args: positional ones.
-        kwargs: by name.
-        look: what is traced with the two results, to find out whether values are asked for.
-    """
+def split_arguments(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Static]:
+    """Arrays (None for other leaves), and the other leaves with the tree's structure."""
     leaves, tree = jax.tree.flatten((args, dict(kwargs)))
     arrays = [leaf if isinstance(leaf, _ARRAYS) and leaf.dtype.kind not in "OSUMm" else None for leaf in leaves]
     rest = tuple(None if array is not None else leaf for array, leaf in zip(arrays, leaves, strict=True))
-    static = Static(rest, tree)
+    return arrays, Static(rest, tree)
 
-    def look_at(arrays: list) -> None:
-        look(arrays, static)
 
-    try:
-        jax.eval_shape(look_at, arrays)
-    except _NEEDS_VALUES:
-        # Copies: an array that is changed in place must not be taken for what was compiled.
-        values = tuple(leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves)
-        return [None] * len(leaves), Static(values, tree)
-    return arrays, static
+def without_arrays(arrays: list, static: Static) -> tuple[list, Static]:
+    """All arrays among the rest, for a model that asks for their values.
+
+    Copies: an array that is changed in place must not be taken for what was compiled.
+    """
+    leaves = [rest if array is None else array for array, rest in zip(arrays, static.leaves, strict=True)]
+    values = tuple(leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves)
+    return [None] * len(values), Static(values, static.tree)
 
 
 def join(arrays: list, static: Static) -> tuple[tuple, dict[str, Any]]:

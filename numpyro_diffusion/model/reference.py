@@ -18,14 +18,13 @@ import numpyro.distributions as dist
 from numpyro.distributions import biject_to
 from numpyro.handlers import reparam, seed, substitute, trace
 from numpyro.infer import init_to_sample
-from numpyro.infer.util import constrain_fn, potential_energy
-from numpyro.primitives import Messenger
 
 from .._checks import expected
+from .._compat.numpyro import Messenger, constrain_fn, potential_energy
 from .._typing import Array
-from ..diffusion import Diffusion
+from ..wrappers import unwrap
 from .reparam import DiffusionReparam
-from .sites import check_trained
+from .sites import check_proper, check_trained, latent_diffusion
 
 __all__ = ["NormalReference", "Values"]
 
@@ -111,16 +110,10 @@ class _CancelStandardNormals(Messenger):
     def process_message(self, msg: Values) -> None:
         # A scaled site is a power of its law: no longer N(0, 1).
         if msg["type"] == "sample" and not msg["is_observed"] and msg["scale"] is None:
-            law = _unwrap(msg["fn"])
+            law, _ = unwrap(msg["fn"])
             if type(law) is dist.Normal and _is_number(law.loc, 0) and _is_number(law.scale, 1):
                 self.cancelled.add(msg["name"])
                 msg["fn"] = msg["fn"].mask(False)
-
-
-def _unwrap(law: Any) -> Any:
-    while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
-        law = law.base_dist
-    return law
 
 
 def _is_number(value: Any, wanted: int) -> bool:
@@ -129,16 +122,14 @@ def _is_number(value: Any, wanted: int) -> bool:
 
 
 def _noises_for_diffusions(site: Values) -> DiffusionReparam | None:
-    law = site["fn"]
-    while hasattr(law, "base_dist"):  # masked ones too: DiffusionReparam says what is wrong with them
-        law = law.base_dist
-    is_latent_diffusion = isinstance(law, Diffusion) and not site["is_observed"]
-    return DiffusionReparam() if is_latent_diffusion and not law.kernel.is_discrete else None
+    law = latent_diffusion(site)
+    return None if law is None or law.kernel.is_discrete else DiffusionReparam()
 
 
 def _initial_value(site: Values) -> Array | None:
     """A draw from the prior for a latent site; a parameter must come with its value."""
     check_trained(site)
+    check_proper(site)
     return init_to_sample(site) if site["type"] == "sample" and site["value"] is None else None
 
 
@@ -148,7 +139,7 @@ def _check_sites(sites: Values, latent: Values) -> None:
             raise TypeError(
                 expected(
                     "real latent sites",
-                    f"the discrete site {name!r}, {type(_unwrap(site['fn'])).__name__}",
+                    f"the discrete site {name!r}, {type(unwrap(site['fn'])[0]).__name__}",
                     "An ellipse has no bits: use DiffusionGibbs, or sum the site out of the model.",
                 )
             )

@@ -12,8 +12,11 @@ import numpyro.distributions as dist
 from numpyro.infer.reparam import Reparam
 
 from .._checks import expected
+from .._compat.numpyro import is_in_scan, reparam_sample_shape
 from .._typing import Array
 from ..diffusion import Diffusion
+from ..wrappers import unwrap
+from .sites import check_outside_scan, check_sample_shape
 
 __all__ = ["DiffusionReparam"]
 
@@ -45,9 +48,10 @@ class DiffusionReparam(Reparam):
         """Called by the ``reparam`` handler.
 
         Raises:
-            ValueError: for an observed site.
+            ValueError: for an observed site, or one with a ``sample_shape``.
             TypeError: for a site that is no Diffusion, or one with a discrete kernel.
         """
+        check_outside_scan(name, is_in_scan())
         if obs is not None:
             raise ValueError(
                 expected(
@@ -56,13 +60,14 @@ class DiffusionReparam(Reparam):
                     "Its noises are unknown; drop it from the reparam config.",
                 )
             )
-        base, batch_shape, event_dim = self._unwrap(fn)
+        base, batch_shape = unwrap(fn)
         if not isinstance(base, Diffusion):
             raise TypeError(
                 expected(
                     f"a Diffusion at site {name!r}",
                     type(base).__name__,
-                    "Name only diffusion sites in the reparam config; a masked site must be unmasked.",
+                    "Name only diffusion sites in the reparam config; a masked site must be unmasked, a "
+                    "transformed one drawn as it is and transformed in the model.",
                 )
             )
         if base.kernel.is_discrete:
@@ -73,8 +78,9 @@ class DiffusionReparam(Reparam):
                     "Bits are no differentiable function of normal noises.",
                 )
             )
+        check_sample_shape(name, reparam_sample_shape())
         chain = base.chain.expand(batch_shape)
         noise_law = dist.Normal(0.0, 1.0).expand(batch_shape + chain.event_shape)
-        noise_law = noise_law.to_event(len(chain.event_shape) + event_dim - len(base.event_shape))
+        noise_law = noise_law.to_event(len(chain.event_shape) + fn.event_dim - len(base.event_shape))
         noise = numpyro.sample(f"{name}_noise", noise_law)
         return None, chain.from_noise(noise, checkpoint=self.checkpoint)

@@ -1,27 +1,28 @@
 """Single sites of a traced model: which are diffusions, what they must not be, and the density of the others."""
 
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._checks import expected
 from .._typing import Array, Shape
 from ..diffusion import Diffusion
+from ..estimates import AsDensity
+from ..wrappers import find_diffusions, unwrap
 
 __all__ = [
     "DiffusionSite",
-    "SilentModel",
+    "check_outside_scan",
     "check_plate",
+    "check_proper",
+    "check_sample_shape",
     "check_trained",
     "diffusion_sites",
     "is_latent",
-    "random_state",
+    "latent_diffusion",
     "site_log_prob",
-    "unwrap_diffusion",
 ]
 
 
@@ -32,15 +33,7 @@ class DiffusionSite(NamedTuple):
     batch_shape: Shape  # of the site: its plates
     shape: Shape  # of one value: plates, dimensions turned to events, event
     num_steps: int
-    is_discrete: bool
-
-
-def unwrap_diffusion(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
-    """What is inside of ``expand`` and ``to_event``, with the full batch shape that it has there."""
-    shape = fn.shape()
-    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn, shape[: len(shape) - fn.event_dim]
+    num_states: int | None  # K of discrete states
 
 
 def is_latent(site: dict) -> bool:
@@ -48,36 +41,105 @@ def is_latent(site: dict) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
+def latent_diffusion(site: dict) -> Diffusion | None:
+    """The diffusion of a latent site, inside of ``expand`` and ``to_event`` at most; None for any other site.
+
+    Args:
+        site: of a trace, or a handler's message.
+
+    Raises:
+        ValueError: for one inside of another wrapper, or drawn with a ``sample_shape``.
+    """
+    if not is_latent(site):
+        return None
+    name, fn = site["name"], site["fn"]
+    base, _ = unwrap(fn)
+    if isinstance(base, Diffusion):
+        check_sample_shape(name, site["kwargs"].get("sample_shape", ()))
+        return base
+    inside = find_diffusions(base)
+    if any(not isinstance(diffusion.estimator, AsDensity) for diffusion in inside):
+        raise ValueError(
+            expected(
+                f"a Diffusion at latent site {name!r}, as it is or inside of expand and to_event",
+                f"one inside of {type(base).__name__}",
+                "Make the diffusion a site of its own and write the rest as a function of its value; mask or weigh the "
+                "likelihood, not the prior.",
+            )
+        )
+    return None
+
+
+def check_sample_shape(name: str, sample_shape: Shape) -> None:
+    """A latent diffusion site has a plate for each of its dimensions.
+
+    Raises:
+        ValueError: for a ``sample_shape``, of which neither a chain nor a reparameterisation knows.
+    """
+    if sample_shape:
+        raise ValueError(
+            expected(
+                f"no sample_shape at the diffusion site {name!r}",
+                f"{tuple(sample_shape)}",
+                "Draw it in a numpyro.plate, or from prior.expand(...).",
+            )
+        )
+
+
+def check_outside_scan(name: str, is_inside: bool) -> None:
+    """A latent diffusion site has one chain, not one for each round of a loop.
+
+    Raises:
+        ValueError: for a site inside of ``numpyro.contrib.control_flow.scan``.
+    """
+    if is_inside:
+        raise ValueError(
+            expected(
+                f"diffusion site {name!r} outside of scan",
+                "one inside",
+                "Draw it before, in a plate over the rounds, and hand its values to the scan.",
+            )
+        )
+
+
+def check_proper(site: dict) -> None:
+    """A latent site beside a diffusion has a prior that can be sampled, for every engine starts there.
+
+    Raises:
+        ValueError: for ``ImproperUniform``.
+    """
+    if is_latent(site) and isinstance(unwrap(site["fn"])[0], dist.ImproperUniform):
+        raise ValueError(
+            expected(
+                f"a prior that can be sampled at site {site['name']!r}",
+                "ImproperUniform",
+                "Give it a proper one, however wide: an improper prior has no evidence.",
+            )
+        )
+
+
 def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
     """The latent diffusion sites of a trace.
 
     Raises:
-        ValueError: if there is none, if one is scaled or masked, or if a plate is subsampled.
+        ValueError: if there is none, if one is scaled, wrapped or has a ``sample_shape``, or if a plate is subsampled.
     """
     sites = []
     for name, site in prototype.items():
         if site["type"] == "plate":
             check_plate(name, *site["args"][:2])
-        elif is_latent(site):
-            law, _ = unwrap_diffusion(site["fn"])
-            if isinstance(law, Diffusion):
-                _check_unscaled(name, site)
-                shapes = site["fn"].batch_shape, site["fn"].shape()
-                sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.is_discrete))
-            elif isinstance(law, dist.MaskedDistribution) and isinstance(unwrap_diffusion(law.base_dist)[0], Diffusion):
-                raise ValueError(
-                    expected(
-                        f"an unmasked diffusion site {name!r}",
-                        "a masked one",
-                        "Mask the likelihood; where a prior is masked out, leave the site away.",
-                    )
-                )
+        law = latent_diffusion(site)
+        if law is not None:
+            _check_unscaled(name, site)
+            check_outside_scan(name, law._num_stacked > 0)
+            shapes = site["fn"].batch_shape, site["fn"].shape()
+            sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.num_states))
     if not sites:
         raise ValueError(
             expected(
                 "a model with a latent Diffusion site",
                 f"latent sites {[name for name, site in prototype.items() if is_latent(site)]}",
-                "Give one a numpyro_diffusion.Diffusion law; without one, NUTS alone will do.",
+                "Give one a numpyro_diffusion.Diffusion; a model without one needs NUTS alone.",
             )
         )
     return tuple(sites)
@@ -99,34 +161,6 @@ def check_trained(site: dict) -> None:
         )
 
 
-class SilentModel:
-    """A model whose latent diffusion sites an engine knows how to draw, without the warning of their bound.
-
-    It equals the model, which NumPyro's Gibbs asks of its blocks.
-    """
-
-    def __init__(self, model: Callable) -> None:
-        self.model = model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="A latent Diffusion site")
-            return self.model(*args, **kwargs)
-
-    def __eq__(self, other: object) -> bool:
-        return self.model == (other.model if isinstance(other, SilentModel) else other)
-
-    def __hash__(self) -> int:
-        return hash(self.model)
-
-
-def random_state(law: Diffusion, shape: Shape, key: jax.Array) -> Array:
-    """Some state of a chain, no draw of it: a place to try the model at."""
-    if law.kernel.is_discrete:
-        return jax.random.bernoulli(key, 0.5, shape).astype(int)
-    return jax.random.normal(key, shape)
-
-
 def site_log_prob(site: dict) -> Array:
     """A site's log_prob with its scale.
 
@@ -139,7 +173,7 @@ def site_log_prob(site: dict) -> Array:
             expected(
                 f"a value of shape {law.shape()} at site {site['name']!r}",
                 f"shape {jnp.shape(value)}",
-                "Check the observation against the law that the model gives it.",
+                "Check the observation against the distribution that the model gives it.",
             )
         )
     intermediates = site["intermediates"]

@@ -6,17 +6,10 @@ those of p(x^{t-1} | x^t), the law of the noises is, for every coordinate,
     eps^T ~ N(shift_T, scale_T^2)
     eps^{t-1} | x^t ~ N(shift_t + gain_t m(x^t), scale_t^2 (1 + (inflation_t - 1) u(x^t)))
 
-    shift       moves the step, in units of s: x^{t-1} moves by s shift
-    gain        pulls the step towards 0 (gain < 0) or away from it, as an observation's precision does
-    scale       multiplies s
-    inflation   multiplies that part u of the step's variance which is due to not knowing x^0,
-                u = 1 - (bridge variance) / s^2 in [0, 1]: a posterior knows x^0 better than the prior does
-                (where s is the same for all x^t it does what scale does, which is harmless)
-
-For x this says q(x^{t-1} | x^t) = N(m + s (shift + gain m), s^2 scale^2 (1 + (inflation - 1) u)), and the density of
-the noise is log q(x^{t-1} | x^t) + log s: all s cancel, so that steps of tiny variance lose no digits. Units of s also
-keep training even: a change of one of these numbers costs about as many nats at t = 1, where s is small, as at T. With
-shift = gain = 0 and scale = inflation = 1 the law is N(0, I), and x has exactly the prior's law.
+with the four numbers and u of :mod:`numpyro_diffusion.guidance.learned`, whose q(x^{t-1} | x^t) is that of x. The log
+density of the noise is log q(x^{t-1} | x^t) + log s: all s cancel, so that steps of tiny variance lose no digits. Units
+of s also keep training even: a change of one of these numbers costs about as many nats at t = 1, where s is small, as
+at T. With shift = gain = 0 and scale = inflation = 1 the law is N(0, I), and x has exactly the prior's law.
 
 The gradient of a draw's density log q(eps) in the learned numbers has two parts: through the draw, and with the draw
 held fixed. The second has mean 0 under q, and is most of the noise of a bound's gradient; ``path_gradient`` leaves it
@@ -28,77 +21,17 @@ References: Roeder, Wu, Duvenaud 2017, Sticking the landing (the gradient throug
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
-from .._numerics import expand_right
-from .._pytree import register_pytree
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..chains.base import ChainDistribution
-from ..kernels import Kernel
-from ..transition import Transition, reverse_step
+from ..guidance.learned import StepCorrection
 
-__all__ = ["GuideTilt", "GuidedNoise", "StepCorrection"]
-
-
-class StepCorrection(NamedTuple):
-    """What the guide learns of the steps, each of shape (batch..., T, event...); index t - 1 belongs to step t."""
-
-    gain: Array
-    inflation: Array
-    shift: Array
-    scale: Array
-
-    def noise_law(self, kernel: Kernel, law: Any, x_t: Array, t: ArrayLike) -> tuple[Array, Array]:
-        """Mean and standard deviation of eps^{t-1} given x^t, from this step's corrections (without the time axis).
-
-        Args:
-            kernel: the chain's.
-            law: p(x^{t-1} | x^t).
-            x_t: shape (batch..., event...).
-            t: steps that broadcast with x_t.
-        """
-        bridge: Any = kernel.bridge(x_t, x_t, t)
-        unknown = jnp.maximum(1 - (bridge.scale / law.scale) ** 2, 0)
-        return self.shift + self.gain * law.loc, self.scale * jnp.sqrt(1 + (self.inflation - 1) * unknown)
-
-
-@register_pytree(data=("correction",), static=())
-class GuideTilt:
-    """The guide's q(x^{t-1} | x^t) as a proposal for ``TwistedSMC(model, proposal={"x": tilt})``.
-
-    The guide's law of x^T is no step and not part of it: a particle engine starts at N(0, I).
-
-    Args:
-        correction: learned corrections of all steps.
-    """
-
-    correction: StepCorrection
-
-    def __init__(self, correction: StepCorrection) -> None:
-        self.correction = correction
-
-    def __call__(
-        self, kernel: Kernel, transition: Transition, x_t: Array, t: ArrayLike, context: Array | None
-    ) -> dist.Normal:
-        """The elementwise law of x^{t-1} given x^t.
-
-        Args:
-            kernel: the chain's, Gaussian.
-            transition: the chain's.
-            x_t: shape (batch..., event...); the guide's plates are the rightmost of the batch.
-            t: integers that broadcast with the batch shape.
-            context: None or an array.
-        """
-        event_dim = transition.event_dim
-        law = reverse_step(kernel, transition, x_t, t, context)
-        step = jax.tree.map(lambda values: _at_step(values, jnp.asarray(t), event_dim), self.correction)
-        loc, scale = step.noise_law(kernel, law, x_t, expand_right(t, event_dim))
-        return dist.Normal(law.loc + law.scale * loc, law.scale * scale, validate_args=False)
+__all__ = ["GuidedNoise"]
 
 
 class GuidedNoise(ChainDistribution):
@@ -162,34 +95,26 @@ class GuidedNoise(ChainDistribution):
             The noises, and their log density in nats, shape (batch...).
         """
         chain = self.chain
-        event_dim = chain.transition.event_dim
-        context = None if chain.context is None else jnp.asarray(chain.context)
+        event_dim = chain.state_dim
         held = jax.lax.stop_gradient if self.path_gradient and not is_noise else lambda numbers: numbers
 
-        def settle(value: Array, law: tuple[Array, Array], density: tuple[Array, Array]) -> tuple[Array, Array]:
-            noise = value if is_noise else law[0] + law[1] * value
+        def settle(value: Array, drawn: tuple[Array, Array], density: tuple[Array, Array]) -> tuple[Array, Array]:
+            noise = value if is_noise else drawn[0] + drawn[1] * value
             log_prob = -0.5 * ((noise - density[0]) / density[1]) ** 2 - jnp.log(density[1])
             return noise, (log_prob - 0.5 * math.log(2 * math.pi)).sum(tuple(range(-event_dim, 0)))
 
         def step(x_t: Array, inputs: tuple[Array, Array, StepCorrection]) -> tuple[Array, tuple[Array, Array]]:
             t, value, correction = inputs
-            law = reverse_step(chain.kernel, chain.transition, x_t, t, context)
-            laws = (numbers.noise_law(chain.kernel, law, x_t, t) for numbers in (correction, held(correction)))
-            noise, log_prob = settle(value, *laws)
-            return chain.kernel.from_noise(law, noise), (noise, log_prob)
+            prior = chain.reverse(x_t, t)
+            moments = (numbers.of_noise(chain.kernel, prior, t) for numbers in (correction, held(correction)))
+            noise, log_prob = settle(value, *moments)
+            return chain.kernel.from_noise(prior, noise), (noise, log_prob)
 
         values, correction = jax.tree.map(
             lambda array: jnp.moveaxis(array, -1 - event_dim, 0), (values, self.correction)
         )
         first, first_log_prob = settle(values[-1], self.start, held(self.start))
-        steps = jnp.arange(1, chain.kernel.num_steps + 1)
+        steps = jnp.arange(1, chain.num_steps + 1)
         _, (noises, log_probs) = jax.lax.scan(step, first, (steps, values[:-1], correction), reverse=True)
         noises = jnp.concatenate([noises, first[None]])
         return jnp.moveaxis(noises, 0, -1 - event_dim), log_probs.sum(0) + first_log_prob
-
-
-def _at_step(values: Array, t: Array, event_dim: int) -> Array:
-    """Step t's slice of an array (batch..., T, event...), for a t that may differ from one element to the next."""
-    batch = values.shape[: values.ndim - event_dim - 1]
-    places = [jnp.arange(size).reshape((size,) + (1,) * (len(batch) - 1 - axis)) for axis, size in enumerate(batch)]
-    return values[(*places, t - 1)]

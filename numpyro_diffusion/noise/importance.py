@@ -9,8 +9,6 @@ says. Neither sees a region that q never visits.
 References: Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto smoothed importance sampling.
 """
 
-import importlib
-import math
 import warnings
 from typing import NamedTuple
 
@@ -19,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_integer_at_least, expected
+from .._compat import arviz
 from .._typing import Array
-from ..particles.pooling import draw_particles, generator
+from .._weights import effective_size, host_generator, log_mean_exp, systematic
 
 __all__ = ["ImportanceResult", "importance_result", "pareto_k"]
 
@@ -54,11 +53,11 @@ class ImportanceResult(NamedTuple):
         Returns:
             Site name -> (num_samples, site shape...).
         """
-        log_weights = np.asarray(self.log_weights)
+        log_weights = np.asarray(self.log_weights, np.float64)
         count = log_weights.size if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
-        rng = generator(jax.random.key(0) if key is None else key)
-        _, chosen = draw_particles(rng, log_weights[None], np.zeros(1), count)
+        rng = host_generator(jax.random.key(0) if key is None else key)
+        chosen = rng.permutation(systematic(rng, log_weights, count))
         return {name: jnp.asarray(value)[chosen] for name, value in self.samples.items()}
 
 
@@ -75,13 +74,8 @@ def importance_result(samples: dict[str, Array], log_weights: Array, cure: str) 
     """
     values = np.asarray(log_weights)
     _check_weights(values)
-    log_sum = jax.nn.logsumexp(log_weights)
     result = ImportanceResult(
-        samples,
-        log_weights,
-        log_sum - math.log(values.size),
-        jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * log_weights)),
-        pareto_k(values),
+        samples, log_weights, log_mean_exp(log_weights), effective_size(log_weights), pareto_k(values)
     )
     if result.pareto_k > _TRUSTED:
         warnings.warn(
@@ -124,9 +118,4 @@ def pareto_k(log_weights: np.ndarray) -> float:
     # Equal up to rounding of a sum of many log densities: what is left has no shape.
     if np.ptp(log_weights[np.isfinite(log_weights)]) < np.sqrt(np.finfo(log_weights.dtype).eps):
         return 0.0
-    values = log_weights.astype(np.float64)
-    arviz = importlib.import_module("arviz")  # takes two seconds: only for those who ask
-    if hasattr(arviz, "psislw"):
-        return float(arviz.psislw(values)[1])
-    # ArviZ 1 takes log likelihoods, whose inverse are the ratios of leave-one-out.
-    return float(importlib.import_module("arviz_stats.base").array_stats.psislw(-values)[1])
+    return arviz.pareto_k(log_weights.astype(np.float64))

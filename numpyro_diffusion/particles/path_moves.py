@@ -20,13 +20,12 @@ import jax.numpy as jnp
 
 from .._numerics import expand_right
 from .._typing import Array
-from ..chains import ReverseChain
-from ..estimates.bounds import log_path_ratio
+from ..chains import ForwardChain, ReverseChain
+from ..estimates.importance import log_path_ratio
 from .filter import Cloud, choose_path
-from .paths import noised, time_before_event
 from .target import States, Target
 
-__all__ = ["conditional_smc", "first_paths", "independent_paths", "refresh_paths"]
+__all__ = ["conditional_smc", "first_paths", "independent_paths", "noised", "refresh_paths"]
 
 
 def first_paths(target: Target, walk: Callable[..., Cloud], key: jax.Array) -> States:
@@ -83,10 +82,18 @@ def refresh_paths(target: Target, paths: States, key: jax.Array) -> tuple[States
         chain, old = target.chains[name], paths[name]
         key_path, key_accept = jax.random.split(site_key)
         new = noised(chain, old[0], key_path).astype(old.dtype)
-        accept = _accepts(key_accept, _log_ratio(chain, new) - _log_ratio(chain, old))
+        accept = _accepts(key_accept, log_path_ratio(chain, new) - log_path_ratio(chain, old))
         refreshed[name] = _where(accept, new, old)
         accepted.append(accept.mean(dtype=float))
     return refreshed, jnp.mean(jnp.stack(accepted))
+
+
+def noised(chain: ReverseChain, x_0: Array, key: jax.Array) -> Array:
+    """A path of the forward chain from x_0, shape (T + 1, site shape...), time first."""
+    x_0 = jnp.asarray(x_0)
+    forward = ForwardChain(chain.kernel, x_0, event_dim=chain.state_dim, rng_key=key, validate_args=False)
+    above = jnp.moveaxis(forward.sample(key), x_0.ndim - chain.state_dim, 0)
+    return jnp.concatenate([x_0[None].astype(above.dtype), above])
 
 
 def _choose(target: Target, cloud: Cloud, key: jax.Array) -> tuple[States, Array]:
@@ -103,8 +110,3 @@ def _accepts(key: jax.Array, log_ratio: Array) -> Array:
 def _where(accept: Array, new: Array, old: Array) -> Array:
     """Whole paths (T + 1, shape...), by an ``accept`` whose shape the other begins with."""
     return jnp.where(expand_right(accept, new.ndim - 1 - accept.ndim), new, old)
-
-
-def _log_ratio(chain: ReverseChain, path: Array) -> Array:
-    context = None if chain.context is None else jnp.asarray(chain.context)
-    return log_path_ratio(chain.kernel, chain.transition, time_before_event(chain, path), context)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .._numerics import expand_right
 from .._pytree import register_pytree
-from .._small_matrices import cholesky, solve, solve_lower
+from .._small_matrices import cholesky, normal_log_density, solve
 from .._typing import Array
 from ..guidance.tilted_chain import log_ratio
 from .target import States, Target
@@ -163,17 +163,6 @@ def flatten(values: States, num_leading: int) -> Array:
     """All sites' coordinates behind ``num_leading`` axes as one vector, sites in sorted order."""
     flat = [values[name].reshape(values[name].shape[:num_leading] + (-1,)) for name in sorted(values)]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
-
-
-def normal_log_density(residual: Array, covariance: Array) -> Array:
-    """Log N(residual; 0, covariance) over trailing axes (m,) and (m, m)."""
-    if residual.shape[-1] == 1:
-        variance = covariance[..., 0, 0]
-        return -0.5 * (residual[..., 0] ** 2 / variance + jnp.log(2 * jnp.pi * variance))
-    factor = cholesky(covariance)
-    white = solve_lower(factor, residual)
-    log_scale = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
-    return -0.5 * ((white**2).sum(-1) + residual.shape[-1] * jnp.log(2 * jnp.pi)) - log_scale
 
 
 def _apply(matrix: Array, vector: Array) -> Array:

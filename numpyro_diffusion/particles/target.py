@@ -1,11 +1,10 @@
-r"""The law that a particle engine walks through: chains times factor, for many particles at once.
+r"""What a particle engine walks through: chains times a likelihood, for many particles at once.
 
 States are dictionaries, site name -> (N, site shape...), where N counts particles and the site's shape begins with the
-elements E that are filtered one by one (see :mod:`numpyro_diffusion.model.split`).
-Numbers of an element are (N, E...): whatever is left of a site's shape is summed.
+elements E that are filtered one by one. Numbers of an element are (N, E...): whatever is left of a site's shape is
+summed.
 
-Levels run from the longest chain's T down to 0. A chain with fewer steps rests at its x^T until its own
-levels come.
+Levels run from the longest chain's T down to 0. A chain with fewer steps rests at its x^T until its own levels come.
 
 A twist believes the network's x0hat(x^t). Training weighs the noisiest levels least, and there a network's x0hat can be
 far worse than the prior's mean: then the first weights are noise, and few particles survive it. So x0hat is taken as
@@ -16,7 +15,7 @@ the regression of x^0 on it; g_t = 1 for E[x^0 | x^t]. Draws are few, so where 1
 1: an exact denoiser is left as it is. Elsewhere it is between 0 and 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +23,8 @@ import jax.numpy as jnp
 
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
-from ..model.split import SplitModel, Values
-from ..transition import network_output
 
-__all__ = ["Calibration", "States", "Target", "calibrate", "draw_prior"]
+__all__ = ["Calibration", "States", "Target", "as_rows", "calibrate", "draw_prior"]
 
 States = dict[str, Array]
 
@@ -44,78 +41,100 @@ class Calibration(NamedTuple):
     gain: Array
 
 
-class Target:
-    """Chains and factor of a split model at given values of its other latent sites.
+class Target(NamedTuple):
+    """p(x^{0:T}) r(x^0): chains by site, and log r as a function of one particle's x^0.
 
-    Args:
-        split: the model.
-        others: values of its other latent sites.
+    Attributes:
+        chains: by site.
+        shapes: of one x by site, E first.
+        element_shape: E.
+        log_likelihood: from x^0 by site to log r, shape (E...), nats, up to what no site of these enters.
+        observe: from x^0 by site to what is seen of it, ``(residual (E..., m), covariance (E..., m, m))``, for Normal
+            observations; raises TypeError for others.
         calibration: of sites by name, from :func:`calibrate`; a site that is missing is believed as it is.
     """
 
-    def __init__(self, split: SplitModel, others: Values, calibration: Mapping[str, Calibration] | None = None) -> None:
-        self.calibration = dict(calibration or {})
-        self.split = split
-        self.others = dict(others)
-        self.chains: dict[str, ReverseChain] = split.chains(others)
-        self.element_shape: Shape = split.element_shape
-        self.num_steps = split.num_steps
+    chains: Mapping[str, ReverseChain]
+    shapes: Mapping[str, Shape]
+    element_shape: Shape
+    log_likelihood: Callable[[States], Array]
+    observe: Callable[[States], Any] | None = None
+    calibration: Mapping[str, Calibration] = {}
+
+    @property
+    def num_steps(self) -> int:
+        """The longest chain's T."""
+        return max(chain.num_steps for chain in self.chains.values())
 
     def level(self, name: str, step: Array | int) -> Array:
         """The level t of one chain when the longest is at ``step``."""
-        return jnp.minimum(step, self.chains[name].kernel.num_steps)
+        return jnp.minimum(step, self.chains[name].num_steps)
 
     def is_discrete(self, name: str) -> bool:
-        """Whether a site's states are bits."""
+        """Whether a site's states are discrete."""
         return self.chains[name].kernel.is_discrete
 
     def start(self, key: jax.Array, num_particles: int) -> States:
         """Particles of pi, at every chain's own T."""
-        keys = jax.random.split(key, len(self.split.sites))
+        keys = jax.random.split(key, len(self.shapes))
         return {
-            site.name: self.chains[site.name].kernel.stationary((num_particles, *site.shape)).sample(key)
-            for site, key in zip(self.split.sites, keys, strict=True)
+            name: self.chains[name].kernel.stationary((num_particles, *shape)).sample(key)
+            for (name, shape), key in zip(self.shapes.items(), keys, strict=True)
         }
 
     def network(self, name: str, x_t: Array, step: Array) -> tuple[PyTree, Any]:
-        """A network's output at x_t, and the law of x^{t-1} with all its arrays of x_t's shape."""
-        chain = self.chains[name]
-        t = self.level(name, step)
-        context = None if chain.context is None else jnp.asarray(chain.context)
-        output = network_output(chain.kernel, chain.transition, x_t, t, context)
-        law = chain.kernel.reverse(output, x_t, t)
-        return output, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, jnp.shape(x_t)), law)
+        """A network's output at x_t, and p(x^{t-1} | x^t) with all its arrays leading with x_t's shape."""
+        chain, t = self.chains[name], self.level(name, step)
+        output = chain.output(x_t, t)
+        return output, as_rows(chain.reverse(x_t, t, output), jnp.shape(x_t))
 
     def denoised(self, name: str, output: PyTree, x_t: Array, step: Array) -> Array:
         """The estimate of x^0 that goes with a network's output, as far as it is believed; of x_t's shape."""
         level = self.level(name, step)
-        x_0 = jnp.asarray(self.chains[name].kernel.denoised(output, x_t, level))
+        x_0 = self.chains[name].denoised(x_t, level, output)
         if name not in self.calibration:
             return x_0
         mean, gain = self.calibration[name]
         return mean + gain[level] * (x_0 - mean)
 
+    def denoised_variance(self, name: str, step: Array, power: Array) -> Array:
+        """r_t^2, the variance of x^0 given x^t for Gaussian data of variance ``power``."""
+        return self.chains[name].kernel.denoised_variance(self.level(name, step), power)
+
+    def expected(self, name: str, output: PyTree, x_t: Array, step: Array) -> Array:
+        """E[x^0 | x^t]: the denoised estimate of real states, the mean state of discrete ones."""
+        kernel = self.chains[name].kernel
+        if kernel.num_states is None:
+            return self.denoised(name, output, x_t, step)
+        probabilities = kernel.state_probabilities(output, x_t, self.level(name, step))
+        return probabilities @ jnp.arange(kernel.num_states, dtype=probabilities.dtype)
+
     def advance(self, name: str, x_t: Array, x_previous: Array, step: Array) -> Array:
         """The new state, or the old one while a shorter chain rests."""
-        num_steps = self.chains[name].kernel.num_steps
+        num_steps = self.chains[name].num_steps
         return x_previous if num_steps == self.num_steps else jnp.where(step <= num_steps, x_previous, x_t)
 
     def moves(self, name: str, step: Array) -> Array:
         """Whether a chain moves in this step."""
-        return jnp.asarray(step) <= self.chains[name].kernel.num_steps
+        return jnp.asarray(step) <= self.chains[name].num_steps
 
     def log_factor(self, x_0: Mapping[str, Array]) -> Array:
-        """Log r without the shared term, shape (N, E...)."""
-        return jax.vmap(lambda x: self.split.log_factor(x, self.others).elements)(dict(x_0))
-
-    def shared_factor(self) -> Array:
-        """The part of log r that depends on no diffusion site, ()."""
-        x = {site.name: jnp.zeros(site.shape, int if site.is_discrete else float) for site in self.split.sites}
-        return self.split.log_factor(x, self.others).shared if self.element_shape else jnp.zeros(())
+        """Log r of every particle, shape (N, E...)."""
+        return jax.vmap(self.log_likelihood)(dict(x_0))
 
     def by_element(self, values: Array) -> Array:
         """Sum to (N, E...)."""
         return values.sum(tuple(range(1 + len(self.element_shape), values.ndim)))
+
+
+def as_rows(step: Any, shape: Shape) -> Any:
+    """An elementwise distribution whose arrays lead with x_t's shape, so that resampling can gather them."""
+
+    def broadcast(leaf: Array) -> Array:
+        inner = jnp.ndim(leaf) - len(step.batch_shape)  # the states' axis of a categorical step
+        return jnp.broadcast_to(leaf, shape + jnp.shape(leaf)[jnp.ndim(leaf) - inner :] if inner > 0 else shape)
+
+    return jax.tree.map(broadcast, step)
 
 
 def draw_prior(target: Target, key: jax.Array, num_draws: int) -> States:
@@ -123,10 +142,9 @@ def draw_prior(target: Target, key: jax.Array, num_draws: int) -> States:
     if num_draws == 0:
         return {}
     draws = {}
-    keys = jax.random.split(key, len(target.split.sites))
-    for site, site_key in zip(target.split.sites, keys, strict=True):
-        x = target.chains[site.name].sample_last(site_key, (num_draws,))
-        draws[site.name] = x.reshape((num_draws, *site.shape))
+    keys = jax.random.split(key, len(target.shapes))
+    for (name, shape), site_key in zip(target.shapes.items(), keys, strict=True):
+        draws[name] = target.chains[name].sample_last(site_key, (num_draws,)).reshape((num_draws, *shape))
     return draws
 
 

@@ -19,7 +19,7 @@ __all__ = ["drift", "slices", "trajectory"]
 
 
 def trajectory(
-    key: jax.Array,
+    rng_key: jax.Array,
     model: Diffusion | ReverseChain,
     data: ArrayLike,
     *,
@@ -33,7 +33,7 @@ def trajectory(
     drift of the reverse chain. A drift belongs to a step, and there is no step 0: below t = 0 stands t = 1.
 
     Args:
-        key: JAX random key.
+        rng_key: JAX random key.
         model: a diffusion of event shape (2,) and batch shape ().
         data: shape (num_points, 2).
         t: the times to show, integers in 0..T; by default 0, T/2 and T.
@@ -51,7 +51,7 @@ def trajectory(
         raise ValueError(expected("a chain down to x^0", f"stop={chain.stop}", "Build the ReverseChain with stop=0."))
     x_0 = _panels.check_points("data", data, 2, "Only the plane can be drawn; pick two coordinates.")
     t = _panels.check_times(t, 0, chain.kernel.num_steps)
-    key_forward, key_reverse = jax.random.split(key)
+    key_forward, key_reverse = jax.random.split(rng_key)
     noised = ForwardChain(chain.kernel, jnp.asarray(x_0, float)).sample(key_forward)
     forward = np.concatenate([x_0[:, None], np.asarray(noised)], axis=1)
     limits = _panels.limits_of(forward[:, t]) if limits is None else _panels.check_limits(limits)

@@ -26,7 +26,7 @@ def effective_sizes(sizes: Any, ax: Axes = None, *, num_particles: int | None = 
         The axes, with a legend.
 
     Raises:
-        TypeError: for an engine that has not been run.
+        RuntimeError: for an engine that has not been run.
         ValueError: for sizes of another shape, NaN or negative.
 
     >>> from matplotlib.figure import Figure
@@ -37,9 +37,7 @@ def effective_sizes(sizes: Any, ax: Axes = None, *, num_particles: int | None = 
     is_engine = hasattr(sizes, "num_particles")
     if is_engine:
         num_particles = sizes.num_particles if num_particles is None else num_particles
-        sizes = getattr(sizes, "effective_sizes", None)
-        if sizes is None:
-            raise TypeError(expected("a TwistedSMC that has been run", "one without a run", "Call its run first."))
+        sizes = sizes.effective_sizes
     array = np.asarray(sizes, float)
     if array.ndim < 2 or not array.size:
         cure = "Pass a TwistedSMC after run, or its effective_sizes."

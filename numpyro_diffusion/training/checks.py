@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro.handlers import block, replay, seed, substitute, trace
-from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
+from .._compat.numpyro import eval_provenance
 from .._typing import Array, PyTree
 from ..data_scale import check_data_erased
 from ..diffusion import Diffusion

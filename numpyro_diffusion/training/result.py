@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.ops.provenance import eval_provenance
 
 from .._checks import expected
+from .._compat.numpyro import eval_provenance
 from .._typing import ArrayLike, PyTree
 from ..chains.base import check_context
 from ..diffusion import Diffusion
@@ -120,7 +120,7 @@ def _transforms(fn: dist.Distribution) -> list[Any]:
 def _of_one_row(site: str, fn: dist.Distribution, context: ArrayLike | None, key: jax.Array) -> dist.Distribution:
     """The distribution of one row of data, with a context of its own, from that of a batch."""
     if isinstance(fn, Diffusion):
-        return Diffusion(fn.kernel, fn.transition, context=context, estimator=fn.estimator, rng_key=key)
+        return Diffusion(fn.kernel, fn.transition, context=context, rng_key=key)
     if isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution):
         return _of_one_row(site, fn.base_dist, context, key)
     if isinstance(fn, dist.Independent):

@@ -23,7 +23,7 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import log_density
 
-from numpyro_diffusion import AllSteps, ForwardChain, ReverseChain, Transition
+from numpyro_diffusion import AllSteps, AsDensity, ForwardChain, ReverseChain, Transition
 
 LENGTH, MEMBERS = 4, 3
 T = NUM_STEPS
@@ -45,7 +45,7 @@ BODIES = {
         bits(LENGTH, T, 2),
     ),
     "marginal": (
-        lambda carry: estimated(gaussian(), affine((2,), 2, (2,)), AllSteps(), context=carry),
+        lambda carry: estimated(gaussian(), affine((2,), 2, (2,)), AsDensity(AllSteps()), context=carry),
         floats(LENGTH, 2),
     ),
     "masked": (
@@ -70,7 +70,7 @@ PLATED = {
     ),
     "forward": (lambda carry: ForwardChain(gaussian(), carry), floats(LENGTH, MEMBERS, T, 2)),
     "marginal expanded by the plate": (
-        lambda carry: estimated(gaussian(), affine((2,), 2), AllSteps()),
+        lambda carry: estimated(gaussian(), affine((2,), 2), AsDensity(AllSteps())),
         floats(LENGTH, MEMBERS, 2),
     ),
 }

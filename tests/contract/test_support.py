@@ -1,7 +1,5 @@
 """What engines read off a distribution: its support, and which methods it has."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,20 +42,10 @@ def test_the_support_is_known_to_a_law_and_not_to_its_class(case):
 @over([case for case in CHAINS if not case.is_discrete])
 def test_a_real_support_has_the_identity_as_its_bijection(case):
     law = case.make()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if case.is_estimate else "error")
-        transform = biject_to(law.support)
+    transform = biject_to(law.support)
     value = case.value()
     np.testing.assert_array_equal(transform(value), value)
     assert transform.log_abs_det_jacobian(value, value).shape == case.batch_shape
-
-
-@over([case for case in CHAINS if case.is_estimate and not case.is_discrete])
-def test_moving_a_latent_site_by_an_estimated_density_warns(case):
-    law = case.make().expand((4, *case.batch_shape))
-    for wrapped in (law, law.to_event(1), law.mask(jnp.ones((), bool))):
-        with pytest.warns(UserWarning, match=r"random lower bound .*DiffusionReparam"):
-            biject_to(wrapped.support)
 
 
 @over([case for case in CHAINS if case.is_discrete])
@@ -77,6 +65,22 @@ def test_draws_are_reparametrised_when_real_and_not_when_bits(case):
             law.rsample(key)
     else:
         assert str(jax.make_jaxpr(law.rsample)(key)) == str(jax.make_jaxpr(law.sample)(key))
+
+
+@over(CASES)
+def test_array_arguments_are_declared_as_numpyro_s_are(case):
+    """By name, with what a constraint tells of them; where draws are reparametrised, each of them is."""
+    law = case.make()
+    array = {"forward": "x_0", "reverse": "context", "tilted": "context", "diffusion": "context"}
+    if case.is_chain:
+        assert set(law.arg_constraints) == {array[case.name.split()[0]]}
+    for name, constraint in law.arg_constraints.items():
+        assert law.get_args()[name] is getattr(law, name)
+        assert constraint.event_dim == 0
+        assert constraint.is_discrete is False
+        assert name in type(law).gather_pytree_data_fields()
+    if law.has_rsample:
+        assert set(law.arg_constraints) == set(law.reparametrized_params)
 
 
 @over(CHAINS)

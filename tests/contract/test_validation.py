@@ -254,7 +254,7 @@ REFUSED = {
         "Expected num_trajectories to be an integer >= 1; got True",
     ),
     "density without a key": (
-        lambda: Diffusion(gaussian(), affine((2,), 2)).log_prob(floats(2)),
+        lambda: Diffusion(gaussian(), affine((2,), 2), estimator=RandomStep()).log_prob(floats(2)),
         ValueError,
         r"Expected a random key for log_prob of Diffusion, .*RandomStep.*; got None. Pass rng_key=jax.random.key\(0\)",
     ),

@@ -178,7 +178,7 @@ def test_particles_have_their_diagnostics(smc):
 
 
 def test_paths_of_particles_on_request(smc):
-    data = nd.to_arviz(smc, trajectories=True, num_samples=10, key=jax.random.key(5), log_likelihood=False)
+    data = nd.to_arviz(smc, trajectories=True, num_samples=10, rng_key=jax.random.key(5), log_likelihood=False)
     assert axes(data, "posterior")["x_path"] == ("x_time", "axis")
     np.testing.assert_array_equal(data["posterior"]["x_path"][0], smc.get_samples(jax.random.key(5), 10)["x_path"])
 
@@ -305,12 +305,12 @@ DRAWS = {"x": np.zeros((4, 2)), "sigma": np.ones(4)}
         (
             lambda: nd.to_arviz(DRAWS, coords={"x_dim_0": [1]}),
             ValueError,
-            r"2 coordinates of 'x_dim_0'; got shape \(1,\)",
+            "axes and coordinates that fit; got .*'x_dim_0'",
         ),
         (
             lambda: nd.to_arviz({"a": np.zeros((3, 2)), "b": np.zeros((3, 4))}, dims={"a": ["k"], "b": ["k"]}),
             ValueError,
-            "one length of dimension 'k'; got 2 and, in 'b', 4",
+            "axes and coordinates that fit; got .*'k'.* different names",
         ),
         (
             lambda: nd.to_arviz(DRAWS, posterior_predictive={"y": np.zeros((5, 1))}),
@@ -342,4 +342,4 @@ def test_num_samples_of_importance_draws_is_checked(weighted):
 
 def test_the_package_does_not_import_arviz():
     code = "import sys, numpyro_diffusion; sys.exit(bool({'arviz', 'xarray'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,12 +20,13 @@ from numpyro.infer.gibbs import discrete_latent_sites
 from scipy.stats import chi2, norm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.estimates.bounds import log_path_ratio
+from numpyro_diffusion.estimates.importance import log_path_ratio
 from numpyro_diffusion.infer import DiffusionGibbs
-from numpyro_diffusion.model.split import SplitModel
+from numpyro_diffusion.infer.smc import target_of
+from numpyro_diffusion.model.program import split_model
 from numpyro_diffusion.particles.filter import run_filter
 from numpyro_diffusion.particles.path_moves import conditional_smc, independent_paths, refresh_paths
-from numpyro_diffusion.particles.target import Target, draw_prior
+from numpyro_diffusion.particles.target import draw_prior
 
 
 def zero_network(params, x_t, t, context):
@@ -103,7 +104,7 @@ def one_bit_problem():
 
 
 def posterior_of(model, prior, paths):
-    split = SplitModel(model, (), {})
+    split = split_model(model, (), {})
     log_r = jnp.stack([split.log_factor({"x": path[0]}, {}).elements for path in paths])
     return np.asarray(jax.nn.softmax(jnp.asarray(prior.chain.log_prob(paths) + log_r, float)), float)
 
@@ -152,7 +153,7 @@ def test_each_move_alone_leaves_the_posterior_of_bits_as_it_is():
     """N = 4 particles."""
     model, paths, posterior = bits_problem()
     twist = DiffusionGibbs(NUTS(model)).twist
-    target = Target(SplitModel(model, (), {}), {})
+    target = target_of(split_model(model, (), {}), {})
     constants = twist.prepare(target, draw_prior(target, jax.random.key(0), twist.num_prior_draws))
 
     def walk(key, **options):
@@ -179,7 +180,7 @@ def test_each_move_alone_leaves_the_posterior_of_bits_as_it_is():
 def test_the_test_has_power():
     """Fresh particles taken without asking for their evidence are found out."""
     model, paths, posterior = one_bit_problem()
-    target = Target(SplitModel(model, (), {}), {})
+    target = target_of(split_model(model, (), {}), {})
     twist = DiffusionGibbs(NUTS(model), twist="none").twist
 
     def walk(key, **options):
@@ -418,7 +419,7 @@ def test_path_ratio_is_the_difference_of_the_two_chains_densities(x64, name):
     def found_and_wanted(key):
         path = reverse.sample(key)
         forward = nd.ForwardChain(kernel, path[:, 0])
-        ratio = log_path_ratio(kernel, reverse.transition, path, context)
+        ratio = log_path_ratio(reverse, jnp.moveaxis(path, 1, 0))
         return ratio, reverse.log_prob(path) - forward.log_prob(path[:, 1:])
 
     found, wanted = found_and_wanted(jax.random.key(1))

@@ -111,7 +111,7 @@ def test_ties_are_broken_at_random():
     truth, draws = np.ones((4000, 1)), np.ones((4000, 3, 1))
     with pytest.raises(ValueError, match="12000 ties"):
         sbc_ranks(truth, draws)
-    ranks = sbc_ranks(truth, draws, key=KEY)[:, 0]
+    ranks = sbc_ranks(truth, draws, rng_key=KEY)[:, 0]
     assert rank_uniformity(ranks, 3, num_bins=4) > 1e-5
     assert set(ranks) == {0, 1, 2, 3}
 

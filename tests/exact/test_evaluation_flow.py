@@ -38,14 +38,14 @@ def test_flow_of_one_gaussian_is_its_density():
         x = np.random.default_rng(0).normal(size=(6, 2))
         exact = -0.5 * (((x - mean) / scale) ** 2).sum(-1) - 2 * math.log(scale) - math.log(2 * math.pi)
         estimator = ProbabilityFlow(rtol=1e-7, atol=1e-7)
-        found = probability_flow(gaussian_model(160, mean, scale), x, KEY, estimator=estimator, chunk_size=4)
+        found = probability_flow(KEY, gaussian_model(160, mean, scale), x, estimator=estimator, chunk_size=4)
         # What is left is the interpolation, and the signal sqrt(abar_T) = 1e-5 at the end.
         np.testing.assert_allclose(found.per_point, exact, atol=5e-5)
 
 
 def test_flow_of_a_mixture_is_its_density():
     x = mixture_draws(60)
-    found = probability_flow(mixture_model(60), x.astype(np.float32), KEY)
+    found = probability_flow(KEY, mixture_model(60), x.astype(np.float32))
     assert np.abs(found.per_point - mixture_log_density(x)).mean() < 0.005
     assert found.divergence_standard_error == 0
 
@@ -60,11 +60,9 @@ def test_interpolation_is_exact_at_the_steps_and_of_fourth_order_between():
             fine_nodes = log_noise_to_signal(fine.kernel, x.dtype)
             # Every level of the finest chain, whose own denoiser is exact there.
             exact = jax.vmap(lambda t, model=fine: model.transition(x, t)[0])(jnp.arange(1, len(fine_nodes) + 1))
-            found = jax.vmap(
-                lambda u, model=coarse, nodes=nodes: interpolated_denoiser(
-                    model.kernel, model.transition, x, u, None, nodes
-                )
-            )(fine_nodes)
+            found = jax.vmap(lambda u, model=coarse, nodes=nodes: interpolated_denoiser(model.chain, x, u, nodes))(
+                fine_nodes
+            )
             difference = np.abs(np.asarray(found - exact))
             assert difference[:: 4 // refinement].max() < 1e-10
             errors.append(difference[2::4].max() if refinement == 1 else difference[1::2].max())
@@ -74,8 +72,8 @@ def test_interpolation_is_exact_at_the_steps_and_of_fourth_order_between():
 
 def test_hutchinson_errors_are_what_they_say():
     model, x = mixture_model(20), mixture_draws(200, seed=1).astype(np.float32)
-    exact = probability_flow(model, x, KEY)
-    found = probability_flow(model, x, KEY, estimator=ProbabilityFlow(exact_dimension=1, num_probes=32))
+    exact = probability_flow(KEY, model, x)
+    found = probability_flow(KEY, model, x, estimator=ProbabilityFlow(exact_dimension=1, num_probes=32))
     # The same x^1, so that only the divergence differs.
     errors = found.divergence_standard_errors
     is_seen = errors > 5e-3  # elsewhere what differs is the solver's own error
@@ -89,7 +87,7 @@ def test_hutchinson_errors_are_what_they_say():
 def test_flow_is_a_lower_bound_when_the_last_step_is_wrong():
     """Fewer and coarser steps: p(x^0 | x^1) is then no posterior, and the joined estimate falls short."""
     x = mixture_draws(400, seed=2)
-    found = probability_flow(mixture_model(20, sigma_min=1.0), x.astype(np.float32), KEY, num_draws=2)
+    found = probability_flow(KEY, mixture_model(20, sigma_min=1.0), x.astype(np.float32), num_draws=2)
     assert found.nats < mixture_log_density(x).mean() - 0.02
 
 
@@ -118,8 +116,8 @@ def exact_log_density(x):
 
 def test_flow_takes_a_context_for_each_point():
     contexts, x = jnp.arange(6.0).reshape(3, 2), np.ones((3, 2), np.float32)
-    found = probability_flow(wavy_model(5, contexts), x, KEY, chunk_size=1)
-    swapped = probability_flow(wavy_model(5, contexts[jnp.array([1, 0, 2])]), x, KEY, chunk_size=1)
+    found = probability_flow(KEY, wavy_model(5, contexts), x, chunk_size=1)
+    swapped = probability_flow(KEY, wavy_model(5, contexts[jnp.array([1, 0, 2])]), x, chunk_size=1)
     assert found.per_point[2] == swapped.per_point[2]
     assert (np.abs(found.per_point - swapped.per_point)[:2] > 0.01).all()
     law = nd.Diffusion(
@@ -133,21 +131,21 @@ def test_flow_takes_a_context_for_each_point():
 
 
 def test_bits_do_not_flow():
-    with pytest.raises(TypeError, match="a GaussianKernel for the probability flow; got BernoulliKernel"):
-        probability_flow(bits_model(), np.zeros((1, 2), int), KEY)
+    with pytest.raises(TypeError, match="a kernel of real states for the probability flow; got BernoulliKernel"):
+        probability_flow(KEY, bits_model(), np.zeros((1, 2), int))
     bits = bits_model()
     law = nd.Diffusion(bits.kernel, bits.transition, estimator=ProbabilityFlow(), rng_key=KEY)
-    with pytest.raises(TypeError, match="a GaussianKernel for the probability flow"):
+    with pytest.raises(TypeError, match="a kernel of real states for the probability flow"):
         law.log_prob(np.zeros(2, int))
 
 
 def test_schedules_without_a_flow_are_refused():
     with pytest.raises(ValueError, match="4 or more steps; got 3"):
-        probability_flow(wavy_model(3), np.zeros((1, 2), np.float32), KEY)
+        probability_flow(KEY, wavy_model(3), np.zeros((1, 2), np.float32))
     kernel = nd.GaussianKernel(nd.schedules.constant_fraction(5))
     model = nd.Diffusion(kernel, wavy_model().transition)
     with pytest.raises(ValueError, match="b_T < 1 for the probability flow"):
-        probability_flow(model, np.zeros((1, 2), np.float32), KEY)
+        probability_flow(KEY, model, np.zeros((1, 2), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +166,7 @@ def test_settings_that_make_no_flow_are_refused(options, message):
 def test_too_few_steps_of_the_solver_are_an_error_and_not_a_number():
     with pytest.raises(RuntimeError, match="maximum number of solver steps"):
         probability_flow(
-            mixture_model(20), mixture_draws(2).astype(np.float32), KEY, estimator=ProbabilityFlow(max_steps=2)
+            KEY, mixture_model(20), mixture_draws(2).astype(np.float32), estimator=ProbabilityFlow(max_steps=2)
         )
 
 
@@ -176,7 +174,7 @@ def test_entropies_of_unit_gaussian_data_meet_their_upper_bound():
     """Then the reverse step is N(., b_t), and the forward chain keeps the entropy of X^t."""
     kernel = nd.GaussianKernel(nd.schedules.log_snr(4, 0.3, 20.0), variance="upper")
     model = nd.Diffusion(kernel, nd.Transition(lambda params, x_t, t, context: 0 * x_t, None, (2,)))
-    found = entropy_bounds(model, np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32), KEY, chunk_size=3)
+    found = entropy_bounds(KEY, model, np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32), chunk_size=3)
     beta, noise = np.asarray(kernel.schedule.beta), np.asarray(kernel.schedule.noise_variance)
     upper = np.log(2 * math.pi * math.e * beta[1:])
     np.testing.assert_allclose(found.upper, upper, rtol=1e-5)
@@ -189,7 +187,7 @@ def test_entropies_of_unit_gaussian_data_meet_their_upper_bound():
 def test_entropy_bounds_of_bits_hold_the_enumerated_entropy():
     model, x = bits_model(rate=0.5), np.array([[1, 0], [0, 1]] * 2000)
     kernel = model.kernel
-    found = entropy_bounds(model, x, KEY)
+    found = entropy_bounds(KEY, model, x)
     for t in range(1, kernel.num_steps + 1):
         joint = np.zeros((4, 4))  # x^{t-1}, x^t
         for x_0 in x[:2]:

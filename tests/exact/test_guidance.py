@@ -27,7 +27,6 @@ from tilted_cases import (
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, ReconstructionGuidance, TiltedChain
-from numpyro_diffusion.transition import reverse_step
 
 
 def test_reconstruction_guidance_adds_the_slope_through_the_network():
@@ -104,7 +103,7 @@ def test_reconstruction_guidance_misses_the_mean_even_of_a_gaussian_posterior():
 def mixture_draws(name):
     """Shares of draws of x^0 in 12 cells, plain and weighted, for .3 N(-1, .3^2) + .7 N(1, .3^2) seen at 0 +- 0.6."""
     log_r = Partial(observed, jnp.eye(1), jnp.zeros(1), 0.6)
-    tilts = {"none": reverse_step, **tilts_of(log_r, np.eye(1), np.zeros(1), 0.6)}
+    tilts = {"none": nd.ReverseChain.reverse, **tilts_of(log_r, np.eye(1), np.zeros(1), 0.6)}
     tilts["factor"] = GaussianFactor(0.0, 0.6)
     kernel = nd.GaussianKernel(nd.schedules.log_snr(20, 0.1, 50.0), parameterization="x0", variance="denoiser")
     means, weights = jnp.array([[-1.0], [1.0]]), jnp.array([0.3, 0.7])

@@ -26,11 +26,10 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.guidance import LearnedGuidance, StepCorrection
 from numpyro_diffusion.infer import TwistedSMC
 from numpyro_diffusion.infer.guide import AutoDiffusionGuide
-from numpyro_diffusion.noise.charts import GuideTilt, StepCorrection
 from numpyro_diffusion.noise.importance import importance_result, pareto_k
-from numpyro_diffusion.transition import reverse_step
 
 # Training -------------------------------------------------------------------------------------------
 
@@ -55,7 +54,7 @@ def moments_of_data():
     """Mean and variance of x^0 under the Gaussian chain, whose steps are affine."""
     mean, variance = np.zeros(2), np.ones(2)
     for t in range(T, 0, -1):
-        at_0, at_1 = (reverse_step(KERNEL, GAUSSIAN, jnp.full(2, x), t, None) for x in (0.0, 1.0))
+        at_0, at_1 = (nd.ReverseChain(KERNEL, GAUSSIAN).reverse(jnp.full(2, x), t) for x in (0.0, 1.0))
         slope = np.asarray(at_1.loc - at_0.loc)
         mean, variance = slope * mean + at_0.loc, slope**2 * variance + at_0.variance
     return mean, variance
@@ -262,12 +261,12 @@ def test_gradients_are_finite_far_from_the_prior():
 def test_a_tilt_and_the_guide_make_the_same_path_of_the_same_normal_numbers():
     guide, params = trained_gaussian()
     tilt = jax.tree.map(jnp.asarray, guide.proposals(params)["x"])  # through a pytree round trip
-    assert isinstance(tilt, GuideTilt)
+    assert isinstance(tilt, LearnedGuidance)
     law = trace(seed(substitute(guide, params), 1)).get_trace(OBSERVED)["x_noise"]["fn"]
     standard = jax.random.normal(jax.random.key(2), (7, 2, T + 1, 2))
     noise = law.sample(jax.random.key(2), (7,))
     x_t = noise[:, :, T]
-    step_law = jax.jit(lambda tilt, x_t, t: tilt(KERNEL, GAUSSIAN, x_t, t, None))
+    step_law = jax.jit(lambda tilt, x_t, t: tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t))
     for t in range(T, 0, -1):
         step = step_law(tilt, x_t, t)
         assert step.batch_shape == x_t.shape
@@ -277,35 +276,35 @@ def test_a_tilt_and_the_guide_make_the_same_path_of_the_same_normal_numbers():
 
 def test_as_a_proposal_the_guide_makes_the_particle_filter_nearly_exact():
     guide, params = trained_gaussian()
-    smc = TwistedSMC(gaussian_model, 64, 2, twist="tempered", proposal=guide.proposals(params))
+    smc = TwistedSMC(gaussian_model, 64, 16, twist="tempered", proposal=guide.proposals(params), progress_bar=False)
     smc.run(jax.random.key(0), OBSERVED)
     mean, variance = moments_of_data()
     evidence = float(dist.Normal(mean, np.sqrt(variance + NOISE**2)).log_prob(OBSERVED).sum())
-    # Three other keys: errors .005, .002, .012; without the proposal .006, .16, .07 and min_ess 24.
-    assert smc.log_evidence == pytest.approx(evidence, abs=0.04)
+    # Without the proposal an error of .03 and min_ess 24.
+    assert abs(smc.log_evidence - evidence) < 5 * smc.log_evidence_error < 0.05
     assert smc.min_ess > 50
 
 
 def test_a_tilt_takes_its_own_step_for_each_element():
-    tilt = GuideTilt(random_correction((3, T, 2)))
+    tilt = LearnedGuidance(random_correction((3, T, 2)))
     x_t = jax.random.normal(jax.random.key(0), (4, 3, 2))
     t = jnp.asarray([[1, 2, 3], [5, 4, 3], [1, 1, 1], [2, 5, 2]])
-    together = tilt(KERNEL, GAUSSIAN, x_t, t, None)
+    together = tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t)
     for particle, element in ((0, 1), (1, 0), (3, 2)):
-        one = GuideTilt(jax.tree.map(lambda x, i=element: x[i], tilt.correction))
-        alone = one(KERNEL, GAUSSIAN, x_t[particle, element], t[particle, element], None)
+        one = LearnedGuidance(jax.tree.map(lambda x, i=element: x[i], tilt.correction))
+        alone = one(nd.ReverseChain(KERNEL, GAUSSIAN), x_t[particle, element], t[particle, element])
         np.testing.assert_allclose(together.loc[particle, element], alone.loc, rtol=1e-5)
         np.testing.assert_allclose(together.scale[particle, element], alone.scale, rtol=1e-5)
-    per_particle = tilt(KERNEL, GAUSSIAN, x_t, t[:, :1], None)
+    per_particle = tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t[:, :1])
     np.testing.assert_allclose(per_particle.loc[:, 0], together.loc[:, 0], rtol=1e-5)
 
 
 def test_a_tilt_without_correction_is_the_reverse_step():
     one, zero = jnp.ones((T, 2)), jnp.zeros((T, 2))
-    tilt = GuideTilt(StepCorrection(gain=zero, inflation=one, shift=zero, scale=one))
+    tilt = LearnedGuidance(StepCorrection(gain=zero, inflation=one, shift=zero, scale=one))
     x_t = jax.random.normal(jax.random.key(0), (4, 2))
     for t in (1, T):
-        law, prior = tilt(KERNEL, GAUSSIAN, x_t, t, None), reverse_step(KERNEL, GAUSSIAN, x_t, t, None)
+        law, prior = tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t), nd.ReverseChain(KERNEL, GAUSSIAN).reverse(x_t, t)
         np.testing.assert_array_equal(law.loc, prior.loc)
         np.testing.assert_array_equal(law.scale, prior.scale)
 

@@ -10,9 +10,9 @@ from numpyro.handlers import seed, trace
 from precision import enable_x64
 
 import numpyro_diffusion as nd
+from numpyro_diffusion.guidance import StepCorrection
 from numpyro_diffusion.infer.guide import AutoDiffusionGuide
-from numpyro_diffusion.noise.charts import GuidedNoise, StepCorrection
-from numpyro_diffusion.transition import reverse_step
+from numpyro_diffusion.noise.charts import GuidedNoise
 
 
 def test_where_training_starts_the_guide_is_the_prior():
@@ -48,7 +48,7 @@ def test_density_is_that_of_the_path_by_change_of_variables():
         path = path_of(noise)
         log_q = dist.Normal(*start).log_prob(path[3]).sum()
         for t in (1, 2, 3):
-            prior = reverse_step(kernel, transition, path[t], t, None)
+            prior = nd.ReverseChain(kernel, transition).reverse(path[t], t)
             gain, inflation, shift, scale = (numbers[t - 1] for numbers in correction)
             bridge = kernel.bridge(path[t], path[t], t).variance
             variance = scale**2 * (bridge + inflation * (prior.variance - bridge))

@@ -5,37 +5,49 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_diffusion.particles.pooling import draw_particles, log_mean_and_error
-from numpyro_diffusion.particles.resampling import (
+from numpyro_diffusion._weights import (
     _invert,
     effective_size,
     gather,
+    log_mean_and_error,
     log_mean_exp,
+    log_normalised,
     multinomial,
     normalised,
     systematic,
 )
+from numpyro_diffusion.infer.result import _draw_particles as draw_particles
 
 WEIGHTS = np.array([0.1, 0.0, 0.45, 0.25, 0.2, 0.0])
 LOG_WEIGHTS = jnp.log(jnp.asarray(WEIGHTS, float))
 
 
-def test_weights_keep_their_numbers_whatever_their_size():
-    np.testing.assert_allclose(normalised(LOG_WEIGHTS + 500.0), WEIGHTS, atol=1e-5)
-    np.testing.assert_allclose(log_mean_exp(LOG_WEIGHTS - 1000.0), -1000 - np.log(6), rtol=1e-6)
-    np.testing.assert_allclose(effective_size(LOG_WEIGHTS), 1 / (WEIGHTS**2).sum(), rtol=1e-5)
-    by_element = jnp.stack([LOG_WEIGHTS, jnp.zeros(6), jnp.full(6, -jnp.inf)], axis=1)
-    np.testing.assert_allclose(effective_size(by_element)[1:], 6.0, rtol=1e-6)  # all zero: treated as equal, no NaN
-    assert log_mean_exp(by_element)[2] == -jnp.inf
+@pytest.mark.parametrize("library", [np, jnp], ids=["numpy", "jax"])
+def test_weights_keep_their_numbers_whatever_their_size(library):
+    """In the library and the dtype of the array."""
+    weights = library.asarray(LOG_WEIGHTS, float)
+    np.testing.assert_allclose(normalised(weights + 500.0), WEIGHTS, atol=1e-5)
+    np.testing.assert_allclose(log_normalised(weights + 500.0), LOG_WEIGHTS, atol=1e-4)
+    np.testing.assert_allclose(log_mean_exp(weights - 1000.0), -1000 - np.log(6), rtol=1e-6)
+    np.testing.assert_allclose(effective_size(weights), 1 / (WEIGHTS**2).sum(), rtol=1e-5)
+    by_element = library.stack([weights, library.zeros(6), library.full(6, -np.inf)], axis=1)
+    for axis, logs in ((0, by_element), (1, by_element.T)):
+        assert type(log_mean_exp(logs, axis)) is type(logs)
+        assert log_mean_exp(logs, axis).dtype == logs.dtype
+        np.testing.assert_allclose(effective_size(logs, axis)[1:], 6.0, rtol=1e-6)  # all zero: as equal, no NaN
+        np.testing.assert_allclose(log_mean_exp(logs, axis)[1:], [0.0, -np.inf])
+        np.testing.assert_array_equal(log_normalised(logs, axis).take(2, 1 - axis), np.full(6, -np.inf))
 
 
 def test_systematic_resampling_takes_each_particle_its_share_rounded_up_or_down():
     weights = np.repeat(WEIGHTS, 3)
     log_weights = jnp.log(jnp.asarray(weights, float))
     for seed in range(20):
-        counts = np.bincount(systematic(jax.random.key(seed), log_weights), minlength=18)
-        assert (np.abs(counts - 18 * weights / weights.sum()) < 1).all()
-        assert (counts[weights == 0] == 0).all()
+        on_device = systematic(jax.random.key(seed), log_weights)
+        on_host = systematic(np.random.default_rng(seed), np.asarray(log_weights, np.float64))
+        for counts in (np.bincount(ancestors, minlength=18) for ancestors in (on_device, on_host)):
+            assert (np.abs(counts - 18 * weights / weights.sum()) < 1).all()
+            assert (counts[weights == 0] == 0).all()
 
 
 @pytest.mark.parametrize("resample", [systematic, multinomial])

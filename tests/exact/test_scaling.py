@@ -13,7 +13,8 @@ def prior_of(num_steps):
     kernel = nd.GaussianKernel(nd.schedules.log_snr(num_steps))
     function = HaikuFunction(nd.networks.MLP(num_steps, 2, width=4, depth=1))
     params, _ = function.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.ones((1,), int), None)
-    return nd.Diffusion(kernel, nd.Transition(function, params, (2,)), rng_key=jax.random.key(1))
+    transition = nd.Transition(function, params, (2,))
+    return nd.Diffusion(kernel, transition, estimator=nd.RandomStep(), rng_key=jax.random.key(1))
 
 
 def through_the_chain(prior, x, checkpoint):
@@ -25,10 +26,8 @@ def compiled(num_steps, task):
     tasks = {
         "draw": lambda prior, x: prior.sample(jax.random.key(0), (1000,)),
         "path": lambda prior, x: prior.chain.sample(jax.random.key(0), (1000,)),
-        "bound": lambda prior, x: nd.AllSteps()(prior.kernel, prior.transition, x, jax.random.key(0), None),
-        "weights": lambda prior, x: nd.ImportanceWeighted(2)(
-            prior.kernel, prior.transition, x, jax.random.key(0), None
-        ),
+        "bound": lambda prior, x: nd.AllSteps()(jax.random.key(0), prior.chain, x),
+        "weights": lambda prior, x: nd.ImportanceWeighted(2)(jax.random.key(0), prior.chain, x),
         "gradient": lambda prior, x: jax.grad(lambda p: through_the_chain(p, x, False), allow_int=True)(prior),
         "checkpointed gradient": lambda prior, x: jax.grad(lambda p: through_the_chain(p, x, True), allow_int=True)(
             prior

@@ -246,7 +246,7 @@ for method in ("sequential", "parallel"):
 
 def test_parallel_chains_on_two_devices():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", PARALLEL], capture_output=True, text=True, env=environment, check=True, timeout=200
     )
     sequential, parallel = done.stdout.strip().splitlines()

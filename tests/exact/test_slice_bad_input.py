@@ -54,7 +54,9 @@ def test_a_discrete_site_is_named_with_its_cure():
 
 
 def test_a_masked_site_is_named():
-    with pytest.raises(TypeError, match=r"a Diffusion at site 'x'; got MaskedDistribution.*unmasked"):
+    with pytest.raises(
+        ValueError, match=r"at latent site 'x', .*; got one inside of MaskedDistribution.*mask .*likelihood"
+    ):
         run(lambda: numpyro.sample("x", STANDARD_NORMAL.mask(False)))
 
 

@@ -201,7 +201,13 @@ ONE, THREE = jnp.array([1.0]), jnp.ones(3)
 REFUSED = {
     "no-diffusion": (without_diffusion, {}, ONE, ValueError, "a model with a latent Diffusion site; got latent sites"),
     "shape-of-y": (normal_model, {}, THREE, ValueError, r"a value of shape \(1,\) at site 'y'; got shape \(3,\)"),
-    "poisson": (poisson_model, {"twist": "gaussian"}, ONE, TypeError, "Normal law at site 'y' .*; got Poisson"),
+    "poisson": (
+        poisson_model,
+        {"twist": "gaussian"},
+        ONE,
+        TypeError,
+        "MultivariateNormal likelihood at site 'y' .*; got Poisson",
+    ),
     "scaled": (scaled_model, {"twist": "gaussian"}, ONE, TypeError, "'y' for the gaussian twist; got a scaled one"),
     "bits": (bits_model, {"twist": "gaussian"}, ONE, TypeError, "a Gaussian kernel at site 'x'; got a discrete one"),
     "no-y": (unconditioned_model, {"twist": "gaussian"}, ONE, ValueError, "an observed Normal site that depends on"),

@@ -7,7 +7,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from closed_forms import affine_prior, gaussian_moments
+from measured_errors import Moments, check_islands, check_moments
 from numpyro.handlers import condition
+from numpyro.infer import Predictive
 from scipy.stats import norm
 
 import numpyro_diffusion as nd
@@ -25,11 +27,10 @@ def run(model, *args, twist="tempered", num_particles=64, num_islands=1024, **op
     return smc
 
 
-def check_draws(smc, draws, mean, variance, effective=150):
-    """As if so many of the islands' draws were independent."""
-    draws = np.asarray(draws)
-    assert abs(draws.mean() - mean) < 5 * np.sqrt(variance / effective)
-    assert abs(draws.var() / variance - 1) < 5 * np.sqrt(2 / effective)
+def check_number(smc, select, mean, variance, prior, element=None):
+    """Mean and variance of one number, over the islands; ``prior`` holds its mean and variance before the data."""
+    before = Moments([prior[0]], [[prior[1]]])
+    check_moments(smc, lambda x: np.reshape(select(x), (-1, 1)), Moments([mean], [[variance]]), before, element)
 
 
 def model(y):
@@ -55,26 +56,56 @@ def joint_density():
     )
 
 
-def test_a_continuous_and_a_discrete_unknown_have_their_posterior():
-    smc = run(model, [Y])
+def exact_means():
+    """Site name -> a function of the samples, its posterior mean, and that of the prior."""
     grid, mass = joint_density()
-    assert abs(smc.log_evidence - np.log(mass.sum())) < 5 * smc.log_evidence_error < 0.25
     mass = mass / mass.sum()
-    samples = smc.get_samples()
-    probability = mass[1].sum()
-    assert abs(samples["jump"].mean() - probability) < 5 * np.sqrt(probability * (1 - probability) / 150)
-    mean = (mass.sum(0) * grid).sum()
-    check_draws(smc, samples["amplitude"], mean, (mass.sum(0) * (grid - mean) ** 2).sum())
+    amplitude = (mass.sum(0) * grid).sum()
+    spread = (mass.sum(0) * (grid - amplitude) ** 2).sum()
     # x given the others, averaged over them.
     gain = grid * VARIANCE / (grid**2 * VARIANCE + 0.25)
-    x = MEAN + gain * (Y - grid * MEAN - 2 * np.arange(2)[:, None])
-    assert abs(samples["x"].mean() - (mass * x).sum()) < 5 * np.sqrt(VARIANCE / 150)
-    # Weighted samples repeat each island's draw for its particles, and say the same.
+    x = (mass * (MEAN + gain * (Y - grid * MEAN - 2 * np.arange(2)[:, None]))).sum()
+    both = lambda s: np.stack([s["amplitude"], (s["amplitude"] - amplitude) ** 2], axis=-1)
+    return {
+        "jump": (lambda s: s["jump"], mass[1].sum(), 0.7),
+        "amplitude": (both, [amplitude, spread], [1.0, 0.25 + (1.0 - amplitude) ** 2]),
+        "x": (lambda s: s["x"][:, 0], x, MEAN),
+    }
+
+
+class PriorDraws:
+    """What an engine that ignores the data would return, in as many islands."""
+
+    num_islands = 1024
+
+    def __init__(self):
+        draws = Predictive(model, num_samples=64 * 1024)(jax.random.key(5), None)
+        self.samples = {name: draws[name] for name in ("amplitude", "jump", "x")}
+
+    def get_samples(self):
+        return self.samples
+
+    def get_weighted_samples(self):
+        return self.samples, np.full(64 * 1024, -np.log(64 * 1024))
+
+
+@pytest.mark.parametrize("name", ["jump", "amplitude", "x"])
+def test_draws_of_the_prior_do_not_pass_for_the_posterior(name):
+    with pytest.raises(AssertionError, match="is exact"):
+        check_islands(PriorDraws(), *exact_means()[name])
+
+
+def test_a_continuous_and_a_discrete_unknown_have_their_posterior():
+    smc = run(model, [Y], num_particles=32, num_islands=4096)
+    _, mass = joint_density()
+    assert abs(smc.log_evidence - np.log(mass.sum())) < 5 * smc.log_evidence_error < 0.25
+    check_islands(smc, *exact_means()["jump"])
+    check_islands(smc, *exact_means()["amplitude"])
+    check_islands(smc, *exact_means()["x"])
+    # Weighted samples repeat each island's draw for its particles.
     values, log_weights = smc.get_weighted_samples()
-    weights = np.exp(log_weights)
-    np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-3)
-    assert values["amplitude"].shape == log_weights.shape == (64 * 1024,)
-    assert abs((weights * values["amplitude"]).sum() - mean) < 5 * 0.5 / np.sqrt(150)
+    np.testing.assert_allclose(np.exp(log_weights).sum(), 1.0, rtol=1e-3)
+    assert values["amplitude"].shape == log_weights.shape == (32 * 4096,)
 
 
 def test_given_unknowns_keep_their_prior_in_the_evidence():
@@ -97,10 +128,10 @@ def test_an_unknown_whose_law_depends_on_x(twist):
     smc = run(chain_model, [Y], twist=twist)
     total = VARIANCE + 1.25
     assert abs(smc.log_evidence - norm.logpdf(Y, MEAN, np.sqrt(total))) < 5 * smc.log_evidence_error < 0.25
-    samples = smc.get_samples()
-    check_draws(smc, samples["x"], MEAN + VARIANCE / total * (Y - MEAN), VARIANCE - VARIANCE**2 / total)
+    x, b = (lambda s: s["x"]), (lambda s: s["b"])
+    check_number(smc, x, MEAN + VARIANCE / total * (Y - MEAN), VARIANCE - VARIANCE**2 / total, (MEAN, VARIANCE))
     above = VARIANCE + 1
-    check_draws(smc, samples["b"], MEAN + above / total * (Y - MEAN), above - above**2 / total)
+    check_number(smc, b, MEAN + above / total * (Y - MEAN), above - above**2 / total, (MEAN, above))
 
 
 def test_an_unknown_in_the_law_of_the_diffusion():
@@ -119,10 +150,10 @@ def test_an_unknown_in_the_law_of_the_diffusion():
     slope = at_one - at_zero
     total = slope**2 + VARIANCE + 0.25
     assert abs(smc.log_evidence - norm.logpdf(Y, at_zero, np.sqrt(total))) < 5 * smc.log_evidence_error < 0.25
-    samples = smc.get_samples()
-    check_draws(smc, samples["context"], slope / total * (Y - at_zero), 1 - slope**2 / total)
+    context, x = (lambda s: s["context"]), (lambda s: s["x"])
+    check_number(smc, context, slope / total * (Y - at_zero), 1 - slope**2 / total, (0.0, 1.0))
     power = slope**2 + VARIANCE
-    check_draws(smc, samples["x"], at_zero + power / total * (Y - at_zero), power - power**2 / total)
+    check_number(smc, x, at_zero + power / total * (Y - at_zero), power - power**2 / total, (at_zero, power))
 
 
 def test_an_unknown_shared_by_a_plate_that_is_filtered_element_by_element():
@@ -134,7 +165,7 @@ def test_an_unknown_shared_by_a_plate_that_is_filtered_element_by_element():
             x = numpyro.sample("x", NUMBER)
             numpyro.sample("y", dist.Normal(x[..., 0], scale), obs=y)
 
-    y = np.array([1.8, -0.5, 0.9])
+    y = np.array([3.0, -1.5, 0.9])
     smc = run(scale_model, y)
     assert smc.elements_reason.startswith("element by element, (3,)")
     log_scale = np.linspace(-3.5, 2.5, 1201)
@@ -143,10 +174,10 @@ def test_an_unknown_shared_by_a_plate_that_is_filtered_element_by_element():
     assert abs(smc.log_evidence - np.log(mass.sum())) < 5 * smc.log_evidence_error < 0.25
     mass = mass / mass.sum()
     mean = (mass * log_scale).sum()
-    samples = smc.get_samples()
-    check_draws(smc, np.log(samples["scale"]), mean, (mass * (log_scale - mean) ** 2).sum())
+    scale = lambda s: np.log(s["scale"])
+    check_number(smc, scale, mean, (mass * (log_scale - mean) ** 2).sum(), (-0.5, 0.25), element=0)
     gain = VARIANCE / (VARIANCE + np.exp(2 * log_scale))
     for i in range(3):
         x = (mass * (MEAN + gain * (y[i] - MEAN))).sum()
-        assert abs(samples["x"][:, i].mean() - x) < 5 * np.sqrt(VARIANCE / 150)
+        check_islands(smc, lambda s, i=i: s["x"][:, i, 0], x, MEAN, element=i)
     assert smc.get_weighted_samples()[1].shape == (64 * 1024, 3)

@@ -34,14 +34,13 @@ from tilted_cases import (
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
 from numpyro_diffusion.guidance.tilted_chain import log_ratio
-from numpyro_diffusion.transition import reverse_step
 
 
 @pytest.mark.parametrize("stop", [0, 1])
 def test_the_identity_tilt_is_the_reverse_chain_to_the_last_bit(stop):
     untilted, _ = gaussian_prior(4)
     chain = nd.ReverseChain(untilted.kernel, untilted.transition, stop=stop).expand((3,))
-    tilted = TiltedChain(chain, reverse_step)
+    tilted = TiltedChain(chain, nd.ReverseChain.reverse)
     assert (tilted.batch_shape, tilted.event_shape) == (chain.batch_shape, chain.event_shape)
     path = draw(tilted, jax.random.key(0), (2,))
     np.testing.assert_array_equal(path, draw(chain, jax.random.key(0), (2,)))
@@ -220,7 +219,7 @@ def test_an_event_of_any_rank_is_its_flattened_vector(name):
     values = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 3, 4)), kernel.encode(jnp.ones(())).dtype)
     means = [
         TiltedChain(nd.ReverseChain(kernel, nd.Transition(shrink, None, shape)), tilts[name](shape))
-        ._step_law(values.reshape(5, 3, *shape), 2)
+        .reverse(values.reshape(5, 3, *shape), 2)
         .mean.reshape(5, 3, 4)
         for shape in ((4,), (2, 2))
     ]

@@ -23,12 +23,12 @@ REFUSED = {
     "chain of another class": (
         lambda: TiltedChain(dist.Normal(), PaperTilt(linear)),
         TypeError,
-        "Expected an untilted ReverseChain; got <numpyro",
+        "Expected an unguided ReverseChain; got <numpyro",
     ),
     "chain tilted already": (
         lambda: TiltedChain(TiltedChain(gaussian_chain(), PaperTilt(linear)), PaperTilt(linear)),
         TypeError,
-        "Expected an untilted ReverseChain; got a TiltedChain. Two tilts do not combine",
+        "Expected an unguided ReverseChain; got a TiltedChain. Two tilts do not combine",
     ),
     "tilt that is none": (
         lambda: TiltedChain(gaussian_chain(), None),
@@ -36,9 +36,9 @@ REFUSED = {
         "Expected a function tilt.*; got None",
     ),
     "tilt of another shape": (
-        lambda: sampled(lambda kernel, transition, x_t, t, context: dist.Normal(0.0, 1.0)),
+        lambda: sampled(lambda chain, x_t, t: dist.Normal(0.0, 1.0)),
         ValueError,
-        r"Expected the tilt to return a law of batch_shape \(2,\); got batch_shape \(\)",
+        r"Expected guidance to return a step of batch_shape \(2,\); got batch_shape \(\)",
     ),
     "log_r that is none": (lambda: PaperTilt(1.0), TypeError, r"Expected a function log_r\(x\); got 1\.0"),
     "log_r of guidance": (lambda: ReconstructionGuidance(None), TypeError, r"Expected a function log_r\(x\); got None"),
@@ -149,17 +149,17 @@ REFUSED = {
     "factor of bits": (
         lambda: sampled(GaussianFactor(0.0, 1.0), bits_chain),
         TypeError,
-        "Expected a Gaussian kernel for GaussianFactor; got BernoulliKernel. For bits",
+        "Expected a kernel of real states for GaussianFactor; got BernoulliKernel. For bits",
     ),
     "reconstruction of bits": (
         lambda: sampled(ReconstructionGuidance(linear), bits_chain),
         TypeError,
-        "Expected a Gaussian kernel for ReconstructionGuidance; got BernoulliKernel",
+        "Expected a kernel of real states for ReconstructionGuidance; got BernoulliKernel",
     ),
     "moments of bits": (
         lambda: sampled(MomentMatching(np.ones((1, 3)), VALUE, 1.0), bits_chain),
         TypeError,
-        "Expected a Gaussian kernel for MomentMatching; got BernoulliKernel",
+        "Expected a kernel of real states for MomentMatching; got BernoulliKernel",
     ),
 }
 

@@ -26,7 +26,7 @@ from tilted_cases import (
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import GaussianFactor, PaperTilt, TiltedChain
-from numpyro_diffusion.guidance.tilts import ClampedNormal
+from numpyro_diffusion.guidance.gaussian_factor import ClampedNormal
 
 # The paper's tilt ----------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ def test_under_a_flat_prior_the_noised_factor_is_the_posterior_s_own():
     with enable_x64(True):
         kernel = nd.GaussianKernel(nd.schedules.log_snr(4, 0.1, 1.0), parameterization="x0", variance="denoiser")
         prior = nd.analytic.gaussian_mixture(kernel, jnp.zeros((1, 1)), 1000.0, jnp.ones(1))
-        law = GaussianFactor(1.5, 0.7, noised=True)(kernel, prior, jnp.array([0.8]), 3, None)
+        law = GaussianFactor(1.5, 0.7, noised=True)(nd.ReverseChain(kernel, prior), jnp.array([0.8]), 3).step
         power, noise = kernel.schedule.alpha_bar[3], kernel.schedule.noise_variance[3]
         # x^0 | x^3, y by precisions: of x^3 abar / v, of y 1 / 0.49, of the prior 1e-6.
         precision = power / noise + 1 / 0.49 + 1e-6

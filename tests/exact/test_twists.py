@@ -10,10 +10,9 @@ from closed_forms import affine_prior, normal_log_density
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import LinearGaussian, Tempered
-from numpyro_diffusion.model.split import SplitModel
+from numpyro_diffusion.infer.smc import target_of
+from numpyro_diffusion.model.program import split_model
 from numpyro_diffusion.particles.steps import ConditionedStep
-from numpyro_diffusion.particles.target import Target
-from numpyro_diffusion.particles.twists.linear_gaussian import _observe
 
 SCHEDULE = nd.schedules.log_snr(3, 0.3, 10.0)
 NUMBER = affine_prior(SCHEDULE, [0.5])
@@ -52,9 +51,9 @@ def vectors_in_two_plates(y):
 
 @pytest.mark.parametrize("model", [inner_plate_first, inner_plate_last, vectors, vectors_in_two_plates])
 def test_observations_go_to_their_elements(model):
-    split = SplitModel(model, (Y,), {}, elements="independent")
+    split = split_model(model, (Y,), {}, elements="independent")
     x = X.reshape((*split.element_shape, 1))
-    found = _observe(split, {}, {"x": x})
+    found = split.observation({"x": x}, {})
     np.testing.assert_array_equal(found.residual.reshape(3, 2), (Y - X).T)
     np.testing.assert_allclose(
         found.covariance.reshape(3, 2, 2), np.array([1.0, 4.0, 9.0])[:, None, None] * np.eye(2), rtol=1e-6
@@ -78,8 +77,9 @@ def linear(y):
 
 def target_and_states(model, *args):
     """The law, and six states of its diffusion site."""
-    target = Target(SplitModel(model, args, {}), {})
-    return target, {site.name: jax.random.normal(jax.random.key(1), (6, *site.shape)) for site in target.split.sites}
+    target = target_of(split_model(model, args, {}), {})
+    states = {name: jax.random.normal(jax.random.key(1), (6, *shape)) for name, shape in target.shapes.items()}
+    return target, states
 
 
 def exact_log_psi(x_t, t):

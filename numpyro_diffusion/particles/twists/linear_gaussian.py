@@ -35,16 +35,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
 from ..._checks import check_integer_at_least, expected
 from ..._numerics import expand_right
-from ..._small_matrices import solve
-from ..._typing import Array, Shape
-from ...model.split import SplitModel, Values, unwrap_diffusion
-from ..steps import ConditionedStep, Step, flatten, normal_log_density
+from ..._small_matrices import is_covariance, normal_log_density, solve, symmetric
+from ..._typing import Array
+from ..steps import ConditionedStep, Step, flatten
 from ..target import States, Target
-from .tempered import denoised_variance, prior_power
+from .base import prior_power
 
 __all__ = ["LinearGaussian"]
 
@@ -60,11 +58,6 @@ class _Constants(NamedTuple):
     power: dict[str, Array]  # S^2, () each
     residual: Array  # the mean of y - g(x) over the prior, (E..., m)
     covariance: Array  # of y over the prior, (E..., m, m)
-
-
-class _Observation(NamedTuple):
-    residual: Array  # y - g(x), (E..., m)
-    covariance: Array  # R, (E..., m, m)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +86,11 @@ class LinearGaussian:
             )
         check_integer_at_least("num_prior_draws", self.num_prior_draws, 2, "A variance needs some.")
 
-    def num_passes_back(self, split: SplitModel) -> int:
+    def num_passes_back(self, target: Target) -> int:
         if self.covariance != "jacobian":
             return 1 if self.covariance == "secant" else 0
-        x = {site.name: jnp.zeros(site.shape) for site in split.sites}
-        others = split.draw_others(jax.random.key(0))[0]
-        return jax.eval_shape(lambda x: _observe(split, others, x).residual, x).shape[-1]
+        x = {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in target.shapes.items()}
+        return jax.eval_shape(lambda x: _observe(target, x).residual, x).shape[-1]
 
     def prepare(self, target: Target, prior_draws: States) -> _Constants:
         for name in target.chains:
@@ -110,7 +102,7 @@ class LinearGaussian:
                         "Use the tempered twist, which does bits.",
                     )
                 )
-        seen = jax.vmap(lambda x: _observe(target.split, target.others, x))(prior_draws)
+        seen = jax.vmap(lambda x: _observe(target, x))(prior_draws)
         # Draws at which the mean or the noise of y is not defined say nothing of y's law.
         defined = jnp.isfinite(seen.residual).all(-1) & jnp.isfinite(seen.covariance).all((-2, -1))
         count = jnp.maximum(defined.sum(0), 1)
@@ -131,22 +123,23 @@ class LinearGaussian:
             for name, x_t in x.items():
                 output, laws[name] = target.network(name, x_t, step)
                 x_0[name] = target.denoised(name, output, x_t, step)
-            seen = jax.vmap(lambda x_0: _observe(target.split, target.others, x_0))(x_0)
+            seen = jax.vmap(lambda x_0: _observe(target, x_0))(x_0)
             return seen.residual, (laws, x_0, seen.covariance)
 
         innovation, pull, (laws, x_0, noise) = jax.vjp(residual, x, has_aux=True)
-        seen, pull_seen = jax.vjp(
-            lambda x_0: jax.vmap(lambda x_0: _observe(target.split, target.others, x_0).residual)(x_0), x_0
-        )
+        seen, pull_seen = jax.vjp(lambda x_0: jax.vmap(lambda x_0: _observe(target, x_0).residual)(x_0), x_0)
         order = sorted(laws)
         slopes = {name: -_matrix(rows, leading) for name, rows in _rows(pull_seen, seen).items()}  # G
-        radius = {name: denoised_variance(target, name, step, constants.power[name]) for name in order}
+        radius = {name: target.denoised_variance(name, step, constants.power[name]) for name in order}
         variance = {name: flatten({name: laws[name].scale ** 2}, leading) for name in order}
         crossed = {name: radius[name] * slopes[name] for name in order}  # G C
 
         if self.covariance == "jacobian":
             through = {name: -_matrix(rows, leading) for name, rows in _rows(pull, innovation).items()}
-            crossed = {name: _where_signal(target, name, step, through[name], crossed[name]) for name in order}
+            found = {name: _where_signal(target, name, step, through[name], crossed[name]) for name in order}
+            parts = [found[name] @ _transposed(slopes[name]) for name in order]
+            trusted = is_covariance(symmetric(sum(parts[1:], parts[0])), noise)
+            crossed = {name: jnp.where(trusted[..., None, None], found[name], crossed[name]) for name in order}
         elif self.covariance == "secant":
             assumed = noise + sum(crossed[name] @ _transposed(slopes[name]) for name in order)
             direction = solve(assumed, innovation)
@@ -160,10 +153,10 @@ class LinearGaussian:
         for name in order:
             at_last = target.level(name, step) == 1
             crossed[name] = jnp.where(at_last, slopes[name] * variance[name][..., None, :], crossed[name])  # C_1 = s^2
-            gain, lower = _bridge(target, name, step, laws[name].loc)
+            gain, lower = target.chains[name].kernel.bridge_terms(target.level(name, step), laws[name].loc)
             shares[name] = jnp.where(target.moves(name, step), lower / (lower + gain**2 * radius[name]), 1.0)
             gains[name] = jnp.where(target.moves(name, step), gain, 0.0)
-        spread = {name: _symmetric(crossed[name] @ _transposed(slopes[name])) for name in order}
+        spread = {name: symmetric(crossed[name] @ _transposed(slopes[name])) for name in order}
         remaining = noise + sum(shares[name] * spread[name] for name in order)
         log_sharp = normal_log_density(innovation, noise + sum(spread[name] for name in order))
         doubt = _DOUBT * jnp.max(jnp.stack([radius[name] / constants.power[name] for name in order]))
@@ -183,11 +176,9 @@ class LinearGaussian:
 
 
 def _where_signal(target: Target, name: str, step: Array, through: Array, otherwise: Array) -> Array:
-    """v_t / sqrt(abar_t) times what came through the network; where no signal is left, x^t says nothing of x^0."""
-    schedule, t = target.chains[name].kernel.schedule, target.level(name, step)
-    alpha_bar, noise = (jnp.asarray(v, float)[t] for v in (schedule.alpha_bar, schedule.noise_variance))
-    has_signal = alpha_bar > jnp.finfo(alpha_bar.dtype).tiny
-    return jnp.where(has_signal, noise / jnp.sqrt(jnp.where(has_signal, alpha_bar, 1.0)) * through, otherwise)
+    """n_t / a_t times what came through the network; where no signal is left, x^t says nothing of x^0."""
+    gain = target.chains[name].kernel.denoising_gain(target.level(name, step), through)
+    return jnp.where(gain > 0, gain * through, otherwise)
 
 
 def _secant(slope: Array, radius: Array, along: Array, image: Array) -> Array:
@@ -201,67 +192,11 @@ def _secant(slope: Array, radius: Array, along: Array, image: Array) -> Array:
     return radius * slope + jnp.where(usable[..., None, None], added - removed, 0.0)
 
 
-def _observe(split: SplitModel, others: Values, x_0: States) -> _Observation:
-    """Residuals and their covariance at one particle's x_0.
-
-    Raises:
-        TypeError: if a site that depends on x is not Normal or MultivariateNormal.
-    """
-    elements = split.element_shape
-    residuals, covariances = [], []
-    for name, site in split.sites_seen(x_0, others).items():
-        law, _ = unwrap_diffusion(site["fn"])
-        scale = site["scale"]
-        if not isinstance(law, (dist.Normal, dist.MultivariateNormal)) or scale is not None:
-            raise TypeError(
-                expected(
-                    f"a Normal or MultivariateNormal law at site {name!r} for the gaussian twist",
-                    type(law).__name__ if scale is None else "a scaled one",
-                    "Use twist='tempered', which takes any likelihood.",
-                )
-            )
-        value, event_dim = jnp.asarray(site["value"]), site["fn"].event_dim
-        shape = jnp.broadcast_shapes(value.shape, site["fn"].shape())
-        residual = _elements_first(jnp.broadcast_to(value - law.mean, shape), elements, event_dim)
-        size = residual.shape[-1]
-        if isinstance(law, dist.Normal):
-            variance = _elements_first(jnp.broadcast_to(law.variance, shape), elements, event_dim)
-            covariance = variance[..., None] * jnp.eye(size)
-        else:
-            event = law.event_shape[0]
-            blocks = _elements_first(
-                jnp.broadcast_to(law.covariance_matrix, (*shape, event)), elements, event_dim + 1
-            ).reshape((*elements, -1, event, event))
-            covariance = jnp.einsum("...bij,bc->...bicj", blocks, jnp.eye(blocks.shape[-3])).reshape(
-                (*elements, size, size)
-            )
-        residuals.append(residual)
-        covariances.append(covariance)
-    if not residuals:
-        raise ValueError(
-            expected(
-                "an observed Normal site that depends on a diffusion site", "none", "Condition the model on data first."
-            )
-        )
-    return _Observation(jnp.concatenate(residuals, axis=-1), _block_diagonal(covariances))
-
-
-def _elements_first(values: Array, elements: Shape, num_event_dims: int) -> Array:
-    """(plates..., E..., event...) as (E..., rest); where E has a 1, a plate that it is not in is part of the rest."""
-    start = values.ndim - num_event_dims - len(elements)
-    axes = tuple(start + axis for axis, size in enumerate(elements) if size > 1)
-    return jnp.moveaxis(values, axes, range(len(axes))).reshape((*elements, -1))
-
-
-def _block_diagonal(blocks: list[Array]) -> Array:
-    if len(blocks) == 1:
-        return blocks[0]
-    sizes = [block.shape[-1] for block in blocks]
-    rows = [
-        jnp.concatenate([block if i == j else jnp.zeros((*block.shape[:-1], size)) for j, size in enumerate(sizes)], -1)
-        for i, block in enumerate(blocks)
-    ]
-    return jnp.concatenate(rows, axis=-2)
+def _observe(target: Target, x_0: States) -> Any:
+    """Residuals (E..., m) and their covariance at one particle's x_0."""
+    if target.observe is None:
+        raise TypeError(expected("a target with Normal observations", "none", "Use twist='tempered'."))
+    return target.observe(x_0)
 
 
 def _rows(pull: Any, like: Array) -> States:
@@ -278,19 +213,3 @@ def _matrix(rows: Array, leading: int) -> Array:
 
 def _transposed(matrix: Array) -> Array:
     return jnp.swapaxes(matrix, -1, -2)
-
-
-def _symmetric(matrix: Array) -> Array:
-    """The symmetric part; a single variance is never negative, and Cholesky factors see to the others."""
-    if matrix.shape[-1] == 1:
-        return jnp.maximum(matrix, 0.0)
-    return 0.5 * (matrix + _transposed(matrix))
-
-
-def _bridge(target: Target, name: str, step: Array, like: Array) -> tuple[Array, Array]:
-    """c_t and the bridge's variance."""
-    kernel: Any = target.chains[name].kernel
-    t = target.level(name, step)
-    zero = jnp.zeros((), like.dtype)
-    gain = kernel.bridge(zero, jnp.ones((), like.dtype), t).loc
-    return gain, kernel.bridge(zero, zero, t).scale ** 2

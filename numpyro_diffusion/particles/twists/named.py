@@ -3,8 +3,10 @@
 from typing import Any
 
 from ..._checks import expected
+from .base import NoTwist, Twist
+from .custom import Custom
 from .linear_gaussian import LinearGaussian
-from .tempered import Custom, NoTwist, Tempered, Twist
+from .tempered import Tempered
 
 __all__ = ["as_twist"]
 

@@ -1,4 +1,4 @@
-r"""Whole paths x^{0:T} of diffusion sites: given to a model, drawn by noising.
+r"""A model whose diffusion sites have given paths x^{0:T}.
 
 A path has shape (T + 1, site shape...), time first, x^0 at index 0.
 
@@ -13,14 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.primitives import Messenger
 
+from .._compat.numpyro import Messenger
 from .._typing import Array, Shape
-from ..chains import ForwardChain, ReverseChain
-from ..model.split import unwrap_diffusion
-from .target import States
+from ..chains import ReverseChain
+from ..wrappers import unwrap
 
-__all__ = ["PATHS", "GivenPaths", "noised", "time_before_event", "with_given_paths"]
+__all__ = ["PATHS", "GivenPaths", "with_given_paths"]
 
 PATHS = "_diffusion_paths"
 """The keyword argument of a model through which its paths travel."""
@@ -29,7 +28,7 @@ PATHS = "_diffusion_paths"
 class GivenPaths:
     """Paths by site, and whether their density matters (static)."""
 
-    def __init__(self, paths: States, matter: bool) -> None:
+    def __init__(self, paths: dict[str, Array], matter: bool) -> None:
         self.paths = paths
         self.matter = matter
 
@@ -42,20 +41,6 @@ jax.tree_util.register_pytree_node(
 def with_given_paths(model: Callable) -> Callable:
     """The model, with paths from its keyword argument :data:`PATHS` in the place of diffusion sites."""
     return partial(_run_with_given_paths, model)
-
-
-def noised(chain: ReverseChain, x_0: Array, key: jax.Array) -> Array:
-    """A path of the forward chain from x_0, shape (T + 1, site shape...)."""
-    event_dim = chain.transition.event_dim
-    x_0 = jnp.asarray(x_0)
-    above = ForwardChain(chain.kernel, x_0, event_dim=event_dim, rng_key=key, validate_args=False).sample(key)
-    above = jnp.moveaxis(above, x_0.ndim - event_dim, 0)
-    return jnp.concatenate([x_0[None].astype(above.dtype), above])
-
-
-def time_before_event(chain: ReverseChain, path: Array) -> Array:
-    """(T + 1, batch..., event...) as chains have it: (batch..., T + 1, event...)."""
-    return jnp.moveaxis(path, 0, path.ndim - 1 - chain.transition.event_dim)
 
 
 def _run_with_given_paths(model: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +64,7 @@ class _Substitute(Messenger):
             path, law = self.given.paths[msg["name"]], msg["fn"]
             chain = None
             if self.given.matter:
-                base, batch_shape = unwrap_diffusion(law)
+                base, batch_shape = unwrap(law)
                 chain = base.chain.expand(batch_shape)
             msg["fn"] = _GivenPath(chain, path, law.batch_shape, law.event_shape)
             msg["value"] = path[0]
@@ -102,5 +87,6 @@ class _GivenPath(dist.Distribution):
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         if self.chain is None:
             return jnp.zeros(self.batch_shape)
-        log_prob = self.chain.log_prob(time_before_event(self.chain, self.path))
+        time_axis = self.path.ndim - 1 - self.chain.state_dim  # chains have time beside the state
+        log_prob = self.chain.log_prob(jnp.moveaxis(self.path, 0, time_axis))
         return log_prob.sum(tuple(range(len(self.batch_shape), log_prob.ndim)))

@@ -1,0 +1,294 @@
+"""The README's table of figures, from the records in ``benchmarks/results``: values, limits, and what missed them.
+
+    python benchmarks/readme_table.py            rewrite the table in README.md
+    python benchmarks/readme_table.py --check    exit with 1 if README.md has another table
+
+``ROWS`` says which records are shown and in which words; no figure stands in it. A record that misses its limit must
+be in a row. Values of one row are joined by semicolons, in the order of its records.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from records import reached
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+BEGIN, END = "<!-- figures: begin, written by benchmarks/readme_table.py -->", "<!-- figures: end -->"
+
+
+class Row(NamedTuple):
+    """Records of one line.
+
+    Attributes:
+        words: what is measured, and of what.
+        names: of the records; "file/name" where a name is in more than one file.
+        beside: words for what the baseline is; empty for none.
+        digits: decimal places.
+    """
+
+    words: str
+    names: tuple[str, ...]
+    beside: str = ""
+    digits: int = 2
+
+
+ROWS = {
+    "Learned densities": (
+        Row(
+            "swiss roll, T = 100: true entropy less the bound, bits; with 64 trajectories",
+            ("swiss_roll_gap_bits_T100", "swiss_roll_iw_gap_bits_T100"),
+            "the entropy",
+            digits=3,
+        ),
+        Row(
+            "swiss roll, T = 40: the same",
+            ("swiss_roll_gap_bits_T40", "swiss_roll_iw_gap_bits_T40"),
+            "the entropy",
+            digits=3,
+        ),
+        Row("binary heartbeat, T = 2000: bound K, bits", ("heartbeat_K_bits",), "the paper's", digits=3),
+        Row("the same with 64 trajectories (the truth is -log2 5)", ("heartbeat_iw_bits",), digits=3),
+        Row("share of 10,000 draws that are heartbeats", ("heartbeat_valid_fraction",)),
+        Row(
+            "noise-free swiss roll, the paper's 16 radial units, T = 40: K, bits",
+            ("swiss_roll_paper_K_bits",),
+            "the paper's; see [benchmarks](benchmarks/README.md)",
+        ),
+        Row(
+            "dead leaves, 32x32, the paper's network: K, bits per pixel ([conditions](docs/paper_table.md))",
+            ("dead_leaves_paper_cpu_K_bits_per_pixel",),
+            "the paper's, on leaves of its own",
+        ),
+        Row(
+            "probability flow, exact denoiser of a mixture, d = 2; 8: error of the log density, nats",
+            ("mixture_pf_ode_error_nats_d2", "mixture_pf_ode_error_nats_d8"),
+            digits=3,
+        ),
+    ),
+    "Posteriors under a mixture of 25 modes with its exact denoiser (sliced W1, 1 is as good as exact draws)": (
+        Row("`TwistedSMC`, d = 8, one number observed", ("mixture_8_1_sw_over_floor",)),
+        Row("the same without knowing that the noise is Gaussian", ("mixture_8_1_tempered_sw_over_floor",)),
+        Row(
+            "d = 8, four numbers; d = 80, one number",
+            ("mixture_8_4_sw_over_floor", "mixture_80_1_sw_over_floor"),
+        ),
+        Row(
+            "to compare, d = 8, one number: DPS; PiGDM; MMPS",
+            ("biased_8_1_dps_sw_over_floor", "biased_8_1_pigdm_sw_over_floor", "biased_8_1_mmps_sw_over_floor"),
+            digits=0,
+        ),
+        Row(
+            "to compare, the same: the paper's tilt, constant; annealed; exact product",
+            (
+                "biased_8_1_paper_constant_sw_over_floor",
+                "biased_8_1_paper_annealed_sw_over_floor",
+                "biased_8_1_exact_product_sw_over_floor",
+            ),
+            digits=0,
+        ),
+        Row(
+            "error of the log evidence, nats: d = 8 with one number; d = 8 with four; d = 80",
+            (
+                "mixture_8_1_log_evidence_abs_error",
+                "mixture_8_4_log_evidence_abs_error",
+                "mixture_80_1_log_evidence_abs_error",
+            ),
+        ),
+        Row(
+            "`DiffusionGibbs`, 16 particles, d = 8; 80: effective draws an iteration",
+            ("gibbs_8_ess_per_iteration", "gibbs_80_ess_per_iteration"),
+        ),
+    ),
+    "Other posteriors": (
+        Row(
+            "unknown noise scale, `DiffusionGibbs`: W1 of its marginal, posterior sd, problems 100-103; 104-107",
+            ("posterior_joint/joint_sigma_w1_over_sd", "posterior_joint_104_107/joint_sigma_w1_over_sd"),
+            "as many independent exact draws",
+            digits=3,
+        ),
+        Row(
+            "the same by `TwistedSMC`, the scale drawn from its prior for each island",
+            (
+                "posterior_joint/joint_sigma_islands_w1_over_sd",
+                "posterior_joint_104_107/joint_sigma_islands_w1_over_sd",
+            ),
+            "as many independent exact draws: use `DiffusionGibbs`",
+            digits=3,
+        ),
+        Row(
+            "unknown amplitude, `DiffusionGibbs`: the same",
+            ("posterior_joint/joint_amplitude_w1_over_sd", "posterior_joint_104_107/joint_amplitude_w1_over_sd"),
+            "as many independent exact draws",
+            digits=3,
+        ),
+        Row(
+            "ring; counts; heavy tails in the plane, generic twist: sliced W1 over that of exact draws",
+            ("nonlinear_ring_sw_over_floor", "nonlinear_counts_sw_over_floor", "nonlinear_tails_sw_over_floor"),
+        ),
+        Row(
+            "100 held-out 8x8 digits, denoised; inpainted: pixels inside their 90% intervals, `DiffusionGibbs`",
+            ("digits_coverage_90_denoise_gibbs", "digits_coverage_90_inpaint_gibbs"),
+        ),
+        Row(
+            "to compare, the same: DPS",
+            ("digits_coverage_90_denoise_dps", "digits_coverage_90_inpaint_dps"),
+        ),
+        Row(
+            "noise level of 32 noisy digits, unknown: posterior mean at levels 0.5; 1",
+            ("digits_noise_level_0.5", "digits_noise_level_1"),
+            "the noise that was drawn",
+            digits=3,
+        ),
+    ),
+    "Speed and memory, over the baseline": (
+        Row("SVI step on `Diffusion`", ("svi_step_ratio",), "seconds, hand-written JAX and optax"),
+        Row(
+            "step of `fit`, 20,000 rows: MLP, batch 512; small U-Net, batch 64; U-Net with attention",
+            ("fit_step_ratio", "fit_step_ratio_unet", "fit_step_ratio_image_unet"),
+            "seconds, hand-written loop",
+        ),
+        Row(
+            "steps; draws a second, MLP of width 128",
+            ("train_vs_torch_mlp", "sample_vs_torch_mlp"),
+            "a second, PyTorch with diffusers",
+        ),
+        Row(
+            "steps; draws a second, the same U-Net",
+            ("train_vs_torch_unet", "sample_vs_torch_unet"),
+            "a second, PyTorch with diffusers",
+        ),
+        Row("drawing 10,000 points", ("sample_ratio",), "seconds, hand-written scan"),
+        Row(
+            "compile time, T = 1000 over T = 10: `sample`; SVI step", ("compile_ratio_sample", "compile_ratio_svi_step")
+        ),
+        Row(
+            "training memory, T = 1000 over T = 10: the program; the process",
+            ("training_memory_ratio_T", "training_memory_ratio_T_process"),
+            "MiB at T = 10",
+        ),
+        Row(
+            "memory of the gradient through a whole chain of a U-Net, T = 1000 over T = 100",
+            ("chain_gradient_memory_ratio_T_32x32",),
+        ),
+        Row(
+            "exact K over the calls of the network alone: MLP; U-Net",
+            ("exact_K_cost_over_network_calls_mlp", "exact_K_cost_over_network_calls_unet"),
+            "seconds of the calls",
+        ),
+        Row(
+            "a particle of `TwistedSMC` over an unconditional draw: tempered; gaussian; no twist",
+            ("smc_time_ratio_tempered", "smc_time_ratio_gaussian", "smc_time_ratio_none"),
+        ),
+        Row("`import numpyro_diffusion` over `import numpyro`", ("import_time_ratio",), "seconds, `import numpyro`"),
+        Row("trainings killed at random moments that end with the same bits, of 20", ("kill_resumes",), digits=0),
+    ),
+}
+
+
+def load(folder: Path = RESULTS) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """All records by "file/name", and of each file what stands beside its records."""
+    records, headers = {}, []
+    for path in sorted(folder.glob("*.json")):
+        document = json.loads(path.read_text())
+        headers.append({key: value for key, value in document.items() if key != "records"})
+        records |= {f"{path.stem}/{entry['name']}": entry for entry in document["records"]}
+    return records, headers
+
+
+def find(records: dict[str, dict[str, Any]], name: str) -> str:
+    """The full name, "file/name", of a record.
+
+    Raises:
+        LookupError: if there is none, or more than one.
+    """
+    found = [full for full in records if full == name or full.split("/", 1)[1] == name]
+    if len(found) != 1:
+        raise LookupError(f"Expected one record {name!r} in {RESULTS}; got {found}. Name it in ROWS as file/name.")
+    return found[0]
+
+
+def table(records: dict[str, dict[str, Any]], headers: list[dict[str, Any]], rows: dict[str, tuple[Row, ...]]) -> str:
+    """The table in Markdown.
+
+    Raises:
+        LookupError: if a row names no record, or a record that misses its limit is in no row.
+    """
+    shown = {find(records, name) for group in rows.values() for row in group for name in row.names}
+    hidden = sorted(name for name, entry in records.items() if reached(entry) == "no" and name not in shown)
+    if hidden:
+        raise LookupError(f"Expected a row for every record that misses its limit; got none for {hidden}. Add one.")
+    dates = sorted(header["date"] for header in headers)
+    machines = sorted({f"{header['machine']['cores']} cores of {header['machine']['cpu']}" for header in headers})
+    lines = [
+        f"Measured {dates[0]} to {dates[-1]} on {', '.join(machines)}. **Bold**: the limit was missed.",
+        "",
+        "| | ours | to reach | beside it |",
+        "|---|---|---|---|",
+    ]
+    for title, group in rows.items():
+        lines.append(f"| **{title}** | | | |")
+        lines += [line(row, [records[find(records, name)] for name in row.names]) for row in group]
+    return "\n".join(lines)
+
+
+def line(row: Row, entries: list[dict[str, Any]]) -> str:
+    """One line of the table."""
+    ours = "; ".join(
+        f"**{number(entry['value'], row.digits)}**" if reached(entry) == "no" else number(entry["value"], row.digits)
+        for entry in entries
+    )
+    limits = [entry["limit"] for entry in entries]
+    limit = limits[0] if len(set(limits)) == 1 else "; ".join(limit or "none" for limit in limits)
+    baselines = [entry["baseline"] for entry in entries]
+    beside = row.beside
+    if beside and None not in baselines:
+        is_rate = any(entry["ratio"] is not None for entry in entries)  # of which a ratio was taken: another unit
+        values = (short(value) if is_rate else number(value, row.digits) for value in baselines)
+        values = "; ".join(dict.fromkeys(values))
+        beside = f"{values} ({beside})"
+    return f"| {row.words} | {ours} | {limit.replace('<', '&lt;').replace('>', '&gt;')} | {beside} |"
+
+
+def number(value: float, digits: int) -> str:
+    """With so many decimal places."""
+    return f"{value:.{digits}f}"
+
+
+def short(value: float) -> str:
+    """To three significant digits, without exponents."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def with_table(readme: str, text: str) -> str:
+    """The README with the table between its marks.
+
+    Raises:
+        LookupError: if the marks are not there once each.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise LookupError(f"Expected the marks {BEGIN!r} and {END!r} once each in README.md. Put them there.")
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Rewrite or check; the exit status."""
+    path = ROOT / "README.md"
+    readme = path.read_text()
+    wanted = with_table(readme, table(*load(), ROWS))
+    if arguments.check:
+        if readme != wanted:
+            print("README.md has another table than the records: run python benchmarks/readme_table.py.")
+        return int(readme != wanted)
+    path.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--check", action="store_true", help="write nothing, exit with 1 if README.md differs")
+    sys.exit(main(options.parse_args()))

@@ -1,0 +1,169 @@
+"""Names of NumPyro that are private, experimental or bound to its version.
+
+:func:`asking` tells a distribution who asks for its density. NumPyro hands a distribution its value and nothing else:
+neither the site's name nor whether it is observed. Both stand in the local variables of the function that asks, and
+that function is on Python's stack whenever JAX traces the model, whatever wrapper is in between.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from numpyro.distributions.batch_util import promote_batch_shape
+from numpyro.handlers import block, seed, trace
+from numpyro.infer import MCMC
+from numpyro.infer.gibbs import GIBBS_SITES_KWARG, with_conditioning
+from numpyro.infer.util import constrain_fn, log_density, potential_energy, transform_fn
+from numpyro.ops.provenance import eval_provenance
+from numpyro.primitives import _PYRO_STACK, Messenger, mutable
+from numpyro.util import is_prng_key
+
+__all__ = [
+    "GIBBS_SITES_KWARG",
+    "Asker",
+    "Messenger",
+    "asking",
+    "constrain_fn",
+    "eval_provenance",
+    "explicit_validation",
+    "is_in_handler",
+    "is_in_scan",
+    "is_prng_key",
+    "log_density",
+    "model_arguments",
+    "mutable",
+    "potential_energy",
+    "promote_batch_shape",
+    "reparam_sample_shape",
+    "transform_fn",
+    "with_conditioning",
+]
+
+Purpose: TypeAlias = Literal["density", "elbo", "log_likelihood", "dependence", "engine"]
+
+# Who asks a site's distribution for its log_prob: functions of these modules, with the site in a local variable.
+_OUR_MODEL_ROOM = "numpyro_diffusion.model."
+_ASKERS = ("numpyro.infer.", "numpyro.contrib.", _OUR_MODEL_ROOM)
+_SITE_VARIABLES = ("model_site", "site")
+# A model runs inside of these: what is further out does not ask for this log_prob, the model's own code does.
+_RUNS_A_MODEL = ("numpyro.primitives", "numpyro.handlers")
+_VARIATIONAL = ("numpyro.infer.elbo", "numpyro.infer.autoguide", "numpyro.infer.svi", "numpyro.contrib.einstein")
+
+
+class Asker(NamedTuple):
+    """Who asks for a density.
+
+    Attributes:
+        purpose: a joint ``density`` (MCMC, ``log_density``, importance weights), an ``elbo`` (and what automatic
+            guides do on the way to it), ``log_likelihood``, the ``dependence`` of sites on each other (nothing is
+            computed), or a model split by an ``engine`` of this package.
+        site: the site as in a trace; None where a model calls ``log_prob`` by itself.
+        has_latent: whether the model may have a latent site.
+        trace_again: runs the model once more and returns the site; None where the one who asks does not hold the model.
+    """
+
+    purpose: Purpose
+    site: Mapping[str, Any] | None
+    has_latent: bool = True
+    trace_again: Callable[[], Mapping[str, Any]] | None = None
+
+
+def asking() -> Asker | None:
+    """The site whose density is wanted, and what for; None when nobody asks but the user.
+
+    Call it from a distribution's ``log_prob``. It costs something only while a model is traced.
+    """
+    found: Asker | None = None
+    is_inside_a_model = False
+    for frame in _frames():
+        module = frame.f_globals.get("__name__", "")
+        is_inside_a_model = is_inside_a_model or module in _RUNS_A_MODEL
+        if found is None:
+            if not is_inside_a_model:
+                found = _asker_of(frame, module)
+            elif frame.f_code is potential_energy.__code__ or module.startswith(_OUR_MODEL_ROOM):
+                found = Asker("density", None)
+        elif found.purpose == "density" and module.startswith(_VARIATIONAL):
+            found = found._replace(purpose="elbo")
+        elif found.purpose == "elbo" and module == "numpyro.infer.importance":  # a guide's weights, by way of an ELBO
+            return found._replace(purpose="density")
+    return found
+
+
+def is_in_handler() -> bool:
+    """Whether a handler of NumPyro is active, so that a primitive has someone to be handled by."""
+    return bool(_PYRO_STACK)
+
+
+def is_in_scan() -> bool:
+    """Whether the calling handler runs in the body of NumPyro's ``scan``."""
+    return any(frame.f_globals.get("__name__") == "numpyro.contrib.control_flow.scan" for frame in _frames())
+
+
+def reparam_sample_shape() -> tuple[int, ...]:
+    """``sample_shape`` of the site that the ``reparam`` handler hands to the calling ``Reparam``; () outside of it.
+
+    The handler hands over name, distribution and value, and drops it.
+    """
+    for frame in _frames():
+        if frame.f_globals.get("__name__") == "numpyro.handlers" and frame.f_code.co_name == "process_message":
+            return tuple(frame.f_locals["msg"]["kwargs"].get("sample_shape", ()))
+    return ()
+
+
+def explicit_validation(distribution: Any) -> bool | None:
+    """``validate_args`` as it was passed to a distribution; None when it was left to NumPyro's default."""
+    return distribution.__dict__.get("_validate_args")
+
+
+def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
+    """The arguments with which ``mcmc.run`` was called."""
+    return mcmc._args, mcmc._kwargs
+
+
+def _frames() -> Iterator[FrameType]:
+    """The callers of this function's caller, from the inside out."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _asker_of(frame: FrameType, module: str) -> Asker | None:
+    """Who asks, if a frame does, before anything is known of who called it."""
+    if not module.startswith(_ASKERS):
+        return None
+    names = frame.f_locals
+    site = _site_of(frame, module)
+    if site is None:
+        return None
+    if module.startswith(_OUR_MODEL_ROOM):
+        return Asker("engine", site)
+    if module == "numpyro.infer.inspect":
+        return Asker("dependence", site)
+    if frame.f_code.co_qualname.startswith("log_likelihood."):
+        return Asker("log_likelihood", site)
+    purpose: Purpose = "elbo" if module.startswith(_VARIATIONAL) else "density"
+    if not {"model", "model_args", "model_kwargs", "model_trace"} <= set(names):
+        return Asker(purpose, site)
+
+    def trace_again() -> Mapping[str, Any]:
+        with block(), seed(rng_seed=0):
+            sites = trace(names["model"]).get_trace(*names["model_args"], **names["model_kwargs"])
+        return sites[site["name"]]
+
+    latent = (entry["type"] == "sample" and not entry["is_observed"] for entry in names["model_trace"].values())
+    return Asker(purpose, site, any(latent), trace_again)
+
+
+def _site_of(frame: FrameType, module: str) -> Mapping[str, Any] | None:
+    """The site that is a local variable of a frame."""
+    names = frame.f_locals
+    for name in _SITE_VARIABLES:
+        if isinstance(names.get(name), Mapping) and names[name].get("type") == "sample":
+            return names[name]
+    if module == "numpyro.infer.reparam" and frame.f_code.co_name == "__call__" and {"name", "fn"} <= set(names):
+        obs = names.get("obs")
+        return {"name": names["name"], "fn": names["fn"], "value": obs, "is_observed": obs is not None, "scale": None}
+    return None

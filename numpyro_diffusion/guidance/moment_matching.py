@@ -1,0 +1,151 @@
+r"""Guidance by Normal observations, with the moments of x^0 given x^t.
+
+    psi_t = N(y; A x0hat, R + A C A^T),     C = Cov[x^0 | x^t]
+
+is p(y | x^t) when x^0 given x^t is Gaussian with covariance C; compare :mod:`.reconstruction`, for which C is 0. It is
+*approximate*: biased in general, a proposal and a baseline.
+
+References: Song et al. 2023 (PiGDM); Rozet et al. 2024 (MMPS).
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from .._checks import check_finite, expected, is_concrete
+from .._numerics import expand_right
+from .._pytree import register_pytree
+from .._small_matrices import is_covariance, normal_log_density, solve, symmetric
+from .._typing import Array, ArrayLike
+from ..chains import ReverseChain
+from .base import Guided, check_normal
+from .reconstruction import reconstruct
+
+__all__ = ["Covariance", "MomentMatching"]
+
+Covariance = Literal["scale", "jacobian"]
+
+
+@register_pytree(data=("matrix", "value", "noise_scale"), static=("covariance",))
+class MomentMatching:
+    """Approximate: guidance by N(y; A x0hat, noise_scale^2 I + A C A^T), for y = A x^0 + noise. Biased in general.
+
+    C stands for Cov[x^0 | x^t]:
+
+    - ``"scale"``: r_t^2 I, of Gaussian data with the kernel's ``data_scale`` (PiGDM);
+    - ``"jacobian"``: (n_t / a_t) J, J the Jacobian of x0hat, the exact covariance when the network is
+      E[x^0 | x^t] (MMPS). It is taken whole from one vector-Jacobian product for each row of A, so A should have few
+      rows. Where a network's Jacobian is no covariance (far from symmetric and positive, as at the noisiest levels of
+      many), ``"scale"`` is used.
+
+    The step's mean is E[x^{t-1} | x^t, y] exactly when x^0 given x^t is Gaussian with covariance C; the step's variance
+    stays p's, too wide along what was observed, and on a mixture the mean is wrong too. Where a_t = 0 nothing is
+    known of x^0 and the step is left alone.
+
+    Args:
+        matrix: A, shape (m, event...).
+        value: y, shape (m,), or (batch..., m).
+        noise_scale: standard deviations of the noise, > 0, shape () or (m,).
+        covariance: ``"scale"`` or ``"jacobian"``.
+
+    Raises:
+        ValueError: for an unknown covariance, shapes that do not agree, values that are not finite, or a noise_scale
+            that is not positive.
+        TypeError: when used with a kernel that is not Gaussian.
+
+    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper", parameterization="x0")
+    >>> standard_normal = Transition(lambda params, x_t, t, context: x_t, None, event_shape=(2,))
+    >>> guided = MomentMatching(jnp.ones((1, 2)), jnp.ones(1), 0.1)
+    >>> guided(ReverseChain(kernel, standard_normal), jnp.zeros((3, 2)), 20).step.batch_shape
+    (3, 2)
+
+    References: Song et al. 2023, Eq. 7-8; Rozet et al. 2024, Section 4.
+    """
+
+    matrix: ArrayLike
+    value: ArrayLike
+    noise_scale: ArrayLike
+    covariance: Covariance
+
+    def __init__(
+        self, matrix: ArrayLike, value: ArrayLike, noise_scale: ArrayLike, *, covariance: Covariance = "jacobian"
+    ) -> None:
+        if covariance not in get_args(Covariance):
+            raise ValueError(
+                expected(
+                    f"covariance one of {', '.join(get_args(Covariance))}",
+                    repr(covariance),
+                    "It stands for Cov[x^0 | x^t].",
+                )
+            )
+        rows, scales = jnp.shape(matrix)[:1], jnp.shape(noise_scale)
+        if not rows or jnp.shape(value)[-1:] != rows or scales not in ((), rows):
+            raise ValueError(
+                expected(
+                    "matrix (m, event...), value (m,) or (batch..., m), noise_scale () or (m,)",
+                    f"shapes {jnp.shape(matrix)}, {jnp.shape(value)}, {scales}",
+                    "The matrix has one row for each observed number.",
+                )
+            )
+        if is_concrete(noise_scale) and not np.all(np.asarray(noise_scale) > 0):
+            raise ValueError(
+                expected("noise_scale > 0", noise_scale, "For numbers that are known exactly use GaussianFactor.")
+            )
+        check_finite("matrix", matrix)
+        check_finite("value", value)
+        self.matrix = matrix
+        self.value = value
+        self.noise_scale = noise_scale
+        self.covariance = covariance
+
+    def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> Guided:
+        x_0, pull, step = reconstruct("MomentMatching", chain, x_t, t)
+        check_normal(step, "MomentMatching")
+        matrix = jnp.asarray(self.matrix, x_0.dtype)
+        residual = self._residual(matrix, x_0, chain)
+        gain = chain.kernel.denoising_gain(t, x_0)
+        rows = matrix.reshape(matrix.shape[0], -1)
+        scales = jnp.broadcast_to(jnp.asarray(self.noise_scale, x_0.dtype), rows.shape[:1])
+        noise = jnp.diag(scales**2)
+        power = jnp.asarray(getattr(chain.kernel, "data_scale", 1.0) ** 2, x_0.dtype)
+        spread = expand_right(chain.kernel.denoised_variance(t, power), 2) * (rows @ rows.T)
+        spread = jnp.broadcast_to(spread, (*residual.shape, residual.shape[-1]))
+        if self.covariance == "scale":
+            (slope,) = pull((solve(noise + spread, residual) @ rows).reshape(x_0.shape))
+        else:
+            pulled = jax.vmap(lambda row: pull(jnp.broadcast_to(row, x_0.shape))[0])(matrix)
+            pulled = jnp.moveaxis(pulled, 0, residual.ndim - 1).reshape(residual.shape + rows.shape[1:])  # A J
+            found = symmetric(expand_right(gain, 2) * (pulled @ rows.T))
+            spread = jnp.where(is_covariance(found, noise)[..., None, None], found, spread)
+            weight = solve(noise + spread, residual, least=scales**2)
+            slope = (weight[..., None, :] @ pulled).reshape(x_0.shape)
+        log_psi = normal_log_density(residual, noise + spread)
+        bridge_gain, _ = chain.kernel.bridge_terms(chain.beside_state(t), x_0)
+        moved = step.loc + bridge_gain * chain.beside_state(gain) * slope
+        return Guided(dist.Normal(moved, step.scale, validate_args=False), log_psi)
+
+    def _residual(self, matrix: Array, x_0: Array, chain: ReverseChain) -> Array:
+        """The misfit y - A x0hat, shape (batch..., m)."""
+        if matrix.shape[1:] != chain.state_shape:
+            raise ValueError(
+                expected(
+                    f"a matrix of shape (m, *{chain.state_shape})",
+                    f"shape {matrix.shape}",
+                    "Each row has the shape of one x.",
+                )
+            )
+        predicted = jnp.tensordot(x_0, matrix, axes=(tuple(range(-chain.state_dim, 0)), tuple(range(1, matrix.ndim))))
+        residual = jnp.asarray(self.value, x_0.dtype) - predicted
+        if residual.shape != predicted.shape:
+            raise ValueError(
+                expected(
+                    f"a value that broadcasts to shape {predicted.shape}",
+                    f"shape {jnp.shape(self.value)}",
+                    "A batch of values needs a chain expanded to that batch.",
+                )
+            )
+        return residual

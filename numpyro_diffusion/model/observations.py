@@ -1,0 +1,180 @@
+r"""What a model observes: numbers that are Normal given the diffusion sites, y = g(x) + N(0, R), and NaN, refused."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.handlers import seed, substitute, trace
+
+from .._checks import expected, is_concrete
+from .._pytree import register_pytree
+from .._typing import Array, Shape
+from ..wrappers import unwrap
+from .sites import check_proper, site_log_prob
+
+__all__ = [
+    "NormalSite",
+    "Observation",
+    "check_observed",
+    "has_nan",
+    "likelihood_name",
+    "normal_site",
+    "observation",
+    "refuse_nan",
+]
+
+
+class Observation(NamedTuple):
+    """What is seen of every element.
+
+    Attributes:
+        residual: y - g(x), shape (E..., m).
+        covariance: R, shape (E..., m, m).
+    """
+
+    residual: Array
+    covariance: Array
+
+
+@register_pytree(data=("residual", "spread"), static=("event_dim", "is_diagonal"))
+class NormalSite:
+    """A Normal or MultivariateNormal site.
+
+    Attributes:
+        residual: value less mean, shape (batch..., event...).
+        spread: variances, of the residual's shape, or covariances with one more axis.
+        event_dim: of the residual.
+        is_diagonal: which of the two ``spread`` is.
+    """
+
+    def __init__(self, residual: Array, spread: Array, event_dim: int, is_diagonal: bool) -> None:
+        self.residual, self.spread = residual, spread
+        self.event_dim, self.is_diagonal = event_dim, is_diagonal
+
+
+def normal_site(site: dict) -> NormalSite | None:
+    """A traced site as Normal numbers; None if it is scaled, or anything else."""
+    inner, _ = unwrap(site["fn"])
+    if not isinstance(inner, (dist.Normal, dist.MultivariateNormal)) or site["scale"] is not None:
+        return None
+    value = jnp.asarray(site["value"])
+    shape = jnp.broadcast_shapes(value.shape, site["fn"].shape())
+    residual = jnp.broadcast_to(value - inner.mean, shape)
+    is_diagonal = isinstance(inner, dist.Normal)
+    spread = inner.variance if is_diagonal else inner.covariance_matrix
+    spread = jnp.broadcast_to(spread, shape if is_diagonal else (*shape, shape[-1]))
+    return NormalSite(residual, spread, site["fn"].event_dim, is_diagonal)
+
+
+def likelihood_name(site: dict) -> str:
+    """What a site's likelihood is, in a word."""
+    return "a scaled one" if site["scale"] is not None else type(unwrap(site["fn"])[0]).__name__
+
+
+def observation(sites: dict[str, Any], elements: Shape) -> Observation:
+    """All numbers that are seen of each element, in order of the sites.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    residuals, covariances = [], []
+    for site in sites.values():
+        residual = _elements_first(site.residual, elements, site.event_dim)
+        size = residual.shape[-1]
+        if site.is_diagonal:
+            variance = _elements_first(site.spread, elements, site.event_dim)
+            covariance = variance[..., None] * jnp.eye(size)
+        else:
+            event = site.spread.shape[-1]
+            blocks = _elements_first(site.spread, elements, site.event_dim + 1)
+            blocks = blocks.reshape((*elements, -1, event, event))
+            covariance = jnp.einsum("...bij,bc->...bicj", blocks, jnp.eye(blocks.shape[-3]))
+            covariance = covariance.reshape((*elements, size, size))
+        residuals.append(residual)
+        covariances.append(covariance)
+    if not residuals:
+        raise ValueError(
+            expected(
+                "an observed Normal site that depends on a diffusion site", "none", "Condition the model on data first."
+            )
+        )
+    return Observation(jnp.concatenate(residuals, axis=-1), _block_diagonal(covariances))
+
+
+def has_nan(leaf: Any) -> bool:
+    """Whether a concrete array of real numbers has a NaN."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and bool(np.isnan(np.asarray(leaf)).any())
+
+
+def refuse_nan(observed: Mapping[str, Any], log_probs: Mapping[str, Any], event_dims: Mapping[str, int]) -> None:
+    """Refuse an observed NaN that enters the likelihood: one behind ``numpyro.handlers.mask`` does not.
+
+    Args:
+        observed: values by site.
+        log_probs: of these sites.
+        event_dims: of these sites.
+
+    Raises:
+        ValueError: with the site and the first index.
+    """
+    for name, value in observed.items():
+        if not has_nan(value):
+            continue
+        is_nan = np.isnan(np.asarray(value))
+        in_event = is_nan.any(tuple(range(is_nan.ndim - event_dims[name], is_nan.ndim)))
+        # Where NumPyro validates values, their density is 0.
+        if (in_event & ~np.isfinite(log_probs[name])).any():
+            bad = np.argwhere(is_nan)
+            raise ValueError(
+                expected(
+                    f"observed values of site {name!r} that are numbers",
+                    f"NaN at index {tuple(bad[0].tolist())}, {len(bad)} of {is_nan.size}",
+                    "Impute them as latent sites, or leave them out by numpyro.handlers.mask.",
+                )
+            )
+
+
+def check_observed(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Refuse an observed NaN of a model that enters its likelihood; nothing is looked at where arguments are traced.
+
+    Raises:
+        ValueError: as :func:`refuse_nan`.
+    """
+    event_dims: dict[str, int] = {}
+
+    def look(key: jax.Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        sites = trace(substitute(seed(model, key), substitute_fn=check_proper)).get_trace(*args, **kwargs)
+        observed = {n: site for n, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
+        event_dims.update({name: site["fn"].event_dim for name, site in observed.items()})
+        values = {name: jnp.asarray(site["value"]) for name, site in observed.items()}
+        return values, {name: site_log_prob(site) for name, site in observed.items()}
+
+    if not is_concrete((args, kwargs)):
+        return
+    with numpyro.handlers.block():
+        consts = jax.make_jaxpr(look)(jax.random.key(0)).consts
+        if is_concrete(consts) and any(has_nan(const) for const in consts):
+            observed, log_probs = jax.jit(look)(jax.random.key(0))
+            refuse_nan(observed, log_probs, event_dims)
+
+
+def _elements_first(values: Array, elements: Shape, num_event_dims: int) -> Array:
+    """(plates..., E..., event...) as (E..., rest); where E has a 1, a plate that it is not in is part of the rest."""
+    start = values.ndim - num_event_dims - len(elements)
+    axes = tuple(start + axis for axis, size in enumerate(elements) if size > 1)
+    return jnp.moveaxis(values, axes, range(len(axes))).reshape((*elements, -1))
+
+
+def _block_diagonal(blocks: list[Array]) -> Array:
+    if len(blocks) == 1:
+        return blocks[0]
+    sizes = [block.shape[-1] for block in blocks]
+    rows = [
+        jnp.concatenate([block if i == j else jnp.zeros((*block.shape[:-1], size)) for j, size in enumerate(sizes)], -1)
+        for i, block in enumerate(blocks)
+    ]
+    return jnp.concatenate(rows, axis=-2)

@@ -1,0 +1,324 @@
+"""One test for each name of another library that is private, experimental or bound to a version: what we rely on."""
+
+import inspect
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.handlers import block, reparam, seed, trace
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceMeanField_ELBO, autoguide, log_likelihood
+from numpyro.infer.inspect import get_dependencies
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.infer.reparam import Reparam
+
+from numpyro_diffusion._compat import arviz as arviz_names
+from numpyro_diffusion._compat import jax as jax_names
+from numpyro_diffusion._compat import numpyro as names
+
+KEY = jax.random.key(0)
+
+
+class Nosy(dist.Distribution):
+    """A standard normal that notes who asks."""
+
+    support = dist.constraints.real
+    asked: list = []  # noqa: RUF012 - of the class, so that copies share it
+
+    def sample(self, key, sample_shape=()):
+        return jax.random.normal(key, sample_shape + self.batch_shape)
+
+    def log_prob(self, value):
+        self.asked.append(names.asking())
+        return dist.Normal().log_prob(value)
+
+
+@pytest.fixture
+def asked():
+    Nosy.asked.clear()
+    yield Nosy.asked
+    Nosy.asked.clear()
+
+
+def wrapped(law=None):
+    """In as many wrappers as are on the way to an asker elsewhere."""
+    law = Nosy() if law is None else law
+    shifted = dist.TransformedDistribution(law.expand((2,)), dist.transforms.AffineTransform(1.0, 2.0))
+    return dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [shifted.to_event(1)] * 2).mask(jnp.ones((), bool))
+
+
+def model():
+    x = numpyro.sample("x", wrapped())
+    numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=0.0)
+
+
+def observed():
+    numpyro.sample("z", dist.Normal())
+    numpyro.sample("x", wrapped(), obs=jnp.zeros(2))
+
+
+def of(asked):
+    return {(asker.purpose, asker.site["name"], asker.site["is_observed"], asker.has_latent) for asker in asked}
+
+
+# NumPyro -----------------------------------------------------------------------------------------------
+
+
+def test_nobody_asks_of_a_call_by_the_user(asked):
+    wrapped().log_prob(jnp.zeros(2))
+    jax.jit(wrapped().log_prob)(jnp.zeros(2))
+    assert asked
+    assert set(asked) == {None}
+
+
+def test_mcmc_asks_for_a_density(asked):
+    NUTS(model).init(KEY, 0, None, (), {})
+    assert of(asked) == {("density", "x", False, True)}
+    asked.clear()
+    NUTS(observed).init(KEY, 0, None, (), {})
+    assert of(asked) == {("density", "x", True, True)}
+
+
+def test_a_joint_density_without_latent_sites_is_known_as_such(asked):
+    with block():
+        names.log_density(lambda: numpyro.sample("x", wrapped(), obs=jnp.zeros(2)), (), {}, {})
+    assert of(asked) == {("density", "x", True, False)}
+
+
+def test_what_asks_for_a_density_can_trace_the_model_again(asked):
+    found = {}
+
+    class Dependent(Nosy):
+        def log_prob(self, value):
+            asker = names.asking()
+            found[asker.site["name"]] = jax_names.depends_on_tracers(lambda: [asker.trace_again()["value"]])
+            return super().log_prob(value)
+
+    def dependent():
+        mean = numpyro.sample("mean", dist.Normal())
+        numpyro.sample("x", Dependent(), obs=mean + 1.0)
+        numpyro.sample("y", Dependent(), obs=jnp.ones(()) + 1.0)
+
+    jax.jit(lambda mean: names.potential_energy(dependent, (), {}, {"mean": mean}))(0.3)
+    assert found == {"x": True, "y": False}
+
+
+@pytest.mark.parametrize(
+    "loss", [Trace_ELBO, TraceMeanField_ELBO, numpyro.infer.TraceGraph_ELBO, numpyro.infer.RenyiELBO]
+)
+def test_an_elbo_asks_for_an_elbo(loss, asked):
+    def guide():
+        numpyro.sample("z", dist.Normal())
+
+    svi = SVI(observed, guide, numpyro.optim.Adam(0.1), loss())
+    svi.evaluate(svi.init(KEY))
+    assert of(asked) == {("elbo", "x", True, True)}
+
+
+def test_the_set_up_of_an_automatic_guide_is_part_of_an_elbo(asked):
+    """It evaluates the potential energy once."""
+    with seed(rng_seed=0):
+        autoguide.AutoNormal(observed)()
+    assert of(asked) == {("elbo", "x", True, True)}
+    assert names._VARIATIONAL[:3] == (
+        numpyro.infer.elbo.__name__,
+        autoguide.__name__,
+        sys.modules[SVI.__module__].__name__,
+    )
+
+
+def test_log_likelihood_asks_for_itself(asked):
+    log_likelihood(observed, {"z": jnp.zeros(3)})
+    assert {(asker.purpose, asker.site["name"]) for asker in asked} == {("log_likelihood", "x")}
+
+
+def test_the_dependence_of_sites_asks_for_itself(asked):
+    get_dependencies(model)
+    assert {(asker.purpose, asker.site["name"]) for asker in asked} == {("dependence", "x")}
+
+
+def test_a_factor_has_no_site(asked):
+    def factor():
+        z = numpyro.sample("z", dist.Normal())
+        numpyro.factor("f", Nosy().log_prob(z))
+
+    names.potential_energy(factor, (), {}, {"z": 0.0})
+    assert [(asker.purpose, asker.site) for asker in asked] == [("density", None)]
+    asked.clear()
+    with seed(rng_seed=0):
+        factor()
+    assert asked == [None]
+
+
+def test_the_handler_stack_tells_whether_a_handler_is_active():
+    assert not names.is_in_handler()
+    with block():
+        assert names.is_in_handler()
+
+
+def test_the_reparam_handler_has_the_sample_shape():
+    found = []
+
+    class Note(Reparam):
+        def __call__(self, name, fn, obs):
+            found.append(names.reparam_sample_shape())
+            return fn, obs
+
+    def drawn():
+        numpyro.sample("x", dist.Normal(), sample_shape=(2, 3))
+
+    seed(reparam(drawn, config={"x": Note()}), 0)()
+    assert found == [(2, 3)]
+    assert names.reparam_sample_shape() == ()
+
+
+@pytest.mark.parametrize("told", [None, True, False])
+def test_a_distribution_keeps_whether_validation_was_asked_for(told):
+    assert names.explicit_validation(dist.Normal(validate_args=told)) is told
+
+
+def test_mcmc_keeps_its_arguments():
+    mcmc = MCMC(NUTS(lambda y, *, scale: numpyro.sample("x", dist.Normal(y, scale))), num_warmup=1, num_samples=1)
+    mcmc.progress_bar = False
+    mcmc.run(KEY, 1.0, scale=2.0)
+    assert names.model_arguments(mcmc) == ((1.0,), {"scale": 2.0})
+
+
+def test_mcmc_starts_a_kernel_whose_sample_function_is_none():
+    """``EllipticalSlice`` and ``DiffusionGibbs`` are started by ``init`` at each run, resumed or not."""
+    source = inspect.getsource(sys.modules[MCMC.__module__])
+    assert '"_sample_fn"' in source or "_sample_fn" in source
+    assert "_sample_fn" not in vars(MCMCKernel)
+
+
+def test_a_gibbs_kernel_conditions_by_a_keyword():
+    kwargs = names.with_conditioning({"a": 1}, {"x": 2.0})
+    assert kwargs == {"a": 1, names.GIBBS_SITES_KWARG: {"x": 2.0}}
+
+
+def test_provenance_follows_values():
+    found = names.eval_provenance(lambda x, y: {"a": x + 1, "b": x * y, "c": jnp.ones(2)}, x=1.0, y=2.0)
+    assert found == {"a": frozenset("x"), "b": frozenset("xy"), "c": frozenset()}
+
+
+def test_the_potential_energy_is_minus_the_log_density_on_unconstrained_space():
+    def positive():
+        numpyro.sample("x", dist.HalfNormal())
+
+    z = 0.3
+    wanted = dist.HalfNormal().log_prob(np.exp(z)) + z
+    np.testing.assert_allclose(names.potential_energy(positive, (), {}, {"x": z}), -wanted, rtol=1e-6)
+    found = names.constrain_fn(seed(positive, 0), (), {}, {"x": z}, return_deterministic=True)
+    np.testing.assert_allclose(found["x"], np.exp(z), rtol=1e-6)
+    transforms = {"x": dist.biject_to(dist.constraints.positive)}
+    np.testing.assert_allclose(names.transform_fn(transforms, {"x": z})["x"], np.exp(z), rtol=1e-6)
+    np.testing.assert_allclose(names.transform_fn(transforms, {"x": 2.0}, invert=True)["x"], np.log(2.0), rtol=1e-6)
+
+
+def test_a_mutable_site_keeps_a_dictionary():
+    with trace() as sites, seed(rng_seed=0):
+        names.mutable("state", {"count": 1})["count"] = 2
+    assert sites["state"]["type"] == "mutable"
+    assert sites["state"]["value"] == {"count": 2}
+
+
+def test_a_messenger_sees_a_message_and_may_change_it():
+    class Observe(names.Messenger):
+        def process_message(self, msg):
+            if msg["type"] == "sample":
+                msg["value"], msg["is_observed"] = 3.0, True
+
+    assert Observe(lambda: numpyro.sample("x", dist.Normal()))() == 3.0
+
+
+def test_scan_promotes_the_batch_shape_of_stacked_leaves():
+    class Stacked(dist.Normal):
+        pass
+
+    names.promote_batch_shape.register(Stacked, lambda law: "ours")
+    assert names.promote_batch_shape(Stacked()) == "ours"
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_both_kinds_of_random_keys_are_keys(make):
+    assert names.is_prng_key(make(0))
+    assert not names.is_prng_key(jax.random.split(make(0), 3))
+    assert not names.is_prng_key(jnp.zeros(2))
+
+
+def test_automatic_guides_keep_what_our_guide_takes_out_of_them():
+    """``AutoDiffusionGuide`` takes the noises out of these after the set-up."""
+    guide = autoguide.AutoNormal(model := lambda: numpyro.sample("x", dist.Normal(jnp.zeros(3), 1.0).to_event(1)))
+    with seed(rng_seed=0):
+        guide._setup_prototype()
+    assert set(guide._init_locs) == set(guide._event_dims) == {"x"}
+    assert guide._event_dims["x"] == 1
+    assert set(guide.prototype_trace) == {"x"}
+    assert guide.prefix == "auto"
+    assert guide.model is model
+
+
+# JAX ---------------------------------------------------------------------------------------------------
+
+
+def test_a_traced_value_is_a_tracer():
+    seen = []
+    jax.jit(lambda x: seen.append(jax_names.is_tracer(x)))(1.0)
+    jax.vmap(lambda x: seen.append(jax_names.is_tracer(x)))(jnp.ones(2))
+    jax.grad(lambda x: [seen.append(jax_names.is_tracer(x)), x][1])(1.0)
+    assert seen == [True] * 3
+    assert not any(map(jax_names.is_tracer, (1.0, jnp.ones(2), np.ones(2), KEY)))
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: lambda x: jax.vmap(f)(jnp.full(2, x))])
+def test_what_is_computed_from_a_tracer_is_told_from_what_is_only_traced(transform):
+    found = {}
+
+    def function(x):
+        inner = jax.jit(lambda y: jnp.sin(y) + 1)
+        found["constant"] = jax_names.depends_on_tracers(lambda: [jnp.ones(3) * 2, np.ones(2), 1.0, inner(0.5)])
+        found["itself"] = jax_names.depends_on_tracers(lambda: [jnp.ones(3), x])
+        found["inside of jit"] = jax_names.depends_on_tracers(lambda: inner(x))
+        found["by closure"] = jax_names.depends_on_tracers(lambda: jax.jit(lambda: x + 1)())
+        found["by a loop"] = jax_names.depends_on_tracers(lambda: jax.lax.fori_loop(0, 3, lambda i, y: y + x, 0.0))
+        found["not used"] = jax_names.depends_on_tracers(lambda: (x + 1, jnp.ones(2))[1])
+        return x
+
+    transform(function)(1.0)
+    assert found.pop("constant") is False
+    assert found.pop("not used") is False
+    assert all(found.values())
+    assert len(found) == 4
+
+
+def test_a_primitive_is_found_by_its_name_inside_of_a_loop():
+    def convolve(x):
+        body = lambda i, y: jax.lax.conv(y, jnp.ones((1, 1, 1, 1)), (1, 1), "SAME")
+        return jax.lax.fori_loop(0, 2, body, x)
+
+    assert jax_names.has_primitive(convolve, "conv_general_dilated", jnp.ones((1, 1, 2, 2)))
+    assert not jax_names.has_primitive(jnp.sin, "conv_general_dilated", 1.0)
+
+
+# ArviZ -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:\nArviZ is undergoing")
+def test_groups_become_the_tree_that_the_installed_arviz_reads():
+    import xarray
+
+    tree = arviz_names.as_tree({"posterior": xarray.Dataset({"x": (("chain", "draw"), np.ones((1, 3)))})}, {"by": "us"})
+    assert dict(tree["posterior"]["x"].sizes) == {"chain": 1, "draw": 3}
+    assert tree.attrs["by"] == "us"
+
+
+@pytest.mark.filterwarnings("ignore:\nArviZ is undergoing")
+@pytest.mark.parametrize("shape", [0.2, 0.8])
+def test_pareto_k_is_the_shape_of_the_tail(shape):
+    """Quantiles of a generalised Pareto distribution of this shape, as weights."""
+    quantiles = (np.arange(4000) + 0.5) / 4000
+    weights = ((1 - quantiles) ** -shape - 1) / shape
+    assert arviz_names.pareto_k(np.log(weights)) == pytest.approx(shape, abs=0.05)

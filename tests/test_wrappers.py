@@ -1,0 +1,89 @@
+"""Which diffusions a distribution holds, and what can be seen through."""
+
+import inspect
+
+import numpyro.distributions as dist
+import pytest
+from wrapped_cases import HALVES, NUMBER, OTHERS, PRIOR, SHAPES
+
+from numpyro_diffusion import Diffusion
+from numpyro_diffusion.wrappers import find_diffusions, unwrap
+
+HOLDERS = [
+    (cls, field)
+    for _, cls in inspect.getmembers(dist, inspect.isclass)
+    if issubclass(cls, dist.Distribution)
+    for field in sorted(cls.gather_pytree_data_fields())
+    if "dist" in field
+]
+
+
+@pytest.mark.parametrize("make", [*SHAPES.values(), *OTHERS.values()], ids=[*SHAPES, *OTHERS])
+def test_a_diffusion_is_found_inside_of_every_wrapper(make):
+    found = find_diffusions(make())
+    assert found
+    assert all(isinstance(law, Diffusion) for law in found)
+
+
+@pytest.mark.parametrize(("cls", "field"), HOLDERS, ids=[f"{cls.__name__}.{field}" for cls, field in HOLDERS])
+def test_a_diffusion_is_found_in_every_field_of_numpyro_that_holds_a_distribution(cls, field):
+    holder = object.__new__(cls)
+    holder.__dict__[field] = [PRIOR, NUMBER] if field.endswith("s") else PRIOR
+    assert find_diffusions(holder)[0] is PRIOR
+    assert NUMBER in find_diffusions(holder) or not field.endswith("s")
+
+
+def test_the_wrappers_of_numpyro_are_known():
+    """A class that holds a distribution in a field of another name would be missing above."""
+    names = {cls.__name__ for cls, _ in HOLDERS}
+    assert {
+        "EulerMaruyama",
+        "ExpandedDistribution",
+        "FoldedDistribution",
+        "GaussianCopula",
+        "Independent",
+        "IntervalCensoredDistribution",
+        "LeftCensoredDistribution",
+        "MaskedDistribution",
+        "MixtureGeneral",
+        "MixtureSameFamily",
+        "RightCensoredDistribution",
+        "SineSkewed",
+        "TransformedDistribution",
+        "LeftTruncatedDistribution",
+        "ZeroInflatedProbs",
+    } <= names
+    holding = {
+        name
+        for name, cls in inspect.getmembers(dist, inspect.isclass)
+        if issubclass(cls, dist.Distribution)
+        and any(
+            "Distribution" in str(parameter.annotation) and "Constraint" not in str(parameter.annotation)
+            for parameter in inspect.signature(cls.__init__).parameters.values()
+        )
+    }
+    assert holding <= names
+
+
+def test_a_distribution_without_a_diffusion_holds_none():
+    mixture = dist.MixtureGeneral(HALVES, [dist.Normal(), dist.Normal()])
+    assert find_diffusions(mixture) == ()
+    assert find_diffusions(PRIOR.chain) == ()
+
+
+def test_two_diffusions_are_both_found_and_one_twice_once():
+    both = dist.MixtureGeneral(HALVES, [NUMBER, Diffusion(NUMBER.kernel, NUMBER.transition)])
+    assert len(find_diffusions(both)) == 2
+    assert len(find_diffusions(dist.MixtureGeneral(HALVES, [NUMBER, NUMBER]))) == 1
+
+
+@pytest.mark.parametrize("make", SHAPES.values(), ids=SHAPES)
+def test_expand_and_to_event_are_seen_through_with_their_shape(make):
+    law, batch_shape = unwrap(make())
+    assert isinstance(law, Diffusion)
+    assert batch_shape + law.event_shape == make().shape()
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_what_changes_the_distribution_is_not_seen_through(make):
+    assert not isinstance(unwrap(make())[0], Diffusion)
