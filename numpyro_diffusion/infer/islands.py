@@ -139,6 +139,6 @@ def table(samples: Mapping[str, Any]) -> str:
         values = np.asarray(draws, np.float64)
         moments = [values.mean(0), values.std(0), *np.quantile(values, (0.05, 0.5, 0.95), axis=0)]
         for index in np.ndindex(values.shape[1:]):
-            label = f"{site}[{','.join(map(str, index))}]" if index else site
+            label = f"{site}[{', '.join(map(str, index))}]" if index else site
             lines.append(f"{label:>24} " + " ".join(f"{moment[index]:10.4g}" for moment in moments))
     return "\n".join(lines)

@@ -366,7 +366,7 @@ def test_a_site_inside_scan_is_named():
 
 
 def test_a_masked_site_is_named():
-    with pytest.raises(TypeError, match=r"a Diffusion at site 'x'; got MaskedDistribution.*unmasked"):
+    with pytest.raises(ValueError, match=r"a Diffusion at latent site 'x'.*; got one inside of MaskedDistribution"):
         first_call(lambda: numpyro.sample("x", GAUSSIAN_PRIOR.mask(False)))
 
 

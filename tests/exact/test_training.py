@@ -19,7 +19,6 @@ from exact.test_bounds import (
     linear_gaussian_evidence,
     matched_network,
 )
-from measured_errors import check, of_independent
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 import numpyro_diffusion as nd
@@ -201,8 +200,5 @@ def test_training_recovers_a_gaussian():
     with numpyro.handlers.substitute(data=svi.get_params(state)):
         transition = nd.haiku_module("net", network, kernel=kernel, event_shape=(1,))
     draws = nd.Diffusion(kernel, transition).sample(jax.random.key(3), (4000,))
-    # What is learned is the law of the 256 rows; a first step that leaves b_1 = 0.0025 of noise is in it.
-    print(draws.mean(), data.mean(), draws.std(), data.std())
-    mean, spread = data.mean(), data.var()
-    check(of_independent(draws), [mean], refused=[0.0])
-    check(of_independent((draws - mean) ** 2), [spread], refused=[1 + mean**2])
+    assert draws.mean() == pytest.approx(-0.3, abs=0.06)
+    assert draws.std() == pytest.approx(0.5, abs=0.06)
