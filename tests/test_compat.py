@@ -1,7 +1,7 @@
 """One test for each name of another library that is private, experimental or bound to a version: what we rely on."""
 
-import inspect
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.handlers import block, reparam, seed, trace
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceMeanField_ELBO, autoguide, log_likelihood
 from numpyro.infer.inspect import get_dependencies
@@ -159,6 +160,23 @@ def test_the_handler_stack_tells_whether_a_handler_is_active():
         assert names.is_in_handler()
 
 
+def test_a_handler_knows_whether_it_runs_inside_of_a_scan():
+    found = []
+
+    class Note(Reparam):
+        def __call__(self, name, fn, obs):
+            found.append((name, names.is_in_scan()))
+            return fn, obs
+
+    def looped():
+        numpyro.sample("outside", dist.Normal())
+        scan(lambda carry, _: (carry, numpyro.sample("inside", dist.Normal())), 0, jnp.arange(2))
+
+    seed(reparam(looped, config={"outside": Note(), "inside": Note()}), 0)()
+    assert set(found) == {("outside", False), ("inside", True)}
+    assert not names.is_in_scan()
+
+
 def test_the_reparam_handler_has_the_sample_shape():
     found = []
 
@@ -187,11 +205,37 @@ def test_mcmc_keeps_its_arguments():
     assert names.model_arguments(mcmc) == ((1.0,), {"scale": 2.0})
 
 
-def test_mcmc_starts_a_kernel_whose_sample_function_is_none():
-    """``EllipticalSlice`` and ``DiffusionGibbs`` are started by ``init`` at each run, resumed or not."""
-    source = inspect.getsource(sys.modules[MCMC.__module__])
-    assert '"_sample_fn"' in source or "_sample_fn" in source
-    assert "_sample_fn" not in vars(MCMCKernel)
+class StillState(NamedTuple):
+    z: Any
+    rng_key: Any
+
+
+class Still(MCMCKernel):
+    """Stays where it is, and counts how often it was started."""
+
+    sample_field = "z"
+
+    def __init__(self, sample_fn):
+        self._sample_fn = sample_fn
+        self.starts = 0
+
+    def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
+        self.starts += 1
+        return StillState(jnp.zeros(()), rng_key)
+
+    def sample(self, state, model_args, model_kwargs):
+        return state
+
+
+@pytest.mark.parametrize(("sample_fn", "starts"), [(None, 2), (lambda: None, 1)])
+def test_mcmc_that_goes_on_starts_a_kernel_again_whose_sample_fn_is_none(sample_fn, starts):
+    """``EllipticalSlice`` has one for that reason."""
+    kernel = Still(sample_fn)
+    mcmc = MCMC(kernel, num_warmup=0, num_samples=1, progress_bar=False)
+    mcmc.run(KEY)
+    mcmc.post_warmup_state = mcmc.last_state
+    mcmc.run(KEY)
+    assert kernel.starts == starts
 
 
 def test_a_gibbs_kernel_conditions_by_a_keyword():
@@ -301,6 +345,27 @@ def test_a_primitive_is_found_by_its_name_inside_of_a_loop():
 
     assert jax_names.has_primitive(convolve, "conv_general_dilated", jnp.ones((1, 1, 2, 2)))
     assert not jax_names.has_primitive(jnp.sin, "conv_general_dilated", 1.0)
+
+
+def test_a_program_is_evaluated_with_the_arrays_that_it_closed_over():
+    offset = jnp.arange(3.0)
+    program = jax.make_jaxpr(lambda x, y: (x + offset, y * 2))(offset, 1.0)
+    first, second = jax_names.evaluate_jaxpr(program.jaxpr, program.consts, [jnp.ones(3), 3.0])
+    np.testing.assert_array_equal(first, offset + 1)
+    assert second == 6.0
+    replaced = jax_names.evaluate_jaxpr(program.jaxpr, [jnp.zeros(3)] * len(program.consts), [jnp.ones(3), 3.0])
+    np.testing.assert_array_equal(replaced[0], jnp.ones(3))
+
+
+def test_inputs_that_an_output_is_computed_from_are_told_from_the_others():
+    def function(x, y, z):
+        return x + jax.lax.fori_loop(0, 2, lambda i, total: total + y, 0.0), jax.jit(lambda y, z: z)(y, z), 1.0
+
+    program = jax.make_jaxpr(function)(1.0, 2.0, 3.0).jaxpr
+    assert jax_names.used_inputs(program, {0}) == [True, True, False]
+    assert jax_names.used_inputs(program, {1}) == [False, False, True]
+    assert jax_names.used_inputs(program, {2}) == [False] * 3
+    assert jax_names.used_inputs(program, {0, 1}) == [True] * 3
 
 
 # ArviZ -------------------------------------------------------------------------------------------------
