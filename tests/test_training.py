@@ -279,6 +279,18 @@ def test_a_conditional_distribution_keeps_its_transforms_for_every_context():
     assert prior.sample(jax.random.key(1), (4,)).shape == (4, 3, 2)
 
 
+@pytest.mark.parametrize("contexts", [(3,), (5, 3)])
+def test_to_event_over_contexts_makes_them_one_event(contexts):
+    def make(x):
+        context = jnp.zeros((len(x), 3, 2))
+        base = nd.Diffusion(KERNEL, pairs(context_shape=(2,)), context=context)
+        return dist.TransformedDistribution(base, UNITS).to_event(1)
+
+    prior = result_of(make, np.zeros((20, 3, 2))).distribution("x", context=jnp.zeros((*contexts, 2)))
+    assert (prior.batch_shape, prior.event_shape) == (contexts[:-1], (3, 2))
+    assert prior.sample(jax.random.key(1)).shape == (*contexts, 2)
+
+
 def affine(loc):
     return lambda x: dist.TransformedDistribution(diffusion(), dist.transforms.AffineTransform(loc(x), 1.0))
 
