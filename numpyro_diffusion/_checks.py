@@ -4,7 +4,7 @@ Static facts (shapes, dtypes, step counts, names) are always checked. Values are
 they are concrete, so an eager call never turns a NaN into a number; inside ``jax.jit`` they cannot be.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,22 @@ def expected(wanted: str, got: Any, cure: str) -> str:
 def is_concrete(value: Any) -> bool:
     """Whether the values of an array can be looked at now (no leaf is a tracer)."""
     return not any(is_tracer(leaf) for leaf in jax.tree.leaves(value))
+
+
+def first_index(bad: np.ndarray) -> tuple[int, ...]:
+    """Where the first True stands, in row order."""
+    return tuple(int(i) for i in np.argwhere(bad)[0])
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """``value`` is one of ``choices``, a ``Literal`` type of names.
+
+    Raises:
+        ValueError: with all of them.
+    """
+    names = get_args(choices)
+    if value not in names:
+        raise ValueError(expected(f"{name} one of {', '.join(names)}", repr(value), "Choose one of these names."))
 
 
 def check_integer_at_least(name: str, value: Any, least: int, cure: str) -> int:
@@ -81,7 +97,7 @@ def check_finite(name: str, value: ArrayLike) -> None:
         return
     bad = ~np.isfinite(np.asarray(value))
     if bad.any():
-        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        first = first_index(bad)
         raise ValueError(
             expected(
                 f"finite values for {name}",
@@ -102,7 +118,7 @@ def check_binary(name: str, value: ArrayLike) -> None:
     array = np.asarray(value)
     bad = (array != 0) & (array != 1)
     if bad.any():
-        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        first = first_index(bad)
         raise ValueError(
             expected(
                 f"only 0 and 1 for {name}",

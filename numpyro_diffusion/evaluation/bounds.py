@@ -21,13 +21,13 @@ References: Sohl-Dickstein et al. 2015, Eq. 12-14, Appendix B and Table 1.
 
 import dataclasses
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_integer_at_least, expected
+from .._checks import check_choice, check_integer_at_least, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
@@ -112,8 +112,7 @@ def bound(
     x = points_of(model, x)
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^t at each step.")
     check_integer_at_least("chunk_size", chunk_size, 1, "It counts draws that are in memory.")
-    if form not in get_args(Form):
-        raise ValueError(expected(f"form one of {', '.join(get_args(Form))}", repr(form), "Choose one of these."))
+    check_choice("form", form, Form)
     if form == "paper":
         _check_normalised(model, x)
     steps, prior = Moments(), Moments()

@@ -8,14 +8,14 @@ is p(y | x^t) when x^0 given x^t is Gaussian with covariance C; compare :mod:`.r
 References: Song et al. 2023 (PiGDM); Rozet et al. 2024 (MMPS).
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from .._checks import check_finite, expected, is_concrete
+from .._checks import check_choice, check_finite, expected, is_concrete
 from .._numerics import expand_right
 from .._pytree import register_pytree
 from .._small_matrices import is_covariance, normal_log_density, solve, symmetric
@@ -74,14 +74,7 @@ class MomentMatching:
     def __init__(
         self, matrix: ArrayLike, value: ArrayLike, noise_scale: ArrayLike, *, covariance: Covariance = "jacobian"
     ) -> None:
-        if covariance not in get_args(Covariance):
-            raise ValueError(
-                expected(
-                    f"covariance one of {', '.join(get_args(Covariance))}",
-                    repr(covariance),
-                    "It stands for Cov[x^0 | x^t].",
-                )
-            )
+        check_choice("covariance", covariance, Covariance)
         rows, scales = jnp.shape(matrix)[:1], jnp.shape(noise_scale)
         if not rows or jnp.shape(value)[-1:] != rows or scales not in ((), rows):
             raise ValueError(

@@ -16,12 +16,12 @@ References: Sohl-Dickstein et al. 2015, Section 2.5, Eq. 16-22 and Appendix C.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from .._checks import expected
+from .._checks import check_choice
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
@@ -68,14 +68,7 @@ class PaperTilt:
     exponent: Exponent
 
     def __init__(self, log_r: Callable[[Array], ArrayLike], exponent: Exponent = "constant") -> None:
-        if exponent not in get_args(Exponent):
-            raise ValueError(
-                expected(
-                    f"exponent one of {', '.join(get_args(Exponent))}",
-                    repr(exponent),
-                    "It says how r depends on t.",
-                )
-            )
+        check_choice("exponent", exponent, Exponent)
         self.log_r = as_pytree_function("log_r(x)", log_r)
         self.exponent = exponent
 

@@ -19,7 +19,7 @@ Not assumed: that the data's mean is the rate (the paper's form of the bound doe
 References: Sohl-Dickstein et al. 2015, Table App. 1, Sections 2.1, 2.2; Austin et al. 2021 ("x0" parameterisation).
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from .._checks import check_binary, expected, is_concrete
+from .._checks import check_binary, check_choice, expected, is_concrete
 from .._numerics import safe_log
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike, PyTree, Shape
@@ -87,14 +87,7 @@ class BernoulliKernel(Kernel):
     element_support = constraints.boolean
 
     def __init__(self, schedule: Schedule, *, rate: ArrayLike = 0.5, parameterization: Parameterization = "x0") -> None:
-        if parameterization not in get_args(Parameterization):
-            raise ValueError(
-                expected(
-                    f"parameterization one of {', '.join(get_args(Parameterization))}",
-                    repr(parameterization),
-                    "Choose one of these names.",
-                )
-            )
+        check_choice("parameterization", parameterization, Parameterization)
         if is_concrete(rate) and not np.all((np.asarray(rate) > 0) & (np.asarray(rate) < 1)):
             raise ValueError(
                 expected(

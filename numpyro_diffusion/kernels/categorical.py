@@ -31,7 +31,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from .._checks import check_integer_at_least, expected, is_concrete
+from .._checks import check_integer_at_least, expected, first_index, is_concrete
 from .._numerics import safe_log
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike, PyTree, Shape
@@ -122,7 +122,7 @@ class CategoricalKernel(Kernel):
         array = np.asarray(value)
         bad = ~np.isin(array, np.arange(self._size))
         if bad.any():
-            first = tuple(int(i) for i in np.argwhere(bad)[0])
+            first = first_index(bad)
             raise ValueError(
                 expected(
                     f"states 0 to {self._size - 1} for {name}",

@@ -38,7 +38,7 @@ Nichol and Dhariwal 2021 (interpolated log variance); Bao et al. 2022 (optimal v
 """
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from .._checks import check_finite, check_floating, expected, is_concrete
+from .._checks import check_choice, check_finite, check_floating, expected, is_concrete
 from .._numerics import safe_log, safe_sqrt
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike, PyTree, Shape
@@ -96,8 +96,8 @@ class GaussianKernel(Kernel):
         variance: Variance = "learned",
         data_scale: float = 1.0,
     ) -> None:
-        _check_choice("parameterization", parameterization, get_args(Parameterization))
-        _check_choice("variance", variance, get_args(Variance))
+        check_choice("parameterization", parameterization, Parameterization)
+        check_choice("variance", variance, Variance)
         if parameterization == "paper" and variance != "learned":
             raise ValueError(
                 expected("variance='learned' with parameterization='paper'", repr(variance), "Eq. 64-65 learn both.")
@@ -238,8 +238,3 @@ class GaussianKernel(Kernel):
 
 def _normal(loc: ArrayLike, scale: ArrayLike) -> dist.Normal:
     return dist.Normal(loc, scale, validate_args=False)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(expected(f"{name} one of {', '.join(choices)}", repr(value), "Choose one of these names."))

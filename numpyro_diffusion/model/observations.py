@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.handlers import seed, substitute, trace
 
-from .._checks import expected, is_concrete
+from .._checks import expected, first_index, is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..wrappers import unwrap
@@ -128,11 +128,10 @@ def refuse_nan(observed: Mapping[str, Any], log_probs: Mapping[str, Any], event_
         in_event = is_nan.any(tuple(range(is_nan.ndim - event_dims[name], is_nan.ndim)))
         # Where NumPyro validates values, their density is 0.
         if (in_event & ~np.isfinite(log_probs[name])).any():
-            bad = np.argwhere(is_nan)
             raise ValueError(
                 expected(
                     f"observed values of site {name!r} that are numbers",
-                    f"NaN at index {tuple(bad[0].tolist())}, {len(bad)} of {is_nan.size}",
+                    f"NaN at index {first_index(is_nan)}, {int(is_nan.sum())} of {is_nan.size}",
                     "Impute them as latent sites, or leave them out by numpyro.handlers.mask.",
                 )
             )

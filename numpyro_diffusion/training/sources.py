@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import expected
+from .._checks import expected, first_index
 from .._placement import Placement
 from .._typing import Array, PyTree
 
@@ -117,7 +117,7 @@ def first_not_finite(data: PyTree, count: int) -> tuple[np.ndarray, str]:
             chunk = np.asarray(leaf[start : start + step])
             bad = ~np.isfinite(chunk)
             if bad.any():
-                index = tuple(int(i) for i in np.argwhere(bad)[0])
+                index = first_index(bad)
                 words = words or f"{chunk[index]} at index {(start + index[0], *index[1:])}{path and f' of {path}'}"
                 rows.extend((start + np.unique(np.nonzero(bad)[0])).tolist())
         if len(rows) >= count:

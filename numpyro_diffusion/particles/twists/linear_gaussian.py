@@ -31,12 +31,12 @@ References: Boys et al. 2023, Rozet et al. 2024 (moment matching); Nocedal and W
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..._checks import check_integer_at_least, expected
+from ..._checks import check_choice, check_integer_at_least, expected
 from ..._numerics import expand_right
 from ..._small_matrices import is_covariance, normal_log_density, solve, symmetric
 from ..._typing import Array
@@ -76,14 +76,7 @@ class LinearGaussian:
     num_prior_draws: int = 64
 
     def __post_init__(self) -> None:
-        if self.covariance not in get_args(Covariance):
-            raise ValueError(
-                expected(
-                    f"covariance one of {', '.join(get_args(Covariance))}",
-                    repr(self.covariance),
-                    "Choose one of these names.",
-                )
-            )
+        check_choice("covariance", self.covariance, Covariance)
         check_integer_at_least("num_prior_draws", self.num_prior_draws, 2, "A variance needs some.")
 
     def num_passes_back(self, target: Target) -> int:
