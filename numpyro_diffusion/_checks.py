@@ -24,7 +24,7 @@ def is_concrete(value: Any) -> bool:
     return not any(is_tracer(leaf) for leaf in jax.tree.leaves(value))
 
 
-def first_index(bad: np.ndarray) -> tuple[int, ...]:
+def first_index(bad: np.ndarray | np.bool_) -> tuple[int, ...]:
     """Where the first True stands, in row order."""
     return tuple(int(i) for i in np.argwhere(bad)[0])
 
