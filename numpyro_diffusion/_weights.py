@@ -78,20 +78,17 @@ def log_mean_and_error(log_weights: Any) -> tuple[np.ndarray, np.ndarray]:
         return log_mean, np.asarray(relative.std(axis=0, ddof=1) / math.sqrt(count))
 
 
-def systematic(rng: Any, log_weights: Any, num_draws: int | None = None, *, order: Array | None = None) -> Any:
+def systematic(rng: Any, log_weights: Any, num_draws: int | None = None) -> Any:
     """Ancestors by systematic resampling: one uniform offset, evenly spaced points on the cumulative weights.
 
     Args:
         rng: randomness.
         log_weights: (N, E...); a NumPy array has no E.
         num_draws: how many, by default N.
-        order: the order in which weights are cumulated, a permutation of particles, (N, E...); None for the array's.
 
     Returns:
-        Integers of shape (num_draws, E...), in that order.
+        Integers of shape (num_draws, E...), in rising order.
     """
-    if order is not None:
-        return gather(order, systematic(rng, gather(log_weights, order), num_draws))
     count = num_draws or log_weights.shape[0]
     steps = np.arange(count, dtype=log_weights.dtype).reshape((count,) + (1,) * (log_weights.ndim - 1))
     return _invert((steps + _uniform(rng, (1, *log_weights.shape[1:]), log_weights.dtype)) / count, log_weights)

@@ -25,7 +25,6 @@ from ..guidance.base import guide_step
 from ..guidance.gaussian_factor import ClampedNormal
 from ..model.program import Programs, SplitModel
 from ..particles.filter import Cloud, run_filter
-from ..particles.ordering import principal_directions
 from ..particles.steps import TiltedStep
 from ..particles.target import Calibration, States, Target, as_rows, calibrate, draw_prior
 from ..particles.twists.base import Twist
@@ -249,7 +248,6 @@ class TwistedSMC:
             self.twist.prepare(target, prior_draws),
             key_filter,
             self.num_particles,
-            directions=principal_directions(target, prior_draws) if prior_draws else None,
             keep_paths=self.keep_paths,
         )
         return cloud, others, split.shared_factor(others) - log_density

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from .._typing import Array
 from .._weights import effective_size, gather, log_mean_exp, multinomial, systematic
-from .ordering import hilbert_order
 from .target import States, Target
 
 __all__ = ["Cloud", "SMCInfo", "SMCState", "choose_path", "finish", "init", "run_filter", "step"]
@@ -90,7 +89,6 @@ def step(
     target: Target,
     look: Any,
     *,
-    directions: Array | None = None,
     retained: States | None = None,
     independent: bool = False,
 ) -> tuple[SMCState, SMCInfo]:
@@ -102,7 +100,6 @@ def step(
         level: of the longest chain, >= 1.
         target: chains and likelihood.
         look: ``(x, level) -> (log psi (N, E...), Step)``: a twist with its constants.
-        directions: (D, 2), the plane in which particles are ordered before systematic resampling; None for no order.
         retained: paths, site name -> (T_site + 1, site shape...), that particle 0 follows.
         independent: resample independently, as with a retained path, and not systematically.
     """
@@ -114,8 +111,7 @@ def step(
     num_particles, *elements = log_weights.shape
     size = effective_size(log_weights)
     if retained is None and not independent:
-        order = None if directions is None else hilbert_order(target, directions, x)
-        ancestors = systematic(key_resample, log_weights, order=order)
+        ancestors = systematic(key_resample, log_weights)
     else:
         ancestors = multinomial(key_resample, log_weights)
     if retained is not None:
@@ -151,7 +147,6 @@ def run_filter(
     rng_key: jax.Array,
     num_particles: int,
     *,
-    directions: Array | None = None,
     retained: States | None = None,
     independent: bool = False,
     keep_paths: bool = False,
@@ -164,7 +159,6 @@ def run_filter(
         constants: what the twist has prepared.
         rng_key: randomness.
         num_particles: N.
-        directions: as for :func:`step`.
         retained: as for :func:`step`.
         independent: as for :func:`step`.
         keep_paths: keep every level and its ancestors.
@@ -178,7 +172,6 @@ def run_filter(
             level,
             target,
             lambda x, level: twist.look(target, constants, x, level),
-            directions=directions,
             retained=retained,
             independent=independent,
         )
