@@ -113,13 +113,21 @@ class Kernel(abc.ABC):
     def kl(self, bridge: Any, reverse: Any) -> Array:
         """KL(bridge || reverse) per coordinate, in nats, accurate when the two are close."""
 
-    @abc.abstractmethod
     def from_noise(self, law: Any, noise: ArrayLike) -> Array:
         """The draw of a step's law that standard normal ``noise`` stands for.
 
         Raises:
-            TypeError: for a discrete kernel, whose draws are no differentiable function of noise.
+            TypeError: for a kernel that has no such function, as none of discrete states has.
         """
+        if not self.is_discrete:
+            raise TypeError(expected("a kernel that has from_noise", type(self).__name__, "Implement it."))
+        raise TypeError(
+            expected(
+                "a Gaussian kernel",
+                type(self).__name__,
+                "Discrete states are no differentiable function of normal noises; use a Gibbs or particle engine.",
+            )
+        )
 
     def encode(self, x_t: Array) -> Array:
         """The state as the network sees it: floating point."""

@@ -152,15 +152,6 @@ class BernoulliKernel(Kernel):
             for sign in (1, -1)
         )
 
-    def from_noise(self, law: Any, noise: ArrayLike) -> Array:
-        raise TypeError(
-            expected(
-                "a Gaussian kernel",
-                "BernoulliKernel",
-                "Bits are no differentiable function of normal noises; use a Gibbs or particle engine.",
-            )
-        )
-
     def state_probabilities(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> Array:
         """Of 0 and 1: the network's, or for a network of x^{t-1} alone those of independent bits with mean ``rate``."""
         if self.parameterization == "x0":

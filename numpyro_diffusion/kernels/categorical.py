@@ -175,15 +175,6 @@ class CategoricalKernel(Kernel):
     def kl(self, bridge: Any, reverse: Any) -> Array:
         return (jnp.exp(bridge.logits) * (bridge.logits - reverse.logits)).sum(-1)
 
-    def from_noise(self, law: Any, noise: ArrayLike) -> Array:
-        raise TypeError(
-            expected(
-                "a Gaussian kernel",
-                "CategoricalKernel",
-                "Classes are no differentiable function of normal noises; use a Gibbs or particle engine.",
-            )
-        )
-
     def state_probabilities(self, output: PyTree, x_t: ArrayLike, t: ArrayLike) -> Array:
         signal, noise = (values[..., None] for values in self._marginal_terms(t))
         seen = self._one_hot(x_t)
