@@ -30,6 +30,7 @@ import numpy as np
 from .._checks import check_choice, check_integer_at_least, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
+from ..data_scale import check_data_erased
 from ..diffusion import Diffusion
 from ..estimates.terms import draw_state, paper_end_terms, prior_term, score_step
 from ..kernels import Kernel
@@ -100,6 +101,9 @@ def bound(
         ValueError: for data that do not match or lie outside of the support; for ``"paper"`` with data that are not
             normalised.
 
+    Warns:
+        UserWarning: where the kernel's last step still shows the data: K then is far below the evidence.
+
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,)))
@@ -113,6 +117,7 @@ def bound(
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^t at each step.")
     check_integer_at_least("chunk_size", chunk_size, 1, "It counts draws that are in memory.")
     check_choice("form", form, Form)
+    check_data_erased(model.kernel, x)
     if form == "paper":
         _check_normalised(model, x)
     steps, prior = Moments(), Moments()
