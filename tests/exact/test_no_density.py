@@ -13,54 +13,33 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from closed_forms import affine_prior, gaussian_moments
+from density_cases import (
+    DATA,
+    DEPENDENT,
+    DEPENDS,
+    KEY,
+    NO_DENSITY,
+    UNNAMED,
+    by_network,
+    conditional,
+    evaluate,
+    latent,
+    no_guide,
+    svi,
+)
 from numpyro import infer
 from numpyro.diagnostics import effective_sample_size
 from numpyro.distributions.transforms import AffineTransform
 from numpyro.handlers import reparam, seed
-from numpyro.infer import MCMC, NUTS, SVI, autoguide, log_likelihood, psis_diagnostic
+from numpyro.infer import MCMC, NUTS, autoguide, log_likelihood, psis_diagnostic
 from numpyro.infer.inspect import get_dependencies
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.reparam import NeuTraReparam
 from numpyro.infer.util import log_density, potential_energy
-from wrapped_cases import NUMBER, OTHERS, PRIOR, SCHEDULE, SHAPES
+from wrapped_cases import OTHERS, PRIOR, SCHEDULE, SHAPES
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
-
-KEY = jax.random.key(0)
-NO_DENSITY = r"Expected a density at latent site 'x'; got a Diffusion, .*lower bound.*DiffusionReparam.*AsDensity"
-DEPENDS = r"Expected an observed Diffusion at site 'x' that depends on no latent site; got .*stop=1.*AsDensity"
-UNNAMED = r"Expected a named estimate of log p\(x\^0\) .*; got estimator=None.*RandomStep.*AllSteps.*ImportanceWeighted"
-DATA = jnp.asarray([[1.2], [1.6]])
-
-
-def latent(law):
-    def model():
-        x = numpyro.sample("x", law)
-        numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=1.0)
-
-    return model
-
-
-def conditional(make=affine_prior):
-    """c ~ N(0, 1), and two rows of a diffusion with context c."""
-    c = numpyro.sample("c", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
-    with numpyro.plate("n", 2):
-        numpyro.sample("x", make(SCHEDULE, [0.5], context=c), obs=DATA)
-
-
-def svi(model, guide, loss=None):
-    return SVI(model, guide, optax.adam(0.01), loss or infer.Trace_ELBO())
-
-
-def evaluate(model, guide, loss=None, key=KEY):
-    inference = svi(model, guide, loss)
-    return inference.evaluate(inference.init(key))
-
-
-def no_guide():
-    """No latent site has a distribution here."""
-
+from numpyro_diffusion.infer import DiffusionReparam
 
 # Latent sites under NumPyro's own engines --------------------------------------------------------------
 
@@ -269,70 +248,6 @@ def test_an_observed_diffusion_with_a_latent_context_is_refused_under_mcmc(name)
         getattr(infer, name)(conditional).init(keys, 0, None, (), {})
 
 
-def by_network():
-    weight = numpyro.sample("w", dist.Normal())
-    transition = nd.Transition(lambda params, x_t, t, context: params * x_t, weight, (1,))
-    numpyro.sample("x", nd.Diffusion(PRIOR.kernel, transition), obs=DATA[0])
-
-
-def by_schedule():
-    end = numpyro.sample("s", dist.Uniform(0.4, 0.6))
-    kernel = nd.GaussianKernel(nd.Schedule.from_beta(jnp.stack([0.1, 0.2, end])), variance="upper")
-    numpyro.sample("x", nd.Diffusion(kernel, NUMBER.transition), obs=0.5)
-
-
-def by_wrapper():
-    loc = numpyro.sample("loc", dist.Normal())
-    numpyro.sample("x", dist.TransformedDistribution(NUMBER, AffineTransform(loc, 1.0)), obs=0.5)
-
-
-class Shifted(dist.Distribution):
-    """As a user may write one, with no fields declared."""
-
-    support = dist.constraints.real
-
-    def __init__(self, loc, base_dist):
-        self.loc, self.base_dist = loc, base_dist
-        super().__init__()
-
-    def log_prob(self, value):
-        return self.base_dist.log_prob(value - self.loc)
-
-
-def by_a_wrapper_of_the_user():
-    loc = numpyro.sample("loc", dist.Normal())
-    numpyro.sample("x", Shifted(loc, NUMBER), obs=0.5)
-
-
-def by_mixing():
-    weight = numpyro.sample("w", dist.Uniform())
-    mixing = dist.Categorical(jnp.stack([weight, 1 - weight]))
-    numpyro.sample("x", dist.MixtureGeneral(mixing, [NUMBER, NUMBER]), obs=0.5)
-
-
-def by_value():
-    shift = numpyro.sample("shift", dist.Normal())
-    numpyro.sample("x", NUMBER, obs=0.5 + shift)
-
-
-def by_scale():
-    power = numpyro.sample("power", dist.Uniform())
-    with numpyro.handlers.scale(scale=power):
-        numpyro.sample("x", NUMBER, obs=0.5)
-
-
-DEPENDENT = {
-    "context": conditional,
-    "network": by_network,
-    "schedule": by_schedule,
-    "wrapper": by_wrapper,
-    "wrapper of the user": by_a_wrapper_of_the_user,
-    "mixing": by_mixing,
-    "value": by_value,
-    "scale": by_scale,
-}
-
-
 @pytest.mark.parametrize("model", DEPENDENT.values(), ids=DEPENDENT)
 def test_whatever_an_observed_diffusion_has_of_a_latent_site_is_refused_by_name(model):
     with pytest.raises(ValueError, match=DEPENDS):
@@ -488,118 +403,3 @@ def test_rows_under_vmap_share_their_noise_and_rows_of_a_batch_do_not():
     rows = jnp.ones((4, 1))
     assert np.unique(jax.vmap(law.log_prob)(rows)).size == 1
     assert np.unique(law.log_prob(rows)).size == 4
-
-
-# Engines of this package -------------------------------------------------------------------------------
-
-
-def run_guide(model):
-    guide = AutoDiffusionGuide(model)
-    svi(guide.model, guide).init(KEY)
-
-
-ENGINES = {
-    "TwistedSMC": lambda model: TwistedSMC(model, num_particles=2, progress_bar=False).run(KEY),
-    "DiffusionGibbs": lambda model: DiffusionGibbs(NUTS(model), num_particles=2).init(KEY, 0),
-    "EllipticalSlice": lambda model: EllipticalSlice(model).init(KEY, 0),
-    "AutoDiffusionGuide": run_guide,
-}
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-@pytest.mark.parametrize("is_beside_another", [False, True], ids=["alone", "beside a bare one"])
-def test_an_engine_refuses_a_wrapper_that_it_does_not_see_through(engine, make, is_beside_another):
-    """Alone: "NUTS alone will do" it said. Beside a bare one DiffusionGibbs gave it to NUTS: sd 8.0, right 2."""
-
-    def model():
-        if is_beside_another:
-            numpyro.sample("z", PRIOR)
-        latent(make())()
-
-    law = make()
-    while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
-        law = law.base_dist
-    wanted = f"a Diffusion at latent site 'x', as it is .*; got one inside of {type(law).__name__}"
-    with pytest.raises(ValueError, match=wanted):
-        ENGINES[engine](model)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_refuses_a_sample_shape_at_a_diffusion_site(engine):
-    """It dropped it: one x, shared by two observations."""
-
-    def model():
-        x = numpyro.sample("x", PRIOR, sample_shape=(2,))
-        numpyro.sample("y", dist.Normal(x, 1.0).to_event(), obs=jnp.zeros((2, 1)))
-
-    with pytest.raises(ValueError, match=r"no sample_shape at the diffusion site 'x'; got \(2,\).*plate"):
-        ENGINES[engine](model)
-
-
-def test_reparam_refuses_a_sample_shape():
-    def model():
-        numpyro.sample("x", PRIOR, sample_shape=(2,))
-
-    with pytest.raises(ValueError, match=r"no sample_shape at the diffusion site 'x'; got \(2,\).*plate"):
-        seed(reparam(model, config={"x": DiffusionReparam()}), 0)()
-
-
-def test_a_sample_shape_in_a_plate_is_the_plate_s():
-    def model():
-        with numpyro.plate("n", 3):
-            return numpyro.sample("x", PRIOR, sample_shape=(2, 1))
-
-    assert seed(reparam(model, config={"x": DiffusionReparam()}), 0)().shape == (2, 3, 1)
-
-
-@pytest.mark.parametrize("engine", ["TwistedSMC", "DiffusionGibbs", "EllipticalSlice"])
-@pytest.mark.parametrize("model", DEPENDENT.values(), ids=DEPENDENT)
-def test_an_engine_refuses_an_observed_diffusion_that_depends_on_a_latent_site(engine, model):
-    def beside():
-        numpyro.sample("diffusion", PRIOR)
-        model()
-
-    with pytest.raises(ValueError, match=DEPENDS):
-        ENGINES[engine](beside)
-
-
-def observed_below():
-    z = numpyro.sample("z", PRIOR)
-    numpyro.sample("x", affine_prior(SCHEDULE, [0.0], context=z), obs=DATA[0])
-
-
-@pytest.mark.parametrize("engine", ["TwistedSMC", "DiffusionGibbs", "EllipticalSlice"])
-def test_an_engine_refuses_an_observed_diffusion_that_depends_on_a_diffusion_site(engine):
-    with pytest.raises(ValueError, match=DEPENDS):
-        ENGINES[engine](observed_below)
-
-
-def test_the_weights_of_our_guide_are_not_made_of_a_bound():
-    guide = AutoDiffusionGuide(observed_below)
-    params = svi(guide.model, guide).run(KEY, 1, progress_bar=False).params
-    with pytest.raises(ValueError, match=DEPENDS):
-        guide.importance_weights(KEY, params, 25)
-
-
-def test_a_constant_observed_diffusion_enters_the_evidence_by_its_named_estimate():
-    named = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
-
-    def beside(other):
-        def model():
-            latent(PRIOR)()
-            if other is not None:
-                numpyro.sample("other", other, obs=jnp.ones(1) * 0.3)
-
-        return model
-
-    def evidence(other):
-        smc = TwistedSMC(beside(other), num_particles=64, num_islands=1, twist="none", progress_bar=False)
-        smc.run(KEY)
-        return smc.log_evidence
-
-    with pytest.raises(ValueError, match=r"for the observed site 'other', a constant of the evidence; got estimator=N"):
-        evidence(PRIOR)
-    wanted = evidence(None) + float(named.log_prob(0.3 * jnp.ones(1)))
-    assert evidence(named) == pytest.approx(wanted, rel=1e-4)
-    EllipticalSlice(beside(PRIOR)).init(KEY, 0)  # a constant of the posterior

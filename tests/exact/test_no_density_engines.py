@@ -1,0 +1,126 @@
+"""A prior has no density: what the engines of this package refuse, and what enters an evidence."""
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from closed_forms import affine_prior
+from density_cases import DATA, DEPENDENT, DEPENDS, KEY, latent, svi
+from numpyro.handlers import reparam, seed
+from numpyro.infer import NUTS
+from wrapped_cases import OTHERS, PRIOR, SCHEDULE
+
+import numpyro_diffusion as nd
+from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
+
+
+def run_guide(model):
+    guide = AutoDiffusionGuide(model)
+    svi(guide.model, guide).init(KEY)
+
+
+ENGINES = {
+    "TwistedSMC": lambda model: TwistedSMC(model, num_particles=2, progress_bar=False).run(KEY),
+    "DiffusionGibbs": lambda model: DiffusionGibbs(NUTS(model), num_particles=2).init(KEY, 0),
+    "EllipticalSlice": lambda model: EllipticalSlice(model).init(KEY, 0),
+    "AutoDiffusionGuide": run_guide,
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("is_beside_another", [False, True], ids=["alone", "beside a bare one"])
+def test_an_engine_refuses_a_wrapper_that_it_does_not_see_through(engine, make, is_beside_another):
+    """Alone: "NUTS alone will do" it said. Beside a bare one DiffusionGibbs gave it to NUTS: sd 8.0, right 2."""
+
+    def model():
+        if is_beside_another:
+            numpyro.sample("z", PRIOR)
+        latent(make())()
+
+    law = make()
+    while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
+        law = law.base_dist
+    wanted = f"a Diffusion at latent site 'x', as it is .*; got one inside of {type(law).__name__}"
+    with pytest.raises(ValueError, match=wanted):
+        ENGINES[engine](model)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_refuses_a_sample_shape_at_a_diffusion_site(engine):
+    """It dropped it: one x, shared by two observations."""
+
+    def model():
+        x = numpyro.sample("x", PRIOR, sample_shape=(2,))
+        numpyro.sample("y", dist.Normal(x, 1.0).to_event(), obs=jnp.zeros((2, 1)))
+
+    with pytest.raises(ValueError, match=r"no sample_shape at the diffusion site 'x'; got \(2,\).*plate"):
+        ENGINES[engine](model)
+
+
+def test_reparam_refuses_a_sample_shape():
+    def model():
+        numpyro.sample("x", PRIOR, sample_shape=(2,))
+
+    with pytest.raises(ValueError, match=r"no sample_shape at the diffusion site 'x'; got \(2,\).*plate"):
+        seed(reparam(model, config={"x": DiffusionReparam()}), 0)()
+
+
+def test_a_sample_shape_in_a_plate_is_the_plate_s():
+    def model():
+        with numpyro.plate("n", 3):
+            return numpyro.sample("x", PRIOR, sample_shape=(2, 1))
+
+    assert seed(reparam(model, config={"x": DiffusionReparam()}), 0)().shape == (2, 3, 1)
+
+
+@pytest.mark.parametrize("engine", ["TwistedSMC", "DiffusionGibbs", "EllipticalSlice"])
+@pytest.mark.parametrize("model", DEPENDENT.values(), ids=DEPENDENT)
+def test_an_engine_refuses_an_observed_diffusion_that_depends_on_a_latent_site(engine, model):
+    def beside():
+        numpyro.sample("diffusion", PRIOR)
+        model()
+
+    with pytest.raises(ValueError, match=DEPENDS):
+        ENGINES[engine](beside)
+
+
+def observed_below():
+    z = numpyro.sample("z", PRIOR)
+    numpyro.sample("x", affine_prior(SCHEDULE, [0.0], context=z), obs=DATA[0])
+
+
+@pytest.mark.parametrize("engine", ["TwistedSMC", "DiffusionGibbs", "EllipticalSlice"])
+def test_an_engine_refuses_an_observed_diffusion_that_depends_on_a_diffusion_site(engine):
+    with pytest.raises(ValueError, match=DEPENDS):
+        ENGINES[engine](observed_below)
+
+
+def test_the_weights_of_our_guide_are_not_made_of_a_bound():
+    guide = AutoDiffusionGuide(observed_below)
+    params = svi(guide.model, guide).run(KEY, 1, progress_bar=False).params
+    with pytest.raises(ValueError, match=DEPENDS):
+        guide.importance_weights(KEY, params, 25)
+
+
+def test_a_constant_observed_diffusion_enters_the_evidence_by_its_named_estimate():
+    named = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
+
+    def beside(other):
+        def model():
+            latent(PRIOR)()
+            if other is not None:
+                numpyro.sample("other", other, obs=jnp.ones(1) * 0.3)
+
+        return model
+
+    def evidence(other):
+        smc = TwistedSMC(beside(other), num_particles=64, num_islands=1, twist="none", progress_bar=False)
+        smc.run(KEY)
+        return smc.log_evidence
+
+    with pytest.raises(ValueError, match=r"for the observed site 'other', a constant of the evidence; got estimator=N"):
+        evidence(PRIOR)
+    wanted = evidence(None) + float(named.log_prob(0.3 * jnp.ones(1)))
+    assert evidence(named) == pytest.approx(wanted, rel=1e-4)
+    EllipticalSlice(beside(PRIOR)).init(KEY, 0)  # a constant of the posterior
