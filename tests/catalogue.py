@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from numpyro_diffusion import (
     AllSteps,
     BernoulliKernel,
+    CategoricalKernel,
     Diffusion,
     ForwardChain,
     GaussianKernel,
@@ -106,6 +107,16 @@ def gaussian(**kwargs: Any) -> GaussianKernel:
 def bernoulli(**kwargs: Any) -> BernoulliKernel:
     # b_T < 1, so that a small change of every number in the schedule is again a schedule.
     return BernoulliKernel(schedules.linear(NUM_STEPS, 1.0, 4.0), **kwargs)
+
+
+def categorical(**kwargs: Any) -> CategoricalKernel:
+    return CategoricalKernel(schedules.linear(NUM_STEPS, 1.0, 4.0), 3, **kwargs)
+
+
+def to_states(params: Any, x_t: Any, t: Any, context: Any) -> Any:
+    """Logits of x^0 for vectors of states, from one-hot x_t: every state looks at its neighbour's."""
+    gain = t.astype(x_t.dtype)[..., None, None] / NUM_STEPS
+    return gain * params["gain"] * jnp.roll(x_t, 1, axis=-2) + params["shift"] * x_t
 
 
 def estimated(kernel: Any, transition: Transition, estimator: Any, **kwargs: Any) -> Diffusion:
@@ -327,6 +338,14 @@ CASES = [
         lambda **k: estimated(bernoulli(parameterization="logits"), affine(()), ImportanceWeighted(2), **k),
         (),
         (),
+        is_discrete=True,
+        is_estimate=True,
+    ),
+    Case(
+        "diffusion categorical vector all-steps",
+        lambda **k: estimated(categorical(), Transition(to_states, affine_params(), (2,)), AllSteps(), **k),
+        (),
+        (2,),
         is_discrete=True,
         is_estimate=True,
     ),

@@ -61,7 +61,7 @@ def test_a_concrete_value_outside_the_support_is_refused(case):
     for number, message in ((np.nan, "nan"), (0.5 if case.is_discrete else np.inf, "0.5|inf")):
         wrong = spoil(case.value(), number)
         index = ", ".join(str(size - 1) for size in wrong.shape)
-        wanted = "only 0 and 1" if case.is_discrete else "finite values"
+        wanted = "(only 0 and 1|states 0 to 2)" if case.is_discrete else "finite values"
         match = rf"Expected {wanted} for a value of {name}; got .*({message}).* at index \({index},?\)"
         for validate_args in (None, True):
             with pytest.raises(ValueError, match=match):
