@@ -31,6 +31,7 @@ WORDS = {
     "chains": "many steps: ForwardChain, ReverseChain",
     "analytic": "exact denoisers",
     "transition": "the learned function, as a chain sees it",
+    "data_scale": "is the schedule made for these data",
     "kernels": "one step, forward and back, and all its algebra",
     "networks": "Haiku functions",
     "datasets": "toy data, images",
