@@ -85,7 +85,7 @@ def run_all(path):
     weighted = guide.importance_weights(jax.random.key(3), params, 4000, y)
     found["AutoDiffusionGuide"], found["AutoDiffusionGuide log weights"] = weighted.samples["x"], weighted.log_weights
 
-    kernel = nd.GaussianKernel(nd.schedules.log_snr(3, 0.3, 5.0), parameterization="x0", variance="upper")
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(3, 0.3, 50.0), parameterization="x0", variance="upper")
 
     def train(batch, size):
         params = numpyro.param("affine", jnp.zeros((2, kernel.num_steps + 1)))
