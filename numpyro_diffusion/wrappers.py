@@ -7,12 +7,15 @@ shapes alone, so that a diffusion inside of them is still a chain. Any other wra
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from ._typing import Shape
+from ._compat.numpyro import mask_of
+from ._numerics import expand_right
+from ._typing import Array, Shape
 from .diffusion import Diffusion
 
-__all__ = ["find_diffusions", "unwrap"]
+__all__ = ["find_diffusions", "unmask", "unwrap"]
 
 
 def unwrap(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
@@ -21,6 +24,20 @@ def unwrap(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
     while isinstance(fn, (dist.Independent, dist.ExpandedDistribution)):
         fn = fn.base_dist
     return fn, shape[: len(shape) - fn.event_dim]
+
+
+def unmask(fn: dist.Distribution) -> tuple[dist.Distribution, Array]:
+    """What is inside of ``expand``, ``to_event`` and ``mask``, and what the masks let through.
+
+    Returns:
+        The distribution, and booleans that broadcast with ``fn``'s values, their event included.
+    """
+    seen = jnp.ones((), bool)
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        if isinstance(fn, dist.MaskedDistribution):
+            seen = seen & expand_right(mask_of(fn), fn.event_dim)
+        fn = fn.base_dist
+    return fn, seen
 
 
 def find_diffusions(fn: Any) -> tuple[Diffusion, ...]:

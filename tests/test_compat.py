@@ -198,6 +198,12 @@ def test_a_distribution_keeps_whether_validation_was_asked_for(told):
     assert names.explicit_validation(dist.Normal(validate_args=told)) is told
 
 
+def test_a_masked_distribution_has_its_mask_in_the_shape_of_its_batch():
+    assert names.mask_of(dist.Normal().mask(False)) is False
+    masked = dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1).mask(jnp.array([True, False]))
+    np.testing.assert_array_equal(names.mask_of(masked), [True, False])
+
+
 def test_mcmc_keeps_its_arguments():
     mcmc = MCMC(NUTS(lambda y, *, scale: numpyro.sample("x", dist.Normal(y, scale))), num_warmup=1, num_samples=1)
     mcmc.progress_bar = False

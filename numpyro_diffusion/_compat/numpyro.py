@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.handlers import block, seed, trace
 from numpyro.infer import MCMC
@@ -31,6 +32,7 @@ __all__ = [
     "is_in_scan",
     "is_prng_key",
     "log_density",
+    "mask_of",
     "model_arguments",
     "mutable",
     "potential_energy",
@@ -167,3 +169,8 @@ def _site_of(frame: FrameType, module: str) -> Mapping[str, Any] | None:
         obs = names.get("obs")
         return {"name": names["name"], "fn": names["fn"], "value": obs, "is_observed": obs is not None, "scale": None}
     return None
+
+
+def mask_of(fn: MaskedDistribution) -> Any:
+    """The mask of a masked distribution: a Python bool, or booleans of its batch shape."""
+    return fn._mask

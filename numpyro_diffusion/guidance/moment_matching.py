@@ -19,7 +19,7 @@ from .._checks import check_choice, check_finite, expected, is_concrete
 from .._numerics import expand_right
 from .._pytree import register_pytree
 from .._small_matrices import is_covariance, normal_log_density, solve, symmetric
-from .._typing import Array, ArrayLike
+from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from .base import Guided, check_normal
 from .reconstruction import reconstruct
@@ -29,7 +29,7 @@ __all__ = ["Covariance", "MomentMatching"]
 Covariance = Literal["scale", "jacobian"]
 
 
-@register_pytree(data=("matrix", "value", "noise_scale"), static=("covariance",))
+@register_pytree(data=("matrix", "value", "noise_scale", "mask"), static=("covariance",))
 class MomentMatching:
     """Approximate: guidance by N(y; A x0hat, noise_scale^2 I + A C A^T), for y = A x^0 + noise. Biased in general.
 
@@ -50,10 +50,12 @@ class MomentMatching:
         value: y, shape (m,), or (batch..., m).
         noise_scale: standard deviations of the noise, > 0, shape () or (m,).
         covariance: ``"scale"`` or ``"jacobian"``.
+        mask: booleans that broadcast to the value's shape, False for a number that was not seen; its value may be
+            anything, NaN too. The guidance is that of the other numbers alone. None: all were seen.
 
     Raises:
-        ValueError: for an unknown covariance, shapes that do not agree, values that are not finite, or a noise_scale
-            that is not positive.
+        ValueError: for an unknown covariance, shapes that do not agree, a mask of another shape or dtype, values that
+            are not finite where they were seen, or a noise_scale that is not positive.
         TypeError: when used with a kernel that is not Gaussian.
 
     >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
@@ -70,9 +72,16 @@ class MomentMatching:
     value: ArrayLike
     noise_scale: ArrayLike
     covariance: Covariance
+    mask: ArrayLike | None
 
     def __init__(
-        self, matrix: ArrayLike, value: ArrayLike, noise_scale: ArrayLike, *, covariance: Covariance = "jacobian"
+        self,
+        matrix: ArrayLike,
+        value: ArrayLike,
+        noise_scale: ArrayLike,
+        *,
+        covariance: Covariance = "jacobian",
+        mask: ArrayLike | None = None,
     ) -> None:
         check_choice("covariance", covariance, Covariance)
         rows, scales = jnp.shape(matrix)[:1], jnp.shape(noise_scale)
@@ -89,40 +98,47 @@ class MomentMatching:
                 expected("noise_scale > 0", noise_scale, "For numbers that are known exactly use GaussianFactor.")
             )
         check_finite("matrix", matrix)
-        check_finite("value", value)
+        if mask is not None:
+            _check_mask(mask, jnp.shape(value))
+        if is_concrete((value, mask)):
+            check_finite("value", value if mask is None else np.where(mask, value, 0))
         self.matrix = matrix
         self.value = value
         self.noise_scale = noise_scale
         self.covariance = covariance
+        self.mask = mask
 
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> Guided:
         x_0, pull, step = reconstruct("MomentMatching", chain, x_t, t)
         check_normal(step, "MomentMatching")
         matrix = jnp.asarray(self.matrix, x_0.dtype)
         residual = self._residual(matrix, x_0, chain)
+        seen = jnp.broadcast_to(jnp.asarray(True if self.mask is None else self.mask), residual.shape)
         gain = chain.kernel.denoising_gain(t, x_0)
         rows = matrix.reshape(matrix.shape[0], -1)
         scales = jnp.broadcast_to(jnp.asarray(self.noise_scale, x_0.dtype), rows.shape[:1])
-        noise = jnp.diag(scales**2)
+        noise = jnp.diag(scales**2)  # a number that was not seen keeps its own, and nothing else
+        both = seen[..., :, None] & seen[..., None, :]
         power = jnp.asarray(getattr(chain.kernel, "data_scale", 1.0) ** 2, x_0.dtype)
         spread = expand_right(chain.kernel.denoised_variance(t, power), 2) * (rows @ rows.T)
-        spread = jnp.broadcast_to(spread, (*residual.shape, residual.shape[-1]))
+        spread = jnp.where(both, jnp.broadcast_to(spread, both.shape), 0)
         if self.covariance == "scale":
             (slope,) = pull((solve(noise + spread, residual) @ rows).reshape(x_0.shape))
         else:
             pulled = jax.vmap(lambda row: pull(jnp.broadcast_to(row, x_0.shape))[0])(matrix)
             pulled = jnp.moveaxis(pulled, 0, residual.ndim - 1).reshape(residual.shape + rows.shape[1:])  # A J
-            found = symmetric(expand_right(gain, 2) * (pulled @ rows.T))
+            found = jnp.where(both, symmetric(expand_right(gain, 2) * (pulled @ rows.T)), 0)
             spread = jnp.where(is_covariance(found, noise)[..., None, None], found, spread)
             weight = solve(noise + spread, residual, least=scales**2)
             slope = (weight[..., None, :] @ pulled).reshape(x_0.shape)
-        log_psi = normal_log_density(residual, noise + spread)
+        unseen = jnp.where(seen, 0, 0.5 * jnp.log(2 * jnp.pi * scales**2)).sum(-1)
+        log_psi = normal_log_density(residual, noise + spread) + unseen
         bridge_gain, _ = chain.kernel.bridge_terms(chain.beside_state(t), x_0)
         moved = step.loc + bridge_gain * chain.beside_state(gain) * slope
         return Guided(dist.Normal(moved, step.scale, validate_args=False), log_psi)
 
     def _residual(self, matrix: Array, x_0: Array, chain: ReverseChain) -> Array:
-        """The misfit y - A x0hat, shape (batch..., m)."""
+        """The misfit y - A x0hat, shape (batch..., m); 0 where it was not seen."""
         if matrix.shape[1:] != chain.state_shape:
             raise ValueError(
                 expected(
@@ -132,7 +148,9 @@ class MomentMatching:
                 )
             )
         predicted = jnp.tensordot(x_0, matrix, axes=(tuple(range(-chain.state_dim, 0)), tuple(range(1, matrix.ndim))))
-        residual = jnp.asarray(self.value, x_0.dtype) - predicted
+        value = jnp.asarray(self.value, x_0.dtype)
+        seen = jnp.asarray(True if self.mask is None else self.mask)
+        residual = jnp.where(seen, jnp.where(seen, value, 0) - predicted, 0)
         if residual.shape != predicted.shape:
             raise ValueError(
                 expected(
@@ -142,3 +160,18 @@ class MomentMatching:
                 )
             )
         return residual
+
+
+def _check_mask(mask: ArrayLike, shape: Shape) -> None:
+    try:
+        fits = jnp.broadcast_shapes(jnp.shape(mask), shape) == shape and np.issubdtype(jnp.result_type(mask), np.bool_)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            expected(
+                f"a mask of booleans that broadcasts to the value's shape {shape}",
+                f"dtype {jnp.result_type(mask)}, shape {jnp.shape(mask)}",
+                "It is False where a number was not seen: ~jnp.isnan(value).",
+            )
+        )

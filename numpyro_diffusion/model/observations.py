@@ -1,4 +1,9 @@
-r"""What a model observes: numbers that are Normal given the diffusion sites, y = g(x) + N(0, R), and NaN, refused."""
+r"""What a model observes: numbers that are Normal given the diffusion sites, y = g(x) + N(0, R), and NaN, refused.
+
+A masked number is not seen: it has no residual, and neither variance nor covariance with the others. Whoever takes a
+density of all numbers gives it a variance of its own and takes the factor away again, which drops the number exactly; a
+wide noise would not.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +18,7 @@ from numpyro.handlers import seed, substitute, trace
 from .._checks import expected, first_index, is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, Shape
-from ..wrappers import unwrap
+from ..wrappers import unmask
 from .sites import check_proper, site_log_prob
 
 __all__ = [
@@ -32,47 +37,53 @@ class Observation(NamedTuple):
     """What is seen of every element.
 
     Attributes:
-        residual: y - g(x), shape (E..., m).
-        covariance: R, shape (E..., m, m).
+        residual: y - g(x), shape (E..., m); 0 where it is not seen.
+        covariance: R, shape (E..., m, m); rows and columns of 0 where it is not seen.
+        seen: shape (E..., m), False behind a mask.
     """
 
     residual: Array
     covariance: Array
+    seen: Array
 
 
-@register_pytree(data=("residual", "spread"), static=("event_dim", "is_diagonal"))
+@register_pytree(data=("residual", "spread", "seen"), static=("event_dim", "is_diagonal"))
 class NormalSite:
     """A Normal or MultivariateNormal site.
 
     Attributes:
         residual: value less mean, shape (batch..., event...).
         spread: variances, of the residual's shape, or covariances with one more axis.
+        seen: of the residual's shape, False behind a mask.
         event_dim: of the residual.
         is_diagonal: which of the two ``spread`` is.
     """
 
-    def __init__(self, residual: Array, spread: Array, event_dim: int, is_diagonal: bool) -> None:
-        self.residual, self.spread = residual, spread
+    def __init__(self, residual: Array, spread: Array, seen: Array, event_dim: int, is_diagonal: bool) -> None:
+        self.residual, self.spread, self.seen = residual, spread, seen
         self.event_dim, self.is_diagonal = event_dim, is_diagonal
 
 
 def normal_site(site: dict) -> NormalSite | None:
     """A traced site as Normal numbers; None if it is scaled, or anything else."""
-    inner, _ = unwrap(site["fn"])
+    inner, mask = unmask(site["fn"])
     if not isinstance(inner, (dist.Normal, dist.MultivariateNormal)) or site["scale"] is not None:
         return None
     value = jnp.asarray(site["value"])
     shape = jnp.broadcast_shapes(value.shape, site["fn"].shape())
-    residual = jnp.broadcast_to(value - inner.mean, shape)
+    seen = jnp.broadcast_to(mask, shape)
+    residual = jnp.where(seen, jnp.where(mask, value, 0) - inner.mean, 0)
     is_diagonal = isinstance(inner, dist.Normal)
-    spread = inner.variance if is_diagonal else inner.covariance_matrix
-    spread = jnp.broadcast_to(spread, shape if is_diagonal else (*shape, shape[-1]))
-    return NormalSite(residual, spread, site["fn"].event_dim, is_diagonal)
+    if is_diagonal:
+        spread = jnp.where(seen, inner.variance, 0)
+    else:
+        spread = jnp.where(seen[..., None], inner.covariance_matrix, 0)  # a mask takes or leaves whole vectors
+    return NormalSite(residual, spread, seen, site["fn"].event_dim, is_diagonal)
 
 
 def likelihood_name(site: dict) -> str:
     """What a site's likelihood is, in a word."""
-    return "a scaled one" if site["scale"] is not None else type(unwrap(site["fn"])[0]).__name__
+    return "a scaled one" if site["scale"] is not None else type(unmask(site["fn"])[0]).__name__
 
 
 def observation(sites: dict[str, Any], elements: Shape) -> Observation:
@@ -81,7 +92,7 @@ def observation(sites: dict[str, Any], elements: Shape) -> Observation:
     Raises:
         ValueError: if there is none.
     """
-    residuals, covariances = [], []
+    residuals, covariances, seen = [], [], []
     for site in sites.values():
         residual = _elements_first(site.residual, elements, site.event_dim)
         size = residual.shape[-1]
@@ -94,6 +105,7 @@ def observation(sites: dict[str, Any], elements: Shape) -> Observation:
             blocks = blocks.reshape((*elements, -1, event, event))
             covariance = jnp.einsum("...bij,bc->...bicj", blocks, jnp.eye(blocks.shape[-3]))
             covariance = covariance.reshape((*elements, size, size))
+        seen.append(_elements_first(site.seen, elements, site.event_dim))
         residuals.append(residual)
         covariances.append(covariance)
     if not residuals:
@@ -102,7 +114,9 @@ def observation(sites: dict[str, Any], elements: Shape) -> Observation:
                 "an observed Normal site that depends on a diffusion site", "none", "Condition the model on data first."
             )
         )
-    return Observation(jnp.concatenate(residuals, axis=-1), _block_diagonal(covariances))
+    return Observation(
+        jnp.concatenate(residuals, axis=-1), _block_diagonal(covariances), jnp.concatenate(seen, axis=-1)
+    )
 
 
 def has_nan(leaf: Any) -> bool:
@@ -110,11 +124,14 @@ def has_nan(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and bool(np.isnan(np.asarray(leaf)).any())
 
 
-def refuse_nan(observed: Mapping[str, Any], log_probs: Mapping[str, Any], event_dims: Mapping[str, int]) -> None:
-    """Refuse an observed NaN that enters the likelihood: one behind ``numpyro.handlers.mask`` does not.
+def refuse_nan(
+    observed: Mapping[str, Any], seen: Mapping[str, Any], log_probs: Mapping[str, Any], event_dims: Mapping[str, int]
+) -> None:
+    """Refuse an observed NaN that enters the likelihood: one behind a mask does not.
 
     Args:
         observed: values by site.
+        seen: what the masks of these sites let through.
         log_probs: of these sites.
         event_dims: of these sites.
 
@@ -125,6 +142,8 @@ def refuse_nan(observed: Mapping[str, Any], log_probs: Mapping[str, Any], event_
         if not has_nan(value):
             continue
         is_nan = np.isnan(np.asarray(value))
+        if np.broadcast_shapes(is_nan.shape, np.shape(seen[name])) == is_nan.shape:
+            is_nan = is_nan & seen[name]
         in_event = is_nan.any(tuple(range(is_nan.ndim - event_dims[name], is_nan.ndim)))
         # Where NumPyro validates values, their density is 0.
         if (in_event & ~np.isfinite(log_probs[name])).any():
@@ -132,7 +151,8 @@ def refuse_nan(observed: Mapping[str, Any], log_probs: Mapping[str, Any], event_
                 expected(
                     f"observed values of site {name!r} that are numbers",
                     f"NaN at index {first_index(is_nan)}, {int(is_nan.sum())} of {is_nan.size}",
-                    "Impute them as latent sites, or leave them out by numpyro.handlers.mask.",
+                    "Impute them as latent sites, or leave them out: by the distribution's mask(~jnp.isnan(y)), or by "
+                    "infer.observe_entries.",
                 )
             )
 
@@ -145,20 +165,21 @@ def check_observed(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> N
     """
     event_dims: dict[str, int] = {}
 
-    def look(key: jax.Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    def look(key: jax.Array) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
         sites = trace(substitute(seed(model, key), substitute_fn=check_proper)).get_trace(*args, **kwargs)
         observed = {n: site for n, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
         event_dims.update({name: site["fn"].event_dim for name, site in observed.items()})
         values = {name: jnp.asarray(site["value"]) for name, site in observed.items()}
-        return values, {name: site_log_prob(site) for name, site in observed.items()}
+        seen = {name: unmask(site["fn"])[1] for name, site in observed.items()}
+        return values, seen, {name: site_log_prob(site) for name, site in observed.items()}
 
     if not is_concrete((args, kwargs)):
         return
     with numpyro.handlers.block():
         consts = jax.make_jaxpr(look)(jax.random.key(0)).consts
         if is_concrete(consts) and any(has_nan(const) for const in consts):
-            observed, log_probs = jax.jit(look)(jax.random.key(0))
-            refuse_nan(observed, log_probs, event_dims)
+            observed, seen, log_probs = jax.device_get(jax.jit(look)(jax.random.key(0)))
+            refuse_nan(observed, seen, log_probs, event_dims)
 
 
 def _elements_first(values: Array, elements: Shape, num_event_dims: int) -> Array:

@@ -29,7 +29,7 @@ from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion, depends_on_latent, has_no_name
 from ..estimates import AsDensity
-from ..wrappers import find_diffusions, unwrap
+from ..wrappers import find_diffusions, unmask, unwrap
 from .arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
 from .independence import by_element, has_elements, why_coupled
 from .observations import (
@@ -70,6 +70,7 @@ class _Traced(NamedTuple):
     normal: dict[str, NormalSite | None]  # the same sites, where they are Normal
     deterministic: dict[str, Array]
     observed: dict[str, Array]
+    seen: dict[str, Array]  # of these, what masks let through
 
 
 class _Function(NamedTuple):
@@ -170,6 +171,7 @@ class _Program:
             normal={name: normal_site(site) for name, site in sampled.items() if name not in names},
             deterministic={name: jnp.asarray(sites[name]["value"]) for name in self.deterministic},
             observed={name: jnp.asarray(site["value"]) for name, site in sampled.items() if site["is_observed"]},
+            seen={name: unmask(site["fn"])[1] for name, site in sampled.items() if site["is_observed"]},
         )
 
     def _draw(self, key: jax.Array, arrays: list, x: Values) -> dict[str, Array]:
@@ -397,7 +399,7 @@ class SplitModel:
     def check_observed(self) -> None:
         """Refuse an observed NaN that enters the likelihood.
 
-        A NaN behind ``numpyro.handlers.mask`` does not enter it. Where arguments are traced nothing can be looked at.
+        A NaN behind a mask does not enter it. Where arguments are traced nothing can be looked at.
 
         Raises:
             ValueError: with the site and the first index.
@@ -405,8 +407,8 @@ class SplitModel:
         leaves = jax.tree.leaves(self)
         if not is_concrete(leaves) or not any(has_nan(leaf) for leaf in leaves):
             return
-        observed, log_probs = jax.device_get(_observed(self))
-        refuse_nan(observed, log_probs, self.program.event_dims)
+        observed, seen, log_probs = jax.device_get(_observed(self))
+        refuse_nan(observed, seen, log_probs, self.program.event_dims)
 
     def _at(self, x: Values, others: Values) -> _Traced:
         return self.program.given(self.given_consts, self.arrays, dict(x), {name: others[name] for name in self.others})
@@ -423,12 +425,12 @@ class SplitModel:
 
 
 @jax.jit
-def _observed(split: SplitModel) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Observed values, and the log_prob of every site at some state."""
+def _observed(split: SplitModel) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Observed values, what masks let through of them, and the log_prob of every site at some state."""
     key_x, key_others = jax.random.split(jax.random.key(0))
     x = split.some_x(key_x)
     traced = split._at(x, split.draw_others(key_others)[0])
-    return traced.observed, traced.log_probs
+    return traced.observed, traced.seen, traced.log_probs
 
 
 class Programs:

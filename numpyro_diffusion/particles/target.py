@@ -49,8 +49,8 @@ class Target(NamedTuple):
         shapes: of one x by site, E first.
         element_shape: E.
         log_likelihood: from x^0 by site to log r, shape (E...), nats, up to what no site of these enters.
-        observe: from x^0 by site to what is seen of it, ``(residual (E..., m), covariance (E..., m, m))``, for Normal
-            observations; raises TypeError for others.
+        observe: from x^0 by site to what is seen of it, ``residual (E..., m)``, ``covariance (E..., m, m)`` and
+            ``seen (E..., m)``, for Normal observations; raises TypeError for others.
         calibration: of sites by name, from :func:`calibrate`; a site that is missing is believed as it is.
     """
 

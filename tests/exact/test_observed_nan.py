@@ -11,6 +11,7 @@ from numpyro.infer import MCMC, SVI, Trace_ELBO
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, EllipticalSlice, TwistedSMC
+from numpyro_diffusion.model.observations import check_observed
 
 PRIOR = affine_prior(nd.schedules.log_snr(2, 0.3, 10.0), [0.5, -0.3])
 Y = np.array([[1.0, 2.0], [0.5, np.nan], [0.1, 0.2]], np.float32)
@@ -57,6 +58,23 @@ def test_every_engine_names_it(engine):
 @pytest.mark.filterwarnings("ignore:The effective size fell", "ignore:The islands disagree")
 def test_a_masked_one_is_left_out():
     smc(Y, True)
+
+
+def test_one_beside_a_masked_one_is_named_by_its_own_index():
+    seen = np.ones((3, 2), bool)
+    seen[1, 0] = False
+    two = Y.copy()
+    two[1, 0] = np.nan
+
+    def one_of_two(y):
+        with numpyro.plate("n", 3):
+            x = numpyro.sample("x", PRIOR)
+            numpyro.sample("y", dist.Normal(x, 0.5).mask(seen).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match=MESSAGE):
+        TwistedSMC(one_of_two, 8, 2, progress_bar=False).run(jax.random.key(0), two)
+    with pytest.raises(ValueError, match=MESSAGE):
+        check_observed(one_of_two, (two,), {})
 
 
 def test_closed_over_data_are_looked_at_too():

@@ -24,6 +24,9 @@ C_t by ``covariance``:
                  in which y pulls x^0: one pass back whatever m; for m = 1 the same as "jacobian"
     "scale"      r_t^2 I: no pass back
 
+A number behind a mask has no row in G, and in R a variance of its own, whose factor in psi is taken away again: the
+twist is that of the other numbers alone.
+
 Assumed: R does not depend on x strongly (it is taken at x0hat). Not assumed: that g is linear.
 
 References: Boys et al. 2023, Rozet et al. 2024 (moment matching); Nocedal and Wright 2006, Eq. 6.19
@@ -58,6 +61,7 @@ class _Constants(NamedTuple):
     power: dict[str, Array]  # S^2, () each
     residual: Array  # the mean of y - g(x) over the prior, (E..., m)
     covariance: Array  # of y over the prior, (E..., m, m)
+    unit: Array  # the variance that stands for a masked number's, (E...)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,11 @@ class LinearGaussian:
         centred = seen.residual - residual
         spread = centred[..., :, None] * centred[..., None, :]
         power = {name: prior_power(target, prior_draws, name) for name in prior_draws}
-        return _Constants(power, residual, average(spread + seen.covariance, 2))
+        covariance = average(spread + seen.covariance, 2)
+        is_seen = jnp.any(seen.seen, axis=0)
+        total = jnp.where(is_seen, jnp.diagonal(covariance, axis1=-2, axis2=-1), 0.0).sum(-1)
+        unit = jnp.where(total > 0, total / jnp.maximum(is_seen.sum(-1), 1), 1.0)  # beside it no pivot is rounding
+        return _Constants(power, residual, _fill(covariance, is_seen, unit), unit)
 
     def look(self, target: Target, constants: _Constants, x: States, step: Array) -> tuple[Array, Step]:
         leading = 1 + len(target.element_shape)
@@ -117,9 +125,10 @@ class LinearGaussian:
                 output, laws[name] = target.network(name, x_t, step)
                 x_0[name] = target.denoised(name, output, x_t, step)
             seen = jax.vmap(lambda x_0: _observe(target, x_0))(x_0)
-            return seen.residual, (laws, x_0, seen.covariance)
+            return seen.residual, (laws, x_0, seen)
 
-        innovation, pull, (laws, x_0, noise) = jax.vjp(residual, x, has_aux=True)
+        innovation, pull, (laws, x_0, observed) = jax.vjp(residual, x, has_aux=True)
+        noise = _fill(observed.covariance, observed.seen, constants.unit)
         seen, pull_seen = jax.vjp(lambda x_0: jax.vmap(lambda x_0: _observe(target, x_0).residual)(x_0), x_0)
         order = sorted(laws)
         slopes = {name: -_matrix(rows, leading) for name, rows in _rows(pull_seen, seen).items()}  # G
@@ -156,6 +165,7 @@ class LinearGaussian:
         log_broad = jnp.log(doubt) + normal_log_density(constants.residual, constants.covariance)
         log_psi = jnp.logaddexp(jnp.log1p(-doubt) + log_sharp, log_broad)
         trust = -jnp.expm1(log_broad - log_psi)  # the share of the first part
+        log_psi = log_psi + 0.5 * (~observed.seen).sum(-1) * jnp.log(2 * jnp.pi * constants.unit)
         slope = trust[..., None, None] * jnp.concatenate(
             [gains[name] * crossed[name] / variance[name][..., None, :] for name in order], axis=-1
         )
@@ -185,8 +195,14 @@ def _secant(slope: Array, radius: Array, along: Array, image: Array) -> Array:
     return radius * slope + jnp.where(usable[..., None, None], added - removed, 0.0)
 
 
+def _fill(covariance: Array, seen: Array, unit: Array) -> Array:
+    """Masked numbers given a variance of their own."""
+    own = jnp.where(seen, 0.0, expand_right(unit, 1))
+    return covariance + own[..., None] * jnp.eye(seen.shape[-1])
+
+
 def _observe(target: Target, x_0: States) -> Any:
-    """Residuals (E..., m) and their covariance at one particle's x_0."""
+    """Residuals (E..., m), their covariance and whether they are seen, at one particle's x_0."""
     if target.observe is None:
         raise TypeError(expected("a target with Normal observations", "none", "Use twist='tempered'."))
     return target.observe(x_0)
