@@ -5,6 +5,7 @@ from ..noise.importance import ImportanceResult
 from ..particles.twists.base import NoTwist, Twist
 from ..particles.twists.linear_gaussian import LinearGaussian
 from ..particles.twists.tempered import Tempered
+from .entries import observe_entries
 from .gibbs import DiffusionGibbs, DiffusionGibbsState
 from .guide import AutoDiffusionGuide
 from .slice import EllipticalSlice, EllipticalSliceState
@@ -23,4 +24,5 @@ __all__ = [
     "Tempered",
     "Twist",
     "TwistedSMC",
+    "observe_entries",
 ]

@@ -58,6 +58,16 @@ def latent_diffusion(site: dict) -> Diffusion | None:
         check_sample_shape(name, site["kwargs"].get("sample_shape", ()))
         return base
     inside = find_diffusions(base)
+    if inside and isinstance(base, dist.MaskedDistribution) and name.endswith("_unobserved"):
+        # NumPyro's obs_mask makes two masked sites of one: <name>_observed and <name>_unobserved.
+        raise ValueError(
+            expected(
+                f"no obs_mask at the diffusion site {name.removesuffix('_unobserved')!r}",
+                "one",
+                "Leave the site latent and observe what was seen of it by infer.observe_entries, with a small noise: "
+                "engines then draw the rest.",
+            )
+        )
     if any(not isinstance(diffusion.estimator, AsDensity) for diffusion in inside):
         raise ValueError(
             expected(

@@ -76,6 +76,10 @@ BAD = {
         lambda: numpyro.sample("x", PAIR.expand([2]).mask(False).to_event(1)),
         "at latent site 'x', .*; got one inside of MaskedDistribution",
     ),
+    "obs-mask": (
+        lambda: numpyro.sample("x", PAIR.expand([3]), obs=jnp.zeros((3, 2)), obs_mask=jnp.arange(3) > 0),
+        r"no obs_mask at the diffusion site 'x'; got one\. Leave the site latent .*infer\.observe_entries",
+    ),
     "nested": (nested, r"'z' that depends on no other diffusion site; got one that depends on \['x'\]"),
     "subsampled": (subsampled, "a model with all its data; got plate 'n' with 3 of 6"),
     "untrained": (untrained, r"a value of parameter 'slope'.*substitute"),
