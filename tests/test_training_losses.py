@@ -58,6 +58,22 @@ def test_a_spike_and_an_excursion_that_recovers_are_no_divergence():
     assert not losses_of(steps).is_suspicious()
 
 
+@pytest.mark.parametrize("num_steps", LENGTHS)
+def test_no_sound_run_is_lost_at_any_step(num_steps):
+    for seed in range(20):
+        steps = sound(num_steps, seed)
+        assert not any(losses_of(steps[:stop]).is_lost() for stop in range(1, num_steps + 1, 1 + num_steps // 50))
+
+
+def test_a_run_is_lost_when_it_has_been_absurd_for_500_steps():
+    sane, absurd = [1.0] * 50, [3e4] * 500
+    assert losses_of(sane + absurd).is_lost()
+    assert not losses_of(sane + absurd[1:]).is_lost()
+    assert not losses_of([*sane, *absurd[1:], 2.0]).is_lost()
+    assert not losses_of([1.0] * 50 + [1.9e4] * 500).is_lost()
+    assert not losses_of(sane + absurd, [1.2]).is_lost()  # the best of held-out data is returned
+
+
 def test_a_run_that_climbs_without_bound_is_suspicious_before_it_has_diverged():
     random = np.random.default_rng(0)
     fallen = 2 + 0.1 * random.normal(size=400)
@@ -95,6 +111,15 @@ def test_a_divergent_run_is_refused_with_what_it_reached():
     assert isinstance(caught.value, FloatingPointError)
     np.testing.assert_allclose(caught.value.result.losses, 4.0 ** np.arange(46), rtol=1e-4)
     assert caught.value.result.params["w"] == pytest.approx(1 - 2.0**46, rel=1e-4)
+
+
+def test_a_run_that_is_lost_stops_before_its_end():
+    """w - 1 grows by a tenth at each step up to 300, where its square is 7e24, and stays."""
+    with pytest.raises(
+        DivergenceError, match=r"a loss near its best, .* Lower the learning rate.*error\.result"
+    ) as caught:
+        train(lambda step: jnp.where(step < 300, -0.05, 0.0), 100_000)
+    assert 549 < len(caught.value.result.losses) < 5_000
 
 
 def test_a_loss_that_is_not_finite_keeps_the_parameters_before_it():

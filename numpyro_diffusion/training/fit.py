@@ -119,8 +119,9 @@ def fit(
             guide with parameters for each row, an observed site that does not stand for all rows.
         DivergenceError: a FloatingPointError, when the loss is no longer finite, or ends far above where it was: more
             than 10 (r + |m| + 1) nats above m, the least median of 100 steps, whose losses spread over r; or more than
-            10^4 times the first loss. It names the step and has what was reached as ``error.result``. A checkpoint of
-            parameters at such a loss is not written, so that the last good one stays.
+            10^4 times the first loss; before the end, when each of the last 500 losses was so. It names the step and
+            has what was reached as ``error.result``. A checkpoint of parameters at such a loss is not written, so that
+            the last good one stays.
         FileExistsError: for a directory with checkpoints, without ``resume``.
         RuntimeError: for a directory that another run is writing to.
         OSError: for one that cannot be written. A disk that is full later on is a warning, and training goes on.
@@ -291,8 +292,10 @@ def _train(
     step = len(losses.steps)
     reached = run.values(state)
     trouble, warned = "", False
+    held_out_stops = lambda: bool(validation and validation.should_stop(np.asarray(losses.validation)))  # noqa: E731
+    is_stopped = held_out_stops()
     with _progress(num_steps, step, progress_bar) as bar:
-        while step < num_steps and not (validation and validation.should_stop(np.asarray(losses.validation))):
+        while step < num_steps and not is_stopped:
             ends = [num_steps, step + min(pace, run.source.limit or _LONGEST_CHUNK)]
             if checkpoints.is_active:
                 ends.append(_next_multiple(step, checkpoint_every))
@@ -339,6 +342,7 @@ def _train(
                 elif not warned:  # it may recover; if not, the last good checkpoint must stay
                     warned = True
                     _warn_apart(losses, f"No checkpoint is written.{checkpoints.describe()}")
+            is_stopped = losses.is_lost() or held_out_stops()
     if not trouble and losses.has_diverged():
         trouble = expected(
             f"a loss near its best, {losses.best():.3g} nats per row",

@@ -8,6 +8,9 @@ the run where that is fewer. The best window of a run is the one with the least 
 - is *suspicious* when it has at least 40 steps and its last window's m is more than 2 r + (|m| + 1) / 10 above the
   best.
 
+A run is *lost* when it has diverged and each of its last 500 losses is more than 10^4 (|l_0| + 1) above l_0: it has had
+time to come back. It is not gone on with.
+
 Where held-out data choose the parameters, their least loss stands for the last 5, and nothing is suspicious. Medians
 do not see single large losses, which random estimates of a bound have. A run of fewer than 20 steps has no windows:
 only its last loss is compared with its first.
@@ -21,6 +24,8 @@ __all__ = ["Losses"]
 
 _WINDOW = 100
 _LAST = 5
+_LOST = 500  # steps; an excursion that comes back is shorter
+_ABSURD = 1e4  # times the first loss
 _FEWEST_STEPS = 20  # windows of 5
 _FEWEST_TO_WARN = 40  # windows of 10, whose range is hardly ever small by chance
 
@@ -65,12 +70,19 @@ class Losses(NamedTuple):
     def has_diverged(self) -> bool:
         """Whether no sound run ends so."""
         end, first = self.end(), self.steps[0]
-        if end - first > 1e4 * (abs(first) + 1):
+        if end - first > _ABSURD * (abs(first) + 1):
             return True
         if len(self.steps) < _FEWEST_STEPS:
             return False
         windows = _windows(self.steps)
         return end - windows.best > 10 * (windows.range + abs(windows.best) + 1)
+
+    def is_lost(self) -> bool:
+        """Whether the run has diverged for so long that it will not come back."""
+        if len(self.steps) <= _LOST:
+            return False
+        first = self.steps[0]
+        return min(self.steps[-_LOST:]) - first > _ABSURD * (abs(first) + 1) and self.has_diverged()
 
     def is_suspicious(self) -> bool:
         """Whether the run ends well above its best."""
