@@ -168,6 +168,30 @@ def test_another_run_is_refused(tmp_path, changes, message):
         train(tmp_path, 2, resume=True, **changes)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (nd.GaussianKernel(nd.schedules.cosine(4)), r"schedule\.beta \[9\.999e-05, .* at site 'x' as .*; got \[0\.15"),
+        (nd.GaussianKernel(nd.schedules.log_snr(5)), "num_steps 4 of the kernel at site 'x' .*; got 5"),
+        (nd.GaussianKernel(nd.schedules.log_snr(4), variance="upper"), "variance learned of .*; got upper"),
+    ],
+)
+def test_another_schedule_is_refused(tmp_path, kernel, message):
+    def with_kernel(kernel):
+        def model(x, size):
+            network = numpyro.param("w", jnp.ones(()))
+            transition = nd.Transition(lambda w, x_t, t, context: (w * x_t, 0 * x_t), network, (1,))
+            with numpyro.plate("data", size, subsample_size=len(x)):
+                numpyro.sample("x", nd.Diffusion(kernel, transition), obs=x)
+
+        return model
+
+    train(tmp_path, 1, model=with_kernel(KERNEL), validation=None)
+    train(tmp_path, 2, model=with_kernel(KERNEL), validation=None, resume=True)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, 3, model=with_kernel(kernel), validation=None, resume=True)
+
+
 def test_checkpoints_are_not_overwritten(tmp_path):
     train(tmp_path, 1)
     with pytest.raises(FileExistsError, match=r"resume=True, or a checkpoint_dir without.*got one with step 1"):

@@ -310,7 +310,7 @@ def with_bad(index, value, dtype=np.float32):
 def test_values_that_are_not_finite_are_named_with_site_and_index(value):
     with pytest.raises(
         ValueError,
-        match=rf"finite values at site 'x'; got {value} at index \(17, 1\) of the data\. Remove or impute such rows",
+        match=rf"finite values at site 'x'; got {value} at row 17, column 1 of the data\. Remove or impute such rows",
     ):
         train(observed, with_bad((17, 1), value))
 
@@ -320,7 +320,7 @@ def test_they_are_named_in_arrays_on_disk_in_any_chunk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys.modules["numpyro_diffusion.training.sources"], "_STRETCH_BYTES", 64)
     np.save(tmp_path / "x.npy", with_bad((13, 0), np.nan))
-    with pytest.raises(ValueError, match=r"finite values at site 'x'; got nan at index \(13, 0\) of the data"):
+    with pytest.raises(ValueError, match=r"finite values at site 'x'; got nan at row 13, column 0 of the data"):
         train(observed, np.load(tmp_path / "x.npy", mmap_mode="r"))
 
 
@@ -329,9 +329,9 @@ def test_they_are_named_in_trees_contexts_validation_data_and_first_batches():
         with numpyro.plate("data", size, subsample_size=len(batch["x"])):
             numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0) * batch["c"][:, 0], 1.0), obs=batch["x"][:, 0])
 
-    with pytest.raises(ValueError, match=r"at site 'y'; got nan at index \(3, 0\) of \['c'\] of the data"):
+    with pytest.raises(ValueError, match=r"at site 'y'; got nan at row 3, column 0 of \['c'\] of the data"):
         train(of_two, {"x": DATA, "c": with_bad((3, 0), np.nan)})
-    with pytest.raises(ValueError, match=r"at site 'x'; got nan at index \(1, 0\) of the validation data"):
+    with pytest.raises(ValueError, match=r"at site 'x'; got nan at row 1, column 0 of the validation data"):
         train(observed, validation=with_bad((1, 0), np.nan))
     with pytest.raises(ValueError, match=r"at site 'x'; got one in the first batch of the data"):
         train(observed, iter([with_bad((1, 0), np.nan)[:ROWS]]), size=SIZE)
@@ -344,6 +344,33 @@ def test_missing_values_that_the_model_replaces_are_trained_on():
             numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1.0), obs=jnp.where(is_seen, x[:, 0], 0.0))
 
     assert np.isfinite(train(model, with_bad((slice(0, 9), 0), np.nan)).losses).all()
+
+
+def test_values_behind_a_mask_of_the_model_s_own_are_trained_on():
+    def model(x, size):
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample(
+                "x", dist.Normal(numpyro.param("m", jnp.zeros(2)), 1.0).mask(~jnp.isnan(x)).to_event(1), obs=x
+            )
+
+    data = with_bad((slice(0, 9), 0), np.nan)
+    settings = {"num_steps": 300, "batch_size": SIZE, "optimizer": optax.adam(0.1)}
+    np.testing.assert_allclose(train(model, data, **settings).params["m"], np.nanmean(data, axis=0), atol=1e-3)
+
+
+def test_a_bad_value_is_found_behind_any_number_of_rows_that_the_model_makes_good():
+    """Every row misses a number that the model replaces; one of them has another, which it does not."""
+
+    def model(x, size):
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("first", dist.Normal(numpyro.param("m", 0.0), 1.0), obs=jnp.nan_to_num(x[:, 0]))
+            numpyro.sample("second", dist.Normal(numpyro.param("m", 0.0), 1.0), obs=x[:, 1])
+
+    data = with_bad((slice(None), 0), np.nan)
+    assert np.isfinite(train(model, data).losses).all()
+    data[17, 1] = np.inf
+    with pytest.raises(ValueError, match=r"finite values at site 'second'; got nan and inf at row 17, columns 0, 1"):
+        train(model, data)
 
 
 def test_a_kernel_that_leaves_the_data_visible_warns():

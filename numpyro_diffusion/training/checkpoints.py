@@ -252,7 +252,9 @@ def _compare_arrays(then: dict[str, np.ndarray], now: dict[str, np.ndarray]) -> 
 def _compare_facts(then: dict[str, Any], now: dict[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     for name, value in now.items():
-        if name == "versions":
+        if name == "schedules":
+            _compare_schedules(then.get(name, value), value)  # older checkpoints do not tell them
+        elif name == "versions":
             if then.get(name) != value:
                 warnings.warn(
                     expected(
@@ -266,3 +268,27 @@ def _compare_facts(then: dict[str, Any], now: dict[str, Any]) -> None:
             raise ValueError(
                 expected(f"{name.replace('_', ' ')} {then.get(name)} as in the checkpoint", value, _OTHER_DIRECTORY)
             )
+
+
+def _compare_schedules(then: dict[str, list], now: dict[str, list]) -> None:
+    """Kernels by site: their settings, and numbers of their schedules, which may differ by rounding."""
+    for site in sorted(then.keys() | now.keys()):
+        before, after = then.get(site, []), now.get(site, [])
+        if len(before) != len(after):
+            raise ValueError(
+                expected(
+                    f"{len(before)} diffusions at site {site!r} as in the checkpoint", len(after), _OTHER_DIRECTORY
+                )
+            )
+        for one, other in zip(before, after, strict=True):
+            for name in [*one, *(name for name in other if name not in one)]:
+                wanted, found = one.get(name), other.get(name)
+                if not _agree(wanted, found):
+                    what = f"{name} {wanted} of the kernel at site {site!r} as in the checkpoint"
+                    raise ValueError(expected(what, found, _OTHER_DIRECTORY))
+
+
+def _agree(then: Any, now: Any) -> bool:
+    if isinstance(then, (list, float)) and isinstance(now, (list, float)):
+        return np.shape(then) == np.shape(now) and bool(np.allclose(then, now, rtol=1e-4, atol=0))
+    return bool(then == now)

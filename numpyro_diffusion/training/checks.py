@@ -29,8 +29,9 @@ from .._typing import Array, PyTree
 from ..data_scale import check_data_erased
 from ..diffusion import Diffusion
 from ..kernels import Kernel
-from ..wrappers import find_diffusions
-from .sources import first_not_finite
+from ..wrappers import find_diffusions, unmask
+from .arrays import Arrays
+from .sources import describe_not_finite, rows_not_finite
 
 __all__ = ["ModelChecks"]
 
@@ -144,34 +145,54 @@ class ModelChecks:
                 )
             )
 
-    def check_finite(self, name: str, data: PyTree | None) -> None:
-        """Observed values must be finite. What the model itself replaces or leaves out may be anything.
+    def check_finite(self, name: str, data: Arrays | None) -> None:
+        """Observed values must be finite. What the model itself replaces or masks may be anything.
 
         Args:
             name: of the data.
-            data: arrays, of which all rows are looked at, in chunks; None to look at the batch alone.
+            data: all rows of which are looked at, in chunks; None to look at the batch alone.
 
         Raises:
-            ValueError: with the sites, and with the first such value and its index.
+            ValueError: with the sites, and with the first such value, its row and its column.
         """
-        batch, words = self._batch, "one in the first batch"
+        sites, words = self._not_finite(self._batch), "one in the first batch"
         if data is not None:
-            rows, words = first_not_finite(data, self._rows)
-            batch = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[rows])), data) if words else batch
-        sites = [repr(site) for site, is_finite in self._numbers(batch)[1].items() if not is_finite] if words else []
+            sites, row = self._first_bad_row(data.tree)
+            words = describe_not_finite(data.tree, row, data.columns) if sites else ""
         if sites:
             raise ValueError(
                 expected(
                     f"finite values at site {', '.join(sites)}",
                     f"{words} of {name}",
-                    "Remove or impute such rows, or have the model replace the values before it observes them.",
+                    "Remove or impute such rows, mask such values, or have the model replace them before it observes "
+                    "them.",
                 )
             )
+
+    def schedules(self) -> dict[str, Any]:
+        """What the kernels of the model's diffusions are, by site, for JSON: a few numbers of each, not all."""
+        return {name: [_describe(kernel) for kernel in found] for name, found in self._numbers(self._batch)[3].items()}
 
     def check_erased(self) -> None:
         """Warn where the last step of an observed diffusion still shows the data."""
         for kernel, value in self._numbers(self._batch)[2]:
             check_data_erased(kernel, value)
+
+    def _first_bad_row(self, data: PyTree) -> tuple[list[str], int]:
+        """The first row that makes an observed site not finite, and such sites: batches of rows, then one by one."""
+        rows = rows_not_finite(data)
+        take = lambda rows: jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[rows])), data)  # noqa: E731
+        for start in range(0, len(rows), self._rows):
+            some = rows[start : start + self._rows]
+            if self._not_finite(take(np.resize(some, self._rows))):
+                for row in some:
+                    sites = self._not_finite(take(np.full(self._rows, row)))
+                    if sites:
+                        return sites, int(row)
+        return [], 0
+
+    def _not_finite(self, batch: PyTree) -> list[str]:
+        return [repr(site) for site, is_finite in self._numbers(batch)[1].items() if not is_finite]
 
     def _is_whole(self, scale: float) -> bool:
         return math.isclose(scale, self._size / self._rows, rel_tol=1e-4)
@@ -241,13 +262,38 @@ def _sizes(plate: dict[str, Any]) -> tuple[int, int]:
     return size, size if rows is None else rows
 
 
-def _numbers(sites: dict[str, dict[str, dict]]) -> tuple[dict[_Key, Any], dict[str, Array], list[tuple[Kernel, Array]]]:
-    """Scales; whether observed sites are finite; kernels of observed diffusions with the values they are given."""
+def _numbers(
+    sites: dict[str, dict[str, dict]],
+) -> tuple[dict[_Key, Any], dict[str, Array], list[tuple[Kernel, Array]], dict[str, list[Kernel]]]:
+    """Scales; whether observed sites are finite; observed diffusions' kernels and values; all kernels by site."""
     scales = {key: 1.0 if site["scale"] is None else site["scale"] for key, site in _sample_sites(sites)}
     observed = {name: site for (part, name), site in _sample_sites(sites) if part == "model" and site["is_observed"]}
-    is_finite = {name: jnp.isfinite(site["value"]).all() & ~_has_nan(site["fn"]) for name, site in observed.items()}
+    is_finite = {
+        name: (jnp.isfinite(site["value"]) | ~unmask(site["fn"])[1]).all() & ~_has_nan(site["fn"])
+        for name, site in observed.items()
+    }
     diffusions = [found for site in observed.values() for found in _untransformed(site["fn"], site["value"])]
-    return scales, is_finite, diffusions
+    kernels = {name: [diffusion.kernel for diffusion in found] for name, found in _model_diffusions(sites)}
+    return scales, is_finite, diffusions, kernels
+
+
+def _model_diffusions(sites: dict[str, dict[str, dict]]) -> Iterator[tuple[str, tuple[Diffusion, ...]]]:
+    for (part, name), site in _sample_sites(sites):
+        found = find_diffusions(site["fn"])
+        if part == "model" and found:
+            yield name, found
+
+
+def _describe(kernel: Kernel) -> dict[str, Any]:
+    """Its type, its settings, and five numbers of each of its arrays: a schedule's from the first step to the last."""
+    found: dict[str, Any] = {
+        name: value for name, value in vars(kernel).items() if isinstance(value, (bool, int, float, str))
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(kernel):
+        values = np.asarray(leaf, float).reshape(-1)
+        picked = np.linspace(min(1, len(values) - 1), len(values) - 1, 5).round().astype(int)
+        found[jax.tree_util.keystr(path).lstrip(".")] = [float(f"{value:.6g}") for value in values[picked]]
+    return {"type": type(kernel).__name__, "num_steps": kernel.num_steps, **found}
 
 
 def _has_nan(fn: dist.Distribution) -> Array:

@@ -36,6 +36,7 @@ from .._checks import check_integer_at_least, expected
 from .._compat.jax import has_primitive
 from .._placement import Placement
 from .._typing import Array, PyTree
+from .arrays import Arrays, as_arrays
 from .checkpoints import Checkpoints
 from .checks import ModelChecks
 from .losses import Losses
@@ -87,7 +88,9 @@ def fit(
         model: called as ``model(batch, size)``: the batch with ``batch_size`` rows, and the number of rows of all
             the data, for ``numpyro.plate("data", size, subsample_size=batch_size)``.
         data: an array or a pytree of arrays with equal first dimensions, the rows; such arrays memory-mapped by
-            ``numpy.load(path, mmap_mode="r")``; or an iterator, or a loader that can be iterated again, of batches.
+            ``numpy.load(path, mmap_mode="r")``; tables of numbers (pandas, polars: what has ``to_numpy``) and lists of
+            rows in their place; or an iterator, or a loader that can be iterated again, of batches. All arrays are
+            looked at before the first step.
         optimizer: an optax optimiser, or one of NumPyro's.
         num_steps: how many.
         batch_size: rows in a batch, drawn with replacement; all rows, in order, if it is their number. A loader keeps
@@ -114,14 +117,16 @@ def fit(
 
     Raises:
         ValueError: for empty data, rows that do not match, a batch larger than the data, a decay outside (0, 1), a
-            loader whose batches are not as they should be, or a checkpoint of another model or run; for observed values
-            that are not finite; for a model that would be trained wrongly: a latent diffusion that no guide covers, a
-            guide with parameters for each row, an observed site that does not stand for all rows.
+            loader whose batches are not as they should be, or a checkpoint of another model, schedule or run; for
+            observed values that are not finite, with site, row and
+            column; for a model that would be trained wrongly: a latent diffusion that no guide covers, a guide with
+            parameters for each row, an observed site that does not stand for all rows.
         DivergenceError: a FloatingPointError, when the loss is no longer finite, or ends far above where it was: more
             than 10 (r + |m| + 1) nats above m, the least median of 100 steps, whose losses spread over r; or more than
             10^4 times the first loss; before the end, when each of the last 500 losses was so. It names the step and
             has what was reached as ``error.result``. A checkpoint of parameters at such a loss is not written, so that
             the last good one stays.
+        TypeError: for tables, lists or arrays of anything but numbers, with their columns, and for a path.
         FileExistsError: for a directory with checkpoints, without ``resume``.
         RuntimeError: for a directory that another run is writing to.
         OSError: for one that cannot be written. A disk that is full later on is a warning, and training goes on.
@@ -133,11 +138,12 @@ def fit(
         raise ValueError(expected("ema_decay in (0, 1)", ema_decay, "0.999 averages about the last 1000 steps."))
     if resume and checkpoint_dir is None:
         raise ValueError(expected("checkpoint_dir=, the directory to resume from", "None", "Pass it."))
+    rows = Arrays(data, {}) if is_stream(data) else as_arrays("data", data)
     if validation is not None and not isinstance(validation, Validation):
         validation = Validation(validation)
     place = Placement(mesh)
     place.check_divisible("a batch_size", batch_size)
-    source = as_source(data, batch_size, size, place)
+    source = as_source(rows.tree, batch_size, size, place)
     svi = SVI(model, guide or _empty_guide, optimizer, loss or Trace_ELBO())
     run = _Run(svi, source, place, rng_key, ema_decay, validation)
     facts = {
@@ -157,7 +163,8 @@ def fit(
             place.wait()
         losses = Losses([], [], [])
         state = run.start()
-        _check(model, guide, run, state, data, is_new=checkpoints.last_step is None)
+        checks = _check(model, guide, run, state, rows, is_new=checkpoints.last_step is None)
+        facts["schedules"] = checks.schedules()
         if not resume:
             checkpoints.check_unused()
         elif checkpoints.last_step is not None:
@@ -370,8 +377,8 @@ def _empty_guide(*args: Any, **kwargs: Any) -> None:
 
 
 def _check(
-    model: Callable[..., Any], guide: Callable[..., Any] | None, run: _Run, state: _State, data: Any, *, is_new: bool
-) -> None:
+    model: Callable[..., Any], guide: Callable[..., Any] | None, run: _Run, state: _State, data: Arrays, *, is_new: bool
+) -> ModelChecks:
     """Refuse what would be trained wrongly."""
     params, mutable = run.svi.get_params(state.svi), state.svi.mutable_state or {}
     rows, size, validation = len(jax.tree.leaves(run.example)[0]), run.source.size, run.validation
@@ -380,10 +387,11 @@ def _check(
     if rows < size or validation is not None:
         checks.check_pairs()
     if is_new:  # a run that goes on was looked at when it began
-        checks.check_finite("the data", None if is_stream(data) else data)
+        checks.check_finite("the data", None if is_stream(data.tree) else data)
         checks.check_erased()
     if is_new and validation is not None:
-        checks.check_finite("the validation data", validation.data)
+        checks.check_finite("the validation data", Arrays(validation.data, {}))
+    return checks
 
 
 def _progress(num_steps: int, done: int, visible: bool) -> Any:

@@ -8,7 +8,7 @@ by the host, the same rows, a stretch of steps at a time. An iterator keeps its 
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,13 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import expected, first_index
+from .._checks import expected
 from .._placement import Placement
 from .._typing import Array, PyTree
+from .arrays import as_arrays
 
-__all__ = ["Source", "as_source", "check_rows", "first_not_finite", "is_stream"]
+__all__ = ["Source", "as_source", "check_rows", "describe_not_finite", "is_stream", "rows_not_finite"]
 
 _STRETCH_BYTES = 2**26  # of batches that the host prepares, or of rows that it looks through, at a time
+
+_MOST_SHOWN = 5  # columns in a message
 
 
 @runtime_checkable
@@ -100,29 +103,45 @@ def check_rows(name: str, data: PyTree) -> int:
     return sizes.pop()
 
 
-def first_not_finite(data: PyTree, count: int) -> tuple[np.ndarray, str]:
-    """``count`` rows with NaN or infinite values, and the first of these values in words.
-
-    Where there are fewer such rows they are repeated; without any, the words are empty. Arrays are read in chunks.
-    """
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)]
-    first_rows = [np.asarray(leaf[:1]) for _, leaf in leaves]
+def rows_not_finite(data: PyTree) -> np.ndarray:
+    """The indices of all rows with NaN or infinite values. Arrays are read in chunks."""
+    leaves = jax.tree.leaves(data)
+    first_rows = [np.asarray(leaf[:1]) for leaf in leaves]
     floating = [leaf for leaf, row in zip(leaves, first_rows, strict=True) if jnp.issubdtype(row.dtype, jnp.floating)]
     step = max(1, _STRETCH_BYTES // max(1, sum(row.nbytes for row in first_rows)))
-    size = len(leaves[0][1])
-    rows: list[int] = []
-    words = ""
-    for start in range(0, size, step):
-        for path, leaf in floating:
-            chunk = np.asarray(leaf[start : start + step])
-            bad = ~np.isfinite(chunk)
-            if bad.any():
-                index = first_index(bad)
-                words = words or f"{chunk[index]} at index {(start + index[0], *index[1:])}{path and f' of {path}'}"
-                rows.extend((start + np.unique(np.nonzero(bad)[0])).tolist())
-        if len(rows) >= count:
-            break
-    return np.resize(np.unique(np.asarray(rows, int)), count), words
+    found = [np.zeros(0, int)]
+    for start in range(0, len(leaves[0]), step):
+        for leaf in floating:
+            bad = ~np.isfinite(np.asarray(leaf[start : start + step]))
+            found.append(start + np.flatnonzero(bad.reshape(len(bad), -1).any(1)))
+    return np.unique(np.concatenate(found))
+
+
+def describe_not_finite(data: PyTree, row: int, columns: Mapping[str, list[str]]) -> str:
+    """The values of a row that are NaN or infinite, in words: those of the first array that has some.
+
+    Args:
+        data: arrays.
+        row: which.
+        columns: names by path of the array, where it has some.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        values = np.asarray(leaf[row])
+        if not jnp.issubdtype(values.dtype, jnp.floating) or np.isfinite(values).all():
+            continue
+        where = jax.tree_util.keystr(path)
+        bad = np.argwhere(~np.isfinite(values))
+        some = [tuple(int(i) for i in index) for index in bad[:_MOST_SHOWN]]
+        found = " and ".join(dict.fromkeys(str(values[index]) for index in some))
+        place = f"row {row}"
+        if values.ndim == 1:
+            names = columns.get(where) or range(len(values))
+            shown = ", ".join(repr(names[i]) for (i,) in some) + (", ..." if len(bad) > len(some) else "")
+            place += f", column{'s' * (len(bad) > 1)} {shown}"
+        elif values.ndim:
+            place += f", index {some[0]}"
+        return f"{found} at {place}{where and f' of {where}'}"
+    raise ValueError(expected(f"a value of row {row} that is not finite", "none", "Look at another row."))
 
 
 class _Arrays:
@@ -247,7 +266,7 @@ class _Stream:
             batch = next(self._iterator, None)
         if batch is None:
             raise ValueError(expected("data with at least one batch", "an iterator without any", "Pass data."))
-        batch = jax.tree.map(np.asarray, batch)
+        batch = jax.tree.map(np.asarray, as_arrays("a batch", batch).tree)
         rows = check_rows("a batch", batch)
         wanted = self._batch_size // self._place.num_processes
         if rows != wanted:

@@ -10,6 +10,7 @@ from numpyro.infer import SVI
 
 from .._checks import check_integer_at_least
 from .._typing import Array, PyTree
+from .arrays import as_arrays
 from .sources import check_rows
 
 __all__ = ["Validation", "make_validation_loss"]
@@ -33,6 +34,7 @@ class Validation:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", as_arrays("validation data", self.data).tree)
         check_rows("validation data", self.data)
         check_integer_at_least("every", self.every, 1, "It counts steps between evaluations.")
         if self.patience is not None:
