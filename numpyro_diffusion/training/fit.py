@@ -22,7 +22,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ from .losses import Losses
 from .result import DivergenceError, FitResult
 from .sources import Source, as_source, is_stream
 from .validation import Validation, make_validation_loss
+from .warm_start import check_init_params
 
 __all__ = ["fit"]
 
@@ -81,6 +82,7 @@ def fit(
     progress_bar: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     size: int | None = None,
+    init_params: Mapping[str, PyTree] | None = None,
 ) -> FitResult:
     """Train all ``param`` sites of a model by SVI on random minibatches.
 
@@ -111,6 +113,9 @@ def fit(
         progress_bar: show steps and the loss in bits per row.
         mesh: divide every batch among the devices of a mesh, which may belong to several processes.
         size: the rows of all the data of an iterator.
+        init_params: what parameters begin with, by name, in the place of what the model draws: ``params`` of an earlier
+            result, to go on with the same network on new data. Its ``mutable_state`` may be among them. Parameters that
+            are not named begin as the model says; optimiser and averages begin anew. A run that is resumed has its own.
 
     Returns:
         The trained parameters and the losses.
@@ -118,7 +123,7 @@ def fit(
     Raises:
         ValueError: for empty data, rows that do not match, a batch larger than the data, a decay outside (0, 1), a
             loader whose batches are not as they should be, or a checkpoint of another model, schedule or run; for
-            observed values that are not finite, with site, row and
+            ``init_params`` of other names or shapes; for observed values that are not finite, with site, row and
             column; for a model that would be trained wrongly: a latent diffusion that no guide covers, a guide with
             parameters for each row, an observed site that does not stand for all rows.
         DivergenceError: a FloatingPointError, when the loss is no longer finite, or ends far above where it was: more
@@ -162,7 +167,7 @@ def fit(
         if writes:
             place.wait()
         losses = Losses([], [], [])
-        state = run.start()
+        state = run.start(init_params or {})
         checks = _check(model, guide, run, state, rows, is_new=checkpoints.last_step is None)
         facts["schedules"] = checks.schedules()
         if not resume:
@@ -214,12 +219,19 @@ class _Run:
         self._step_by_step: bool | None = None
         self._validate: Any = None
 
-    def start(self) -> _State:
-        """The state before the first step."""
+    def start(self, init_params: Mapping[str, PyTree]) -> _State:
+        """The state before the first step, with the given values of some parameters."""
         # A NaN in the first batch is named by our checks, with its index: NumPyro's validation would say less.
         is_clean = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.example) if leaf.dtype.kind == "f")
         with contextlib.nullcontext() if is_clean else numpyro.validation_enabled(False):
             svi_state = self.svi.init(self._key_init, self.example, self.source.size)
+            params, mutable = self.svi.get_params(svi_state), svi_state.mutable_state or {}
+            given = check_init_params(init_params, {**params, **mutable})
+            if given:
+                values = {name: value for name, value in given.items() if name in params}
+                svi_state = self.svi.init(self._key_init, self.example, self.source.size, init_params=values)
+                kept = {name: given.get(name, value) for name, value in mutable.items()}
+                svi_state = svi_state._replace(mutable_state=kept or None)
         params = self.svi.get_params(svi_state)
         average = params if self._ema_decay is not None else None
         best = (params, svi_state.mutable_state) if self.validation is not None else None
