@@ -56,6 +56,25 @@ _DIVERGED_CURE = (
 _LIBRARIES = ("numpyro-diffusion", "jax", "jaxlib", "numpyro", "optax")
 
 
+class _Caller(NamedTuple):
+    """The user's function between chunks."""
+
+    function: Callable[[int, np.ndarray, dict[str, PyTree]], bool | None] | None
+    every: int | None
+
+    def is_due(self, step: int, is_last: bool) -> bool:
+        """Whether it is called after that many steps, which may be the last."""
+        return self.function is not None and (self.every is None or step % self.every == 0 or is_last)
+
+    def wants_to_stop(self, step: int, losses: np.ndarray, params: dict[str, PyTree]) -> bool:
+        """Call it."""
+        answer = self.function(step, losses, params) if self.function is not None else None
+        if answer is not None and not isinstance(answer, (bool, np.bool_)):
+            cure = "True stops the training; return nothing to go on."
+            raise TypeError(expected("True, False or None from the callback", repr(answer), cure))
+        return bool(answer)
+
+
 class _State(NamedTuple):
     """What a step changes, and what a checkpoint holds."""
 
@@ -83,6 +102,8 @@ def fit(
     mesh: jax.sharding.Mesh | None = None,
     size: int | None = None,
     init_params: Mapping[str, PyTree] | None = None,
+    callback: Callable[[int, np.ndarray, dict[str, PyTree]], bool | None] | None = None,
+    callback_every: int | None = None,
 ) -> FitResult:
     """Train all ``param`` sites of a model by SVI on random minibatches.
 
@@ -116,6 +137,13 @@ def fit(
         init_params: what parameters begin with, by name, in the place of what the model draws: ``params`` of an earlier
             result, to go on with the same network on new data. Its ``mutable_state`` may be among them. Parameters that
             are not named begin as the model says; optimiser and averages begin anew. A run that is resumed has its own.
+        callback: called between chunks of steps as ``callback(step, losses, params)``: how many steps are done, the
+            losses of the steps since the last call in nats per row, and the parameters that would be returned now
+            without validation. It stops the training by returning True; it goes on for None or False. An exception
+            propagates, with what was trained as its attribute ``result``, and after a checkpoint if there is a
+            ``checkpoint_dir``. Of several processes all must return the same.
+        callback_every: steps between two calls, which are then also called after the last step; by default a call comes
+            about twice a second.
 
     Returns:
         The trained parameters and the losses.
@@ -143,6 +171,8 @@ def fit(
         raise ValueError(expected("ema_decay in (0, 1)", ema_decay, "0.999 averages about the last 1000 steps."))
     if resume and checkpoint_dir is None:
         raise ValueError(expected("checkpoint_dir=, the directory to resume from", "None", "Pass it."))
+    if callback_every is not None:
+        check_integer_at_least("callback_every", callback_every, 1, "It counts steps between calls.")
     rows = Arrays(data, {}) if is_stream(data) else as_arrays("data", data)
     if validation is not None and not isinstance(validation, Validation):
         validation = Validation(validation)
@@ -178,7 +208,10 @@ def fit(
             source.restore(position, len(losses.steps))
             state = restored
         state = place.replicate(jax.tree.map(jnp.asarray, state) if mesh is None else state)
-        values, trouble = _train(run, state, losses, num_steps, checkpoints, checkpoint_every, facts, progress_bar)
+        caller = _Caller(callback, callback_every)
+        values, trouble = _train(
+            run, state, losses, num_steps, checkpoints, checkpoint_every, facts, caller, progress_bar
+        )
     params, mutable = place.fetch(values)
     arrays = losses.arrays()
     result = FitResult(
@@ -191,6 +224,10 @@ def fit(
         validation_steps=arrays["validation_steps"],
         validation_losses=arrays["validation"],
     )
+    if isinstance(trouble, BaseException):
+        trouble.result = result  # type: ignore[attr-defined]
+        trouble.add_note("What was trained until then is the attribute 'result' of this exception.")
+        raise trouble
     if trouble:
         raise DivergenceError(trouble, result)
     return result
@@ -237,6 +274,10 @@ class _Run:
         best = (params, svi_state.mutable_state) if self.validation is not None else None
         # Copies: buffers that are given away must not be the same.
         return jax.tree.map(jnp.copy, _State(svi_state, average, best))
+
+    def fetch(self, values: PyTree) -> PyTree:
+        """Values as arrays of this process alone."""
+        return self._place.fetch(values)
 
     def values(self, state: _State) -> tuple[PyTree, PyTree]:
         """The values of ``param`` and of ``mutable`` sites."""
@@ -302,20 +343,23 @@ def _train(
     checkpoints: Checkpoints,
     checkpoint_every: int,
     facts: dict[str, Any],
+    caller: _Caller,
     progress_bar: bool,
-) -> tuple[PyTree, str]:
-    """Walk to ``num_steps``, or to where validation stops. The values to return, and what went wrong, in words."""
+) -> tuple[PyTree, str | BaseException]:
+    """Walk to ``num_steps``, or to where validation or the user stops. The values to return, and what went wrong."""
     validation = run.validation
     pace = 10  # steps in the next chunk, so that it takes about half a second
     seconds_are_known = False
     step = len(losses.steps)
     reached = run.values(state)
-    trouble, warned = "", False
+    trouble, warned, told = "", False, step
     held_out_stops = lambda: bool(validation and validation.should_stop(np.asarray(losses.validation)))  # noqa: E731
     is_stopped = held_out_stops()
     with _progress(num_steps, step, progress_bar) as bar:
         while step < num_steps and not is_stopped:
             ends = [num_steps, step + min(pace, run.source.limit or _LONGEST_CHUNK)]
+            if caller.every is not None:
+                ends.append(_next_multiple(step, caller.every))
             if checkpoints.is_active:
                 ends.append(_next_multiple(step, checkpoint_every))
             if validation is not None:
@@ -362,6 +406,15 @@ def _train(
                     warned = True
                     _warn_apart(losses, f"No checkpoint is written.{checkpoints.describe()}")
             is_stopped = losses.is_lost() or held_out_stops()
+            if caller.is_due(step, is_stopped or step == num_steps):
+                recent, told = np.asarray(losses.steps[told:], np.float32), step
+                reached = jax.tree.map(jnp.copy, reached)
+                try:
+                    is_stopped = caller.wants_to_stop(step, recent, run.fetch(reached)[0]) or is_stopped
+                except BaseException as error:
+                    if not losses.has_diverged():
+                        checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
+                    return (state.best if losses.validation else reached), error
     if not trouble and losses.has_diverged():
         trouble = expected(
             f"a loss near its best, {losses.best():.3g} nats per row",
