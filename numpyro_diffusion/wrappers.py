@@ -20,7 +20,7 @@ from ._typing import Array, Shape
 from .chains import ReverseChain
 from .diffusion import Diffusion
 
-__all__ = ["WrappedDiffusion", "find_diffusions", "unwrap", "without_inverse", "wrapped_diffusion"]
+__all__ = ["WrappedDiffusion", "find_diffusions", "obstacle", "unwrap", "without_inverse", "wrapped_diffusion"]
 
 
 class WrappedDiffusion(NamedTuple):
@@ -75,6 +75,16 @@ def wrapped_diffusion(fn: Any) -> WrappedDiffusion | None:
             return None
         fn = fn.base_dist
     return WrappedDiffusion(fn, shape[: len(shape) - fn.event_dim], tuple(reversed(outside_in)))
+
+
+def obstacle(fn: Any) -> str:
+    """What hides a diffusion from :func:`wrapped_diffusion`, in words: a wrapper, or a transform without an inverse."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.TransformedDistribution):
+        found = without_inverse(getattr(fn, "transforms", ()))
+        if found:
+            return found
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def without_inverse(parts: Any) -> str:

@@ -14,7 +14,7 @@ from numpyro.infer.reparam import Reparam
 from .._checks import expected
 from .._compat.numpyro import is_in_scan, reparam_sample_shape
 from .._typing import Array
-from ..wrappers import unwrap, without_inverse, wrapped_diffusion
+from ..wrappers import obstacle, wrapped_diffusion
 from .sites import check_outside_scan, check_sample_shape
 
 __all__ = ["DiffusionReparam"]
@@ -62,11 +62,10 @@ class DiffusionReparam(Reparam):
             )
         wrapped = wrapped_diffusion(fn)
         if wrapped is None:
-            base, _ = unwrap(fn)
             raise TypeError(
                 expected(
                     f"a Diffusion at site {name!r}, as it is or inside of transforms that have an inverse",
-                    without_inverse(getattr(base, "transforms", ())) or type(base).__name__,
+                    obstacle(fn),
                     "Name only diffusion sites in the reparam config; a masked site must be unmasked.",
                 )
             )

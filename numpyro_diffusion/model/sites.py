@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from .._checks import expected
 from .._typing import Array, Shape
 from ..estimates import AsDensity
-from ..wrappers import WrappedDiffusion, find_diffusions, unwrap, without_inverse, wrapped_diffusion
+from ..wrappers import WrappedDiffusion, find_diffusions, obstacle, unwrap, wrapped_diffusion
 
 __all__ = [
     "DiffusionSite",
@@ -59,14 +59,13 @@ def latent_diffusion(site: dict) -> WrappedDiffusion | None:
         check_sample_shape(name, site["kwargs"].get("sample_shape", ()))
         _check_real_states(name, wrapped)
         return wrapped
-    base, _ = unwrap(fn)
-    inside = find_diffusions(base)
+    inside = find_diffusions(fn)
     if any(not isinstance(diffusion.estimator, AsDensity) for diffusion in inside):
         raise ValueError(
             expected(
                 f"a Diffusion at latent site {name!r}, as it is or inside of expand, to_event and transforms with an "
                 "inverse",
-                f"one inside of {without_inverse(getattr(base, 'transforms', ())) or type(base).__name__}",
+                f"one inside of {obstacle(fn)}",
                 "Make the diffusion a site of its own and write the rest as a function of its value; mask or weigh the "
                 "likelihood, not the prior.",
             )
