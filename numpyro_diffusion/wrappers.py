@@ -1,21 +1,116 @@
 """Distributions that hold other distributions: which diffusions are inside, and which wrappers can be seen through.
 
 NumPyro builds distributions out of others: transformed, masked, mixed, truncated. ``expand`` and ``to_event`` change
-shapes alone, so that a diffusion inside of them is still a chain. Any other wrapper changes the distribution.
+shapes alone, so that a diffusion inside of them is still a chain. ``TransformedDistribution`` makes it a chain of
+*states* and a function of the state: x = T(s). That function has an inverse, or the wrapper is none of these. Any other
+wrapper changes the distribution.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import transforms
 
-from ._compat.numpyro import mask_of
+from ._checks import is_concrete
+from ._compat.numpyro import has_inverse, mask_of
 from ._numerics import expand_right
 from ._typing import Array, Shape
+from .chains import ReverseChain
 from .diffusion import Diffusion
 
-__all__ = ["find_diffusions", "unmask", "unwrap"]
+__all__ = [
+    "WrappedDiffusion",
+    "find_diffusions",
+    "obstacle",
+    "unmask",
+    "unwrap",
+    "without_inverse",
+    "wrapped_diffusion",
+]
+
+
+class WrappedDiffusion(NamedTuple):
+    """A diffusion inside of ``expand``, ``to_event`` and transforms: x = T(s), s the state x^0 of the chain.
+
+    Attributes:
+        diffusion: the distribution of one state.
+        batch_shape: in full, of the state: what ``to_event`` made an event is part of it.
+        transforms: T, from the inside out; none of them for a bare diffusion.
+    """
+
+    diffusion: Diffusion
+    batch_shape: Shape
+    transforms: tuple[Any, ...]
+
+    @property
+    def chain(self) -> ReverseChain:
+        """The chain of the states."""
+        return self.diffusion.chain.expand(self.batch_shape)
+
+    @property
+    def state_shape(self) -> Shape:
+        """Of all states together."""
+        return self.batch_shape + self.diffusion.event_shape
+
+    def value(self, state: Array) -> Array:
+        """T(s), in the units of the data."""
+        for transform in self.transforms:
+            state = transform(state)
+        return state
+
+    def state(self, value: Array) -> Array:
+        """The state s of a value: NaN or infinite outside of the support."""
+        for transform in reversed(self.transforms):
+            value = transform.inv(value)
+        return value
+
+
+def wrapped_diffusion(fn: Any) -> WrappedDiffusion | None:
+    """The diffusion that a distribution is, as it is or inside of wrappers that are seen through; else None."""
+    if not isinstance(fn, dist.Distribution):
+        return None
+    shape, outside_in = fn.shape(), []
+    while not isinstance(fn, Diffusion):
+        if isinstance(fn, dist.TransformedDistribution):
+            if without_inverse(fn.transforms):
+                return None
+            for transform in reversed(fn.transforms):
+                outside_in.append(transform)
+                shape = transform.inverse_shape(shape)
+        elif not isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+            return None
+        fn = fn.base_dist
+    return WrappedDiffusion(fn, shape[: len(shape) - fn.event_dim], tuple(reversed(outside_in)))
+
+
+def obstacle(fn: Any) -> str:
+    """What hides a diffusion from :func:`wrapped_diffusion`, in words: a wrapper, or a transform without an inverse."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.TransformedDistribution):
+        found = without_inverse(getattr(fn, "transforms", ()))
+        if found:
+            return found
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def without_inverse(parts: Any) -> str:
+    """Which of some transforms has no inverse, in words; empty if all have one."""
+    for part in parts:
+        if isinstance(part, transforms.ComposeTransform):
+            found = without_inverse(part.parts)
+        elif isinstance(part, transforms.IndependentTransform):
+            found = without_inverse([part.base_transform])
+        elif _is_singular(part):
+            found = f"{type(part).__name__} with a scale of 0"
+        else:
+            is_no_function = isinstance(part, transforms.AbsTransform | transforms.UnpackTransform)
+            found = type(part).__name__ if is_no_function or not has_inverse(part) else ""
+        if found:
+            return found
+    return ""
 
 
 def unwrap(fn: dist.Distribution) -> tuple[dist.Distribution, Shape]:
@@ -43,6 +138,17 @@ def unmask(fn: dist.Distribution) -> tuple[dist.Distribution, Array]:
 def find_diffusions(fn: Any) -> tuple[Diffusion, ...]:
     """Every Diffusion that a distribution is or holds, at any depth, in whatever attribute; each object once."""
     return tuple(_walk(fn, set()))
+
+
+def _is_singular(transform: Any) -> bool:
+    """Whether an affine transform is known to lose a dimension."""
+    if isinstance(transform, transforms.AffineTransform):
+        scale = transform.scale
+    elif isinstance(transform, transforms.LowerCholeskyAffine):
+        scale = jnp.diagonal(transform.scale_tril) if is_concrete(transform.scale_tril) else transform.scale_tril
+    else:
+        return False
+    return is_concrete(scale) and bool((np.asarray(scale) == 0).any())
 
 
 def _walk(node: Any, seen: set[int]) -> Iterator[Diffusion]:

@@ -2,12 +2,16 @@
 
 import inspect
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import pytest
-from wrapped_cases import HALVES, NUMBER, OTHERS, PRIOR, SHAPES
+from numpyro.distributions.transforms import AffineTransform, ExpTransform, StickBreakingTransform
+from wrapped_cases import HALVES, NUMBER, OTHERS, PRIOR, SHAPES, TRANSFORMED, WITHOUT_INVERSE
 
 from numpyro_diffusion import Diffusion
-from numpyro_diffusion.wrappers import find_diffusions, unwrap
+from numpyro_diffusion.wrappers import find_diffusions, obstacle, unwrap, wrapped_diffusion
 
 HOLDERS = [
     (cls, field)
@@ -18,7 +22,9 @@ HOLDERS = [
 ]
 
 
-@pytest.mark.parametrize("make", [*SHAPES.values(), *OTHERS.values()], ids=[*SHAPES, *OTHERS])
+@pytest.mark.parametrize(
+    "make", [*SHAPES.values(), *TRANSFORMED.values(), *OTHERS.values()], ids=[*SHAPES, *TRANSFORMED, *OTHERS]
+)
 def test_a_diffusion_is_found_inside_of_every_wrapper(make):
     found = find_diffusions(make())
     assert found
@@ -84,6 +90,35 @@ def test_expand_and_to_event_are_seen_through_with_their_shape(make):
     assert batch_shape + law.event_shape == make().shape()
 
 
-@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-def test_what_changes_the_distribution_is_not_seen_through(make):
-    assert not isinstance(unwrap(make())[0], Diffusion)
+@pytest.mark.parametrize("name", [*OTHERS, *WITHOUT_INVERSE])
+def test_what_changes_the_distribution_is_not_seen_through(name):
+    law = {**OTHERS, **WITHOUT_INVERSE}[name]()
+    assert not isinstance(unwrap(law)[0], Diffusion)
+    assert wrapped_diffusion(law) is None
+    assert obstacle(law) in name
+
+
+@pytest.mark.parametrize("make", [*SHAPES.values(), *TRANSFORMED.values()], ids=[*SHAPES, *TRANSFORMED])
+def test_what_is_seen_through_is_a_function_of_the_state(make):
+    """The state has the shape of a draw of the chain; its value has the site's, and leads back to it."""
+    law = make()
+    wrapped = wrapped_diffusion(law)
+    states = jax.random.normal(jax.random.key(0), wrapped.state_shape)
+    assert wrapped.chain.sample(jax.random.key(1)).shape[: len(wrapped.batch_shape)] == wrapped.batch_shape
+    value = wrapped.value(states)
+    assert value.shape == law.shape()
+    np.testing.assert_allclose(wrapped.state(value), states, atol=1e-4)
+
+
+def test_transforms_act_from_the_inside_out_through_every_wrapper():
+    inner = dist.TransformedDistribution(PRIOR, AffineTransform(1.0, 2.0)).expand((3,)).to_event(1)
+    law = dist.TransformedDistribution(inner, ExpTransform())
+    wrapped = wrapped_diffusion(law)
+    assert wrapped.state_shape == (3, 1)
+    np.testing.assert_allclose(wrapped.value(jnp.ones((3, 1))), np.exp(3.0) * np.ones((3, 1)), rtol=1e-6)
+
+
+def test_the_state_of_a_simplex_has_one_number_less():
+    law = dist.TransformedDistribution(NUMBER.expand((4, 2)).to_event(1), StickBreakingTransform())
+    wrapped = wrapped_diffusion(law)
+    assert (law.shape(), wrapped.state_shape, wrapped.batch_shape) == ((4, 3), (4, 2), (4, 2))

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
+from numpyro.distributions.transforms import Transform
 from numpyro.handlers import block, seed, trace
 from numpyro.infer import MCMC
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, with_conditioning
@@ -28,6 +29,7 @@ __all__ = [
     "constrain_fn",
     "eval_provenance",
     "explicit_validation",
+    "has_inverse",
     "is_in_handler",
     "is_in_scan",
     "is_prng_key",
@@ -117,6 +119,12 @@ def reparam_sample_shape() -> tuple[int, ...]:
 def explicit_validation(distribution: Any) -> bool | None:
     """``validate_args`` as it was passed to a distribution; None when it was left to NumPyro's default."""
     return distribution.__dict__.get("_validate_args")
+
+
+def has_inverse(transform: Transform) -> bool:
+    """Whether a transform says how it is undone: in ``_inverse``, or as the inverse of another."""
+    cls = type(transform)
+    return cls._inverse is not Transform._inverse or cls.inv is not Transform.inv
 
 
 def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:

@@ -50,8 +50,9 @@ class DiffusionGibbsState(NamedTuple):
 
     Attributes:
         i: draws made.
-        z: x^0 of the diffusion sites, and the inner kernel's unconstrained values of the others.
-        paths: site name -> x^{0:T}, (T + 1, site shape...).
+        z: the state x^0 of the diffusion sites, before their transforms, and the inner kernel's unconstrained values of
+            the others.
+        paths: site name -> x^{0:T}, (T + 1, state shape...).
         inner_state: the inner kernel's state, None without other sites.
         prior_draws: draws of the prior, from which the twist takes its scale.
         calibration: how far the twist believes the networks' denoised estimates.
@@ -174,8 +175,8 @@ class DiffusionGibbs(MCMCKernel):
         Args:
             rng_key: one key, or a batch of them for as many chains.
             num_warmup: draws in which the inner kernel adapts.
-            init_params: x^0 of diffusion sites, and the inner kernel's own start for the others (for NUTS and HMC
-                unconstrained), each with the keys' batch in front.
+            init_params: diffusion sites in the model's units, and the inner kernel's own start for the others (for NUTS
+                and HMC unconstrained), each with the keys' batch in front.
             model_args: the model's arguments.
             model_kwargs: the model's keyword arguments.
 
@@ -207,8 +208,9 @@ class DiffusionGibbs(MCMCKernel):
         def constrain(z: dict[str, Array]) -> dict[str, Array]:
             split = self._programs.bind(model_args, kwargs)
             x_0 = {site.name: z[site.name] for site in split.sites}
-            values = {**x_0, **self._others({name: z[name] for name in split.others}, x_0, model_args, kwargs)}
-            return {**values, **split.deterministic_values(values)} if split.deterministic else values
+            others = self._others(split, {name: z[name] for name in split.others}, x_0, model_args, kwargs)
+            values = {**x_0, **others}
+            return {**values, **split.outputs(values)} if split.has_outputs else values
 
         return constrain
 
@@ -224,15 +226,16 @@ class DiffusionGibbs(MCMCKernel):
     ) -> tuple[DiffusionGibbsState, Array]:
         """One chain's first state, and log r there."""
         names = {site.name for site in split.sites}
-        start = self._compiled_start(rng_key, {name: x for name, x in init_params.items() if name in names}, split)
+        values = {name: value for name, value in init_params.items() if name in names}
+        start = self._compiled_start(rng_key, split.states(values) if values else {}, split)
         _check_start(start.log_r)
         inner_state, log_r = None, start.log_r
         if split.others:
             rest = {name: value for name, value in init_params.items() if name not in names} or None
-            paths = GivenPaths(start.paths, split.chains_depend_on_others())
-            inner_state = self._inner.init(start.inner_key, num_warmup, rest, args, kwargs, paths, split.others)
+            given = _given(split, start.paths)
+            inner_state = self._inner.init(start.inner_key, num_warmup, rest, args, kwargs, given, split.others)
             x_0 = {name: path[0] for name, path in start.paths.items()}
-            others = self._others(self._inner.unconstrained(inner_state), x_0, args, kwargs)
+            others = self._others(split, self._inner.unconstrained(inner_state), x_0, args, kwargs)
             log_r = _compiled_log_r(split, start.paths, others)
         count, zero = jnp.zeros((), int), jnp.zeros(())
         state = DiffusionGibbsState(
@@ -265,7 +268,7 @@ class DiffusionGibbs(MCMCKernel):
             target = target_of(split, others, calibration)
             paths = first_paths(target, self._walk(target, draws), key_paths)
             for index, (name, x_0) in enumerate(sorted(given.items())):
-                x_0 = _check_x_0(name, x_0, paths[name])
+                x_0 = jnp.asarray(x_0, paths[name].dtype)
                 paths[name] = noised(target.chains[name], x_0, jax.random.fold_in(key_given, index))
             return tries + 1, key, paths, draws, calibration, _log_r(split, paths, others)
 
@@ -285,7 +288,7 @@ class DiffusionGibbs(MCMCKernel):
         others: dict[str, Array] = {}
         if split.others:
             x_0 = {name: path[0] for name, path in state.paths.items()}
-            others = self._others(self._inner.unconstrained(state.inner_state), x_0, args, kwargs)
+            others = self._others(split, self._inner.unconstrained(state.inner_state), x_0, args, kwargs)
         target = target_of(split, others, state.calibration)
         walk = self._walk(target, state.prior_draws)
         paths, cloud, moved = conditional_smc(target, walk, state.paths, key_cloud)
@@ -297,8 +300,7 @@ class DiffusionGibbs(MCMCKernel):
             paths, refreshed = refresh_paths(target, paths, key_refresh)
         inner_state = state.inner_state
         if split.others:
-            given = GivenPaths(paths, split.chains_depend_on_others())
-            inner_state = self._inner.move(inner_state, args, kwargs, given)
+            inner_state = self._inner.move(inner_state, args, kwargs, _given(split, paths))
         return DiffusionGibbsState(
             i=state.i + 1,
             z=self._z(paths, inner_state),
@@ -319,8 +321,13 @@ class DiffusionGibbs(MCMCKernel):
         constants = self.twist.prepare(target, prior_draws)
         return partial(run_filter, target, self.twist, constants, num_particles=self.num_particles, keep_paths=True)
 
-    def _others(self, z: Mapping[str, Array], x_0: States, args: tuple, kwargs: dict[str, Any]) -> dict[str, Array]:
-        return self._inner.constrained(z, args, kwargs, x_0) if z else {}
+    def _others(
+        self, split: SplitModel, z: Mapping[str, Array], x_0: States, args: tuple, kwargs: dict[str, Any]
+    ) -> dict[str, Array]:
+        if not z:
+            return {}
+        given = GivenPaths({name: x[None] for name, x in x_0.items()}, split.site_values(x_0), False)
+        return self._inner.constrained(z, args, kwargs, given)
 
     def _z(self, paths: States, inner_state: PyTree) -> dict[str, Array]:
         x_0 = {name: path[0] for name, path in paths.items()}
@@ -332,6 +339,12 @@ class DiffusionGibbs(MCMCKernel):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._compiled_start = jax.jit(self._start)
+
+
+def _given(split: SplitModel, paths: States) -> GivenPaths:
+    """Paths for the inner kernel."""
+    values = split.site_values({name: path[0] for name, path in paths.items()})
+    return GivenPaths(paths, values, split.chains_depend_on_others())
 
 
 def _log_r(split: SplitModel, paths: States, others: Mapping[str, Array]) -> Array:
@@ -366,15 +379,3 @@ def _check_names(init_params: Mapping[str, Array], split: SplitModel) -> Mapping
             )
         )
     return init_params
-
-
-def _check_x_0(name: str, x_0: Array, path: Array) -> Array:
-    if jnp.shape(x_0) != path.shape[1:]:
-        raise ValueError(
-            expected(
-                f"init_params[{name!r}] of shape {path.shape[1:]} for each chain",
-                f"shape {jnp.shape(x_0)}",
-                "Several chains need a leading axis of their number.",
-            )
-        )
-    return jnp.asarray(x_0, path.dtype)

@@ -39,14 +39,13 @@ from .._checks import check_integer_at_least, expected
 from .._compat.numpyro import log_density
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
-from ..diffusion import Diffusion
 from ..guidance import LearnedGuidance, StepCorrection
 from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
 from ..model.sites import check_outside_scan, check_proper, latent_diffusion
 from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
-from ..wrappers import unwrap
+from ..wrappers import WrappedDiffusion, wrapped_diffusion
 
 __all__ = ["AutoDiffusionGuide"]
 
@@ -116,7 +115,7 @@ class AutoDiffusionGuide(AutoNormal):
 
     >>> import optax
     >>> from numpyro.infer import SVI, Trace_ELBO
-    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(5), variance="upper")
     >>> prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, ()))
     >>> guide = AutoDiffusionGuide(lambda: numpyro.sample("y", dist.Normal(numpyro.sample("x", prior), 1.0), obs=3.0))
@@ -153,9 +152,10 @@ class AutoDiffusionGuide(AutoNormal):
         plates = {name: site["value"] for name, site in ours.items() if site["type"] == "plate"}
 
         def draw_path(name: str, fn: dist.Distribution, value: Array | None) -> tuple[None, Array]:
-            chain, law = self._noise_law(name, fn)
+            wrapped: Any = wrapped_diffusion(fn)
+            law = self._noise_law(name, wrapped.chain)
             values[f"{name}_noise"] = numpyro.sample(f"{name}_noise", law)
-            return None, chain.from_noise(values[f"{name}_noise"])
+            return None, wrapped.value(wrapped.chain.from_noise(values[f"{name}_noise"]))
 
         def is_hidden(message: dict[str, Any]) -> bool:
             return message["type"] not in ("param", "mutable") and message.get("name") not in exposed
@@ -269,10 +269,8 @@ class AutoDiffusionGuide(AutoNormal):
     def _parameter_names(self, name: str) -> dict[str, str]:
         return {kind: f"{name}_{self.prefix}_{kind}" for kind in StepCorrection._fields}
 
-    def _noise_law(self, name: str, fn: dist.Distribution) -> tuple[ReverseChain, dist.Distribution]:
-        """A site's chain and the guide's law of its noises, of the shape that DiffusionReparam gives them."""
-        base, batch_shape = unwrap(fn)
-        chain = base.chain.expand(batch_shape)
+    def _noise_law(self, name: str, chain: ReverseChain) -> dist.Distribution:
+        """The guide's law of a site's noises, of the shape that DiffusionReparam gives them."""
         path = self._paths[name]
         values = {}
         for kind, full_name in self._parameter_names(name).items():
@@ -281,7 +279,7 @@ class AutoDiffusionGuide(AutoNormal):
                 full_name, path.initial(kind), constraint=constraint, event_dim=path.noise_event_dim
             )
         law = GuidedNoise(chain, *path.split(values), path_gradient=self._path_gradient)
-        return chain, law.to_event(path.noise_event_dim - len(law.event_shape))
+        return law.to_event(path.noise_event_dim - len(law.event_shape))
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the sites outside of any transformation, if no one has."""
@@ -302,23 +300,23 @@ class AutoDiffusionGuide(AutoNormal):
         return _Draw(values, log_model - log_guide, ours, theirs)
 
 
-def _latent_diffusion(site: dict[str, Any]) -> Diffusion | None:
-    """The law of a site that is a latent diffusion.
+def _latent_diffusion(site: dict[str, Any]) -> WrappedDiffusion | None:
+    """What a site is, if it is a latent diffusion.
 
     Raises:
         TypeError: for one of bits.
         ValueError: for one inside of a wrapper.
     """
-    law = latent_diffusion(site)
-    if law is not None and law.kernel.is_discrete:
+    wrapped = latent_diffusion(site)
+    if wrapped is not None and wrapped.diffusion.kernel.is_discrete:
         raise TypeError(
             expected(
                 f"a Gaussian kernel at the latent diffusion site {site['name']!r}",
-                type(law.kernel).__name__,
+                type(wrapped.diffusion.kernel).__name__,
                 "Bits have no reparameterised path: use TwistedSMC or DiffusionGibbs.",
             )
         )
-    return law
+    return wrapped
 
 
 def _reparam_latent(site: dict[str, Any]) -> DiffusionReparam | None:
@@ -338,12 +336,12 @@ def _latent_events(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any
     def find(key: jax.Array | None) -> None:
         seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=check_proper)
         for name, site in handlers.trace(seeded).get_trace(*args, **kwargs).items():
-            law = _latent_diffusion(site)
-            if law is None:
+            wrapped = _latent_diffusion(site)
+            if wrapped is None:
                 others.append(name)
             else:
-                check_outside_scan(name, law._num_stacked > 0)
-                events[name] = len(law.event_shape)
+                check_outside_scan(name, wrapped.diffusion._num_stacked > 0)
+                events[name] = len(wrapped.diffusion.event_shape)
 
     with handlers.block():
         jax.eval_shape(find, numpyro.prng_key())  # runs nothing: names and shapes are known without

@@ -21,7 +21,6 @@ from .._compat.numpyro import eval_provenance, with_conditioning
 from .._typing import Array, PyTree
 from ..model.given_paths import PATHS, GivenPaths, with_given_paths
 from ..model.program import SplitModel
-from ..particles.target import States
 
 __all__ = ["InnerKernel"]
 
@@ -57,7 +56,22 @@ class InnerKernel:
         self.kernel = kernel.wrap_model(with_given_paths)
 
     def check(self, split: SplitModel) -> None:
-        """Raise ValueError for discrete sites that a Hamiltonian kernel would have to move."""
+        """Refuse what this kernel cannot move beside the diffusion sites.
+
+        Raises:
+            ValueError: for discrete sites and a Hamiltonian kernel; for a Gibbs kernel, whose blocks are told the
+                diffusion sites' values once for a sweep, and a transform that depends on a site which a block moves.
+        """
+        depending = {name: sorted(above) for name, above in split.program.transforms_depend.items() if above}
+        if isinstance(self.kernel, Gibbs) and depending:
+            name, above = next(iter(depending.items()))
+            raise ValueError(
+                expected(
+                    f"a transform at diffusion site {name!r} that depends on no other latent site, beside Gibbs",
+                    f"one that depends on {above}",
+                    "Use NUTS for the other sites, or draw the diffusion as it is and transform it in the model.",
+                )
+            )
         if isinstance(self.kernel, HMC) and split.discrete_others:
             raise ValueError(
                 expected(
@@ -93,8 +107,12 @@ class InnerKernel:
                     "Every site that is latent and no diffusion must be drawn: none may be summed out by the kernel.",
                 )
             )
-        x_0 = {name: path[0] for name, path in given.paths.items()}
-        depends = eval_provenance(lambda **x_0: self.constrained(z, args, kwargs, x_0), **x_0)
+
+        def supports(**x_0: Array) -> dict[str, Array]:
+            at = GivenPaths({name: x[None] for name, x in x_0.items()}, given.values, False)
+            return self.constrained(z, args, kwargs, at)
+
+        depends = eval_provenance(supports, **{name: path[0] for name, path in given.paths.items()})
         moved = sorted(name for name in z if depends[name])
         if moved:
             raise ValueError(
@@ -117,10 +135,9 @@ class InnerKernel:
         return getattr(state, self.kernel.sample_field)
 
     def constrained(
-        self, z: Mapping[str, Array], args: tuple, kwargs: Mapping[str, Any], x_0: States
+        self, z: Mapping[str, Array], args: tuple, kwargs: Mapping[str, Any], given: GivenPaths
     ) -> dict[str, Array]:
         """The other sites' values; x^0 is needed by kernels that run the model for them."""
-        given = GivenPaths({name: value[None] for name, value in x_0.items()}, False)
         values = self.kernel.get_constrain_fn(args, self._with(kwargs, given))(dict(z))
         return {name: values[name] for name in z}
 
@@ -129,7 +146,7 @@ class InnerKernel:
         if not isinstance(self.kernel, Gibbs):
             return with_paths
         # CustomGibbs blocks read from here what they are conditioned on.
-        return dict(with_conditioning(with_paths, {name: path[0] for name, path in given.paths.items()}))
+        return dict(with_conditioning(with_paths, given.values))
 
 
 def _refreshed(kernel: MCMCKernel, state: PyTree, args: tuple, kwargs: dict[str, Any]) -> PyTree:

@@ -126,7 +126,7 @@ class SMCResult(NamedTuple):
 
         Returns:
             Site name -> (num_samples, site shape...); with ``keep_paths`` also ``<site>_path``,
-            (num_samples, T + 1, site shape...).
+            (num_samples, T + 1, state shape...). Sites are in the model's units; a path's states are the chain's.
         """
         count = len(self.shared) * self.num_particles if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
@@ -137,8 +137,8 @@ class SMCResult(NamedTuple):
         samples: dict[str, Any] = {name: _take(x, islands, particles) for name, x in self.cloud.x.items()}
         first_island = islands.reshape(count, -1)[:, 0]
         samples |= {name: np.asarray(value)[first_island] for name, value in self.others.items()}
-        if self.split.deterministic:
-            samples |= _deterministic(self.split, samples)
+        if self.split.has_outputs:
+            samples |= _outputs(self.split, samples)
         if self.cloud.levels is not None:
             samples |= self._paths(islands, particles)
         return {name: jnp.asarray(value) for name, value in samples.items()}
@@ -157,6 +157,9 @@ class SMCResult(NamedTuple):
         flat = lambda x: jnp.asarray(np.reshape(x, (-1, *x.shape[2:])))  # noqa: E731
         values = {name: flat(x) for name, x in self.cloud.x.items()}
         values |= {n: jnp.repeat(jnp.asarray(v), self.num_particles, axis=0) for n, v in self.others.items()}
+        if any(site.is_transformed for site in self.split.sites):
+            outputs = _outputs(self.split, values)
+            values = {name: outputs.get(name, value) for name, value in values.items()}
         return values, flat(log_weights)
 
     def _evidence(self) -> tuple[Any, Any]:
@@ -180,8 +183,8 @@ class SMCResult(NamedTuple):
 
 
 @jax.jit
-def _deterministic(split: SplitModel, samples: dict[str, Array]) -> dict[str, Array]:
-    return jax.vmap(split.deterministic_values)(samples)
+def _outputs(split: SplitModel, samples: dict[str, Array]) -> dict[str, Array]:
+    return jax.vmap(split.outputs)(samples)
 
 
 def _draw_particles(

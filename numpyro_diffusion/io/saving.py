@@ -1,8 +1,9 @@
 r"""A trained distribution as one file, which another person loads without trusting it.
 
 The file holds all of a :class:`~numpyro_diffusion.Diffusion`: its parameters and state by name, the schedule's numbers,
-the kernel, the network and the estimator by name and settings, the context and the random key. What is loaded draws the
-same samples and gives the same ``log_prob``, bit for bit, on the same versions and hardware.
+the kernel, the network and the estimator by name and settings, the context and the random key; and what is around it,
+``expand``, ``to_event`` and transforms of NumPyro by name and parameters. What is loaded draws the same samples and
+gives the same ``log_prob``, bit for bit, on the same versions and hardware.
 
 The format is that of safetensors, so other programs can read the arrays; the settings are JSON in its metadata, with a
 SHA-256 of the file in which its own 64 digits are zeros: a seal against damage, not a signature. Loading runs no code
@@ -24,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import safetensors
 import safetensors.numpy
 
@@ -32,10 +34,12 @@ from ..diffusion import Diffusion
 from ..kernels import Kernel
 from ..schedules import Schedule
 from .settings import describe, require, restore, shown
+from .wrappers import describe_wrappers, restore_wrappers
 
 __all__ = ["load", "save"]
 
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_WRAPPERS = 1  # the format of a file whose prior is a Diffusion, as older versions read it
 _KEY = "numpyro_diffusion"
 _ZEROS = b"0" * 64
 _DTYPES = {
@@ -47,7 +51,7 @@ _DTYPES = {
 _DAMAGED = "The file is truncated, damaged or not of numpyro_diffusion.save: fetch or save it again."
 
 
-def save(prior: Diffusion, path: str | os.PathLike[str]) -> None:
+def save(prior: dist.Distribution, path: str | os.PathLike[str]) -> None:
     """Write a trained distribution to one file.
 
     A conditional distribution is saved with the context that is bound to it. A network or kernel of your own is saved
@@ -56,12 +60,14 @@ def save(prior: Diffusion, path: str | os.PathLike[str]) -> None:
 
     Args:
         prior: from ``fit(...).distribution(site)``, or a ``Diffusion`` built from parameters: dicts, lists and tuples
-            of arrays, which hold floats of 16 to 64 bits (bfloat16 too), integers, booleans or random keys.
+            of arrays, which hold floats of 16 to 64 bits (bfloat16 too), integers, booleans or random keys. Around it
+            may be ``expand``, ``to_event`` and transforms: affine, per coordinate or by a matrix, exp, softplus,
+            sigmoid, power, to a simplex or to ordered numbers, permutations, and compositions of these.
         path: of the file; ``.safetensors`` is the usual ending.
 
     Raises:
-        ValueError: for what is no ``Diffusion``, transformed ones included; for an estimator of your own; for
-            parameters that are no arrays or are traced.
+        ValueError: for what is no ``Diffusion`` inside of these; for an estimator or a transform of your own, or one
+            without an inverse; for parameters that are no arrays or are traced.
         OSError: if the file cannot be written.
 
     >>> import tempfile
@@ -73,15 +79,17 @@ def save(prior: Diffusion, path: str | os.PathLike[str]) -> None:
     ...     nd.load(f"{directory}/prior.safetensors").event_shape
     (1,)
     """
-    got = "one stacked by scan" if isinstance(prior, Diffusion) else type(prior).__name__
-    cure = (
-        "Save the Diffusion itself, of a transformed one its base_dist; apply the transforms to the one that is loaded."
-    )
-    require(type(prior) is Diffusion and not prior._num_stacked, "a Diffusion", got, cure)
-    tensors, settings = describe(prior)
-    data = _pack(tensors, {"versions": {"jax": jax.__version__}, "prior": settings})
-    own_kernel = prior.kernel if "custom" in settings["kernel"] else None
-    restore(_tensors(data), settings, prior.transition.function, own_kernel)
+    diffusion, around, wrappers = describe_wrappers(prior)
+    is_plain = type(diffusion) is Diffusion and not diffusion._num_stacked
+    got = "one stacked by scan" if diffusion._num_stacked else type(diffusion).__name__
+    require(is_plain, "a Diffusion", got, "Save the Diffusion itself.")
+    tensors, settings = describe(diffusion)
+    tensors |= around
+    everything = {"versions": {"jax": jax.__version__}, "prior": settings}
+    data = _pack(tensors, {**everything, "wrappers": wrappers} if wrappers else everything)
+    own_kernel = diffusion.kernel if "custom" in settings["kernel"] else None
+    restored = restore(_tensors(data), settings, diffusion.transition.function, own_kernel)
+    restore_wrappers(restored, _tensors(data), wrappers)
     _write(Path(os.path.realpath(path)), data)
 
 
@@ -90,10 +98,10 @@ def load(
     *,
     network: Callable[..., Any] | None = None,
     kernel: Kernel | Callable[[Schedule], Kernel] | None = None,
-) -> Diffusion:
+) -> dist.Distribution:
     """Read a distribution that :func:`save` wrote, without running anything out of the file.
 
-    The estimator, random key and bound context are the saved ones; for others, build
+    The estimator, random key and bound context of a ``Diffusion`` are the saved ones; for others, build
     ``Diffusion(prior.kernel, prior.transition, context=..., estimator=..., rng_key=...)``.
 
     Args:
@@ -113,7 +121,8 @@ def load(
     """
     tensors, settings = _unpack(Path(path))
     try:
-        return restore(tensors, settings["prior"], network, kernel)
+        prior = restore(tensors, settings["prior"], network, kernel)
+        return restore_wrappers(prior, tensors, settings.get("wrappers", []))
     except (AttributeError, LookupError, OverflowError, RecursionError, TypeError) as error:
         got = f"{type(error).__name__}: {shown(str(error))}"
         raise ValueError(expected("the settings of a prior", got, _DAMAGED)) from error
@@ -124,7 +133,8 @@ def _pack(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> bytes:
     native = {name: np.asarray(x, x.dtype.newbyteorder("="), order="C") for name, x in tensors.items()}
     for name, x in native.items():
         require(x.dtype in _DTYPES.values(), f"a dtype out of {[*_DTYPES]} at {name!r}", x.dtype, "Convert it.")
-    text = json.dumps({"format": _FORMAT, "sha256": _ZEROS.decode(), **settings}, separators=(",", ":"))
+    version = _FORMAT if "wrappers" in settings else _WITHOUT_WRAPPERS
+    text = json.dumps({"format": version, "sha256": _ZEROS.decode(), **settings}, separators=(",", ":"))
     data = safetensors.numpy.save(native, {_KEY: text})
     return data.replace(_ZEROS, hashlib.sha256(data).hexdigest().encode(), 1)
 
@@ -141,7 +151,7 @@ def _unpack(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     require(isinstance(settings, dict), f"{_KEY} settings in the file's metadata", sorted(metadata), _DAMAGED)
     version, digest = settings.get("format"), settings.get("sha256")
     require(type(version) is int and version >= 1, "a format version >= 1", version, _DAMAGED)
-    require(version == _FORMAT, f"format version {_FORMAT}", version, "Upgrade numpyro-diffusion.")
+    require(version <= _FORMAT, f"a format version up to {_FORMAT}", version, "Upgrade numpyro-diffusion.")
     data = path.read_bytes()
     found = hashlib.sha256(data.replace(str(digest).encode(), _ZEROS, 1)).hexdigest()
     require(found == digest, f"contents with the SHA-256 {shown(digest)}", found, _DAMAGED)

@@ -29,7 +29,7 @@ from ..modules import HaikuFunction
 from ..schedules import Schedule
 from ..transition import Transition
 
-__all__ = ["describe", "require", "restore", "shown"]
+__all__ = ["Tensors", "decode", "describe", "encode", "fields", "require", "restore", "shown"]
 
 Tensors: TypeAlias = dict[str, np.ndarray]
 
@@ -78,7 +78,7 @@ def describe(prior: Diffusion) -> tuple[Tensors, dict[str, Any]]:
     trees = {"params": transition.params, "state": transition.state, "context": prior.context, "rng_key": prior.rng_key}
     settings = {
         "kernel": _describe(prior.kernel, _KERNELS, "kernel", tensors),
-        "schedule": {name: _encode(getattr(schedule, name), f"schedule/{name}", tensors) for name in _SCHEDULE},
+        "schedule": {name: encode(getattr(schedule, name), f"schedule/{name}", tensors) for name in _SCHEDULE},
         "network": _describe(network, _NETWORKS if is_haiku else _FUNCTIONS, "network", tensors),
         "is_haiku": is_haiku,
         "estimator": None if prior.estimator is None else _describe(prior.estimator, _ESTIMATORS, "estimator", tensors),
@@ -86,7 +86,7 @@ def describe(prior: Diffusion) -> tuple[Tensors, dict[str, Any]]:
         "context_shape": None if transition.context_shape is None else list(transition.context_shape),
         "batch_shape": list(prior.batch_shape),
         "validate_args": prior.__dict__.get("_validate_args"),
-        **{name: _encode(tree, name, tensors) for name, tree in trees.items()},
+        **{name: encode(tree, name, tensors) for name, tree in trees.items()},
     }
     return tensors, settings
 
@@ -98,9 +98,9 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
         ValueError, TypeError, LookupError: for what no prior has; for arguments that are missing or do not fit.
     """
     names = ("kernel", "schedule", "network", "is_haiku", "estimator", "event_shape", "context_shape", "batch_shape")
-    found = _fields(settings, *names, "validate_args", *_TREES)
-    trees = {name: _decode(found[name], tensors) for name in _TREES}
-    arrays = [_decode(node, tensors) for node in _fields(found["schedule"], *_SCHEDULE).values()]
+    found = fields(settings, *names, "validate_args", *_TREES)
+    trees = {name: decode(found[name], tensors) for name in _TREES}
+    arrays = [decode(node, tensors) for node in fields(found["schedule"], *_SCHEDULE).values()]
     shapes = {np.shape(array) for array in arrays}
     require(len(shapes) == 1 and len(shapes.pop()) == 1, "vectors of one length as a schedule", found["schedule"])
     schedule = Schedule(*arrays)
@@ -175,7 +175,7 @@ def _describe(instance: Any, classes: dict[str, Any], name: str, tensors: Tensor
         return {"custom": f"{named.__module__}.{named.__qualname__}"}  # for people to read
     values = {field: getattr(instance, field) for field in _settings(cls)}
     values = {field: value.item() if isinstance(value, np.generic) else value for field, value in values.items()}
-    settings = {field: _encode(value, f"{name}/{field}", tensors) for field, value in values.items()}
+    settings = {field: encode(value, f"{name}/{field}", tensors) for field, value in values.items()}
     return {"class": next(key for key, value in classes.items() if value is cls), "settings": settings}
 
 
@@ -185,10 +185,10 @@ def _restore(what: str, node: Any, classes: dict[str, Any], tensors: Tensors, ow
         got = f"a file whose {what} is the custom {shown(node['custom'])}"
         require(own is not None, f"{what}=...", got, f"Pass what was trained: nd.load(path, {what}=...).")
         return own
-    name, settings = _fields(node, "class", "settings").values()
+    name, settings = fields(node, "class", "settings").values()
     require(isinstance(name, str) and name in classes, f"a {what} out of {', '.join(classes)}", name)
     types = _settings(classes[name])
-    values = {key: _decode(child, tensors) for key, child in _fields(settings, *types).items()}
+    values = {key: decode(child, tensors) for key, child in fields(settings, *types).items()}
     for key, value in values.items():
         is_ours = types[key] not in (int, bool) or (type(value) is types[key] and 0 <= value <= _MAX_INTEGER)
         require(is_ours, f"{key} of {name} as {types[key]} of at most {_MAX_INTEGER}", value)
@@ -203,21 +203,21 @@ def _settings(cls: Any) -> dict[str, Any]:
     return {parameter.name: parameter.annotation for parameter in parameters if parameter.name != "schedule"}
 
 
-def _fields(node: Any, *names: str) -> dict[str, Any]:
+def fields(node: Any, *names: str) -> dict[str, Any]:
     """The values of a JSON object with exactly these keys, in their order."""
     keys = sorted(node) if isinstance(node, dict) else node
     require(isinstance(node, dict) and set(node) == set(names), f"settings {sorted(names)}", keys)
     return {name: node[name] for name in names}
 
 
-def _encode(tree: Any, name: str, tensors: Tensors) -> Any:
+def encode(tree: Any, name: str, tensors: Tensors) -> Any:
     """The node of a tree; its arrays are added to ``tensors``."""
     if tree is None or type(tree) in (bool, int, float, str):
         return tree
     if type(tree) is dict and all(isinstance(key, str) for key in tree):
-        return {"dict": {key: _encode(child, f"{name}/{key}", tensors) for key, child in tree.items()}}
+        return {"dict": {key: encode(child, f"{name}/{key}", tensors) for key, child in tree.items()}}
     if type(tree) in (list, tuple):
-        return {type(tree).__name__: [_encode(child, f"{name}/{i}", tensors) for i, child in enumerate(tree)]}
+        return {type(tree).__name__: [encode(child, f"{name}/{i}", tensors) for i, child in enumerate(tree)]}
     is_array = isinstance(tree, (np.ndarray, np.generic, jax.Array)) and is_concrete(tree)
     wanted = f"concrete arrays in lists, tuples and dicts with string keys at {name!r}"
     cure = "Save outside of jax.jit; turn other containers into dicts, as dataclasses.asdict does."
@@ -232,16 +232,16 @@ def _encode(tree: Any, name: str, tensors: Tensors) -> Any:
     return node
 
 
-def _decode(node: Any, tensors: Tensors) -> Any:
+def decode(node: Any, tensors: Tensors) -> Any:
     """The tree of a node."""
     if node is None or isinstance(node, (bool, int, float, str)):
         return node
     require(isinstance(node, dict) and len(node) in (1, 2), "a value", node)
     (kind, content), *rest = node.items()
     if kind == "dict" and isinstance(content, dict):
-        return {key: _decode(child, tensors) for key, child in content.items()}
+        return {key: decode(child, tensors) for key, child in content.items()}
     if kind in ("list", "tuple") and isinstance(content, list):
-        children = [_decode(child, tensors) for child in content]
+        children = [decode(child, tensors) for child in content]
         return children if kind == "list" else tuple(children)
     is_array = kind in ("numpy", "jax", "weak", "key") and isinstance(content, str)  # older files have "weak"
     require(is_array and content in tensors, "a dict, list, tuple or array of the file", node)

@@ -1,6 +1,7 @@
 r"""A model whose diffusion sites have given paths x^{0:T}.
 
-A path has shape (T + 1, site shape...), time first, x^0 at index 0.
+A path has shape (T + 1, state shape...), time first, x^0 at index 0. The site's value is x^0, or of a transformed
+diffusion the function T of x^0 that the model gives it there.
 
 In a model whose diffusion sites have given paths they count as observed: with the path's exact density where another
 site enters the chain's law, else with none, for a constant is of no use to a sampler of the other sites.
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._compat.numpyro import Messenger
+from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..chains import ReverseChain
-from ..wrappers import unwrap
+from ..wrappers import wrapped_diffusion
 
 __all__ = ["PATHS", "GivenPaths", "with_given_paths"]
 
@@ -25,17 +27,14 @@ PATHS = "_diffusion_paths"
 """The keyword argument of a model through which its paths travel."""
 
 
+@register_pytree(data=("paths", "values"), static=("matter",))
 class GivenPaths:
-    """Paths by site, and whether their density matters (static)."""
+    """Paths by site, the sites' values, and whether the paths' density matters (static)."""
 
-    def __init__(self, paths: dict[str, Array], matter: bool) -> None:
+    def __init__(self, paths: dict[str, Array], values: dict[str, Array], matter: bool) -> None:
         self.paths = paths
+        self.values = values
         self.matter = matter
-
-
-jax.tree_util.register_pytree_node(
-    GivenPaths, lambda given: ((given.paths,), given.matter), lambda matter, children: GivenPaths(children[0], matter)
-)
 
 
 def with_given_paths(model: Callable) -> Callable:
@@ -62,27 +61,28 @@ class _Substitute(Messenger):
     def process_message(self, msg: dict) -> None:
         if msg["type"] == "sample" and msg["name"] in self.given.paths:
             path, law = self.given.paths[msg["name"]], msg["fn"]
-            chain = None
-            if self.given.matter:
-                base, batch_shape = unwrap(law)
-                chain = base.chain.expand(batch_shape)
-            msg["fn"] = _GivenPath(chain, path, law.batch_shape, law.event_shape)
-            msg["value"] = path[0]
+            wrapped: Any = wrapped_diffusion(law)
+            chain = wrapped.chain if self.given.matter else None
+            msg["value"] = wrapped.value(path[0])
+            msg["fn"] = _GivenPath(chain, path, msg["value"], law.batch_shape, law.event_shape)
             msg["is_observed"] = True
 
 
 class _GivenPath(dist.Distribution):
     """What an observed site's law must be: it has a log_prob, the path's."""
 
-    pytree_data_fields = ("chain", "path")
+    pytree_data_fields = ("chain", "path", "value")
 
-    def __init__(self, chain: ReverseChain | None, path: Array, batch_shape: Shape, event_shape: Shape) -> None:
+    def __init__(
+        self, chain: ReverseChain | None, path: Array, value: Array, batch_shape: Shape, event_shape: Shape
+    ) -> None:
         self.chain = chain
         self.path = path
+        self.value = value
         super().__init__(batch_shape, event_shape, validate_args=False)
 
     def sample(self, key: jax.Array | None, sample_shape: Shape = ()) -> Array:
-        return self.path[0]
+        return self.value
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
         if self.chain is None:

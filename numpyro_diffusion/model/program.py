@@ -9,6 +9,10 @@ for arguments of the same shapes: what it does becomes a jaxpr (a program of arr
 an engine is an evaluation of that. So any model works: several diffusion sites, plates, chains that depend on theta,
 any likelihood.
 
+Of a transformed diffusion, T(x), x is the state of its chain here: T is part of the model's function of the state, so
+that no Jacobian arises, and T may depend on theta. :meth:`SplitModel.outputs` are the values T(x), in the model's own
+units.
+
 Arrays that the model closes over, a network's parameters among them, are arguments of the program and no constants.
 
 Not assumed: that theta is continuous, or independent of x.
@@ -22,14 +26,14 @@ import jax.numpy as jnp
 import numpyro
 from numpyro.handlers import seed, substitute, trace
 
-from .._checks import expected, is_concrete
+from .._checks import check_finite, expected, is_concrete
 from .._compat.jax import evaluate_jaxpr, used_inputs
 from .._pytree import register_pytree
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
-from ..diffusion import Diffusion, depends_on_latent, has_no_name
+from ..diffusion import depends_on_latent, has_no_name
 from ..estimates import AsDensity
-from ..wrappers import find_diffusions, unmask, unwrap
+from ..wrappers import WrappedDiffusion, find_diffusions, unmask, wrapped_diffusion
 from .arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
 from .independence import by_element, has_elements, why_coupled
 from .observations import (
@@ -67,6 +71,7 @@ class _Traced(NamedTuple):
 
     log_probs: dict[str, Array]  # of every sample site that is no diffusion, scaled
     chains: dict[str, ReverseChain]  # of the diffusion sites
+    transformed: dict[str, Array]  # values of the transformed ones
     normal: dict[str, NormalSite | None]  # the same sites, where they are Normal
     deterministic: dict[str, Array]
     observed: dict[str, Array]
@@ -105,10 +110,7 @@ class _Program:
         blank = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arrays)
         key = jax.eval_shape(lambda: jax.random.key(0))
         # Run on abstract values: a random state may be where the likelihood is not defined.
-        latent = jax.eval_shape(self._look, key, blank)
-        names = {site.name for site in self.sites}
-        x = {name: value for name, value in latent.items() if name in names}
-        others = {name: value for name, value in latent.items() if name not in names}
+        x, others = jax.eval_shape(self._look, key, blank)
         self.given, self.given_consts = _trace_function(self._at, blank, x, others)
         self.drawn: _Function | None = None
         self.drawn_consts: list[Array] = []
@@ -122,52 +124,74 @@ class _Program:
         self._check_estimated()
         self.element_shape, self.reason = self._find_elements(elements)
 
-    def _run(self, key: jax.Array, arrays: list, values: Values) -> dict[str, dict]:
-        """The model's sites with ``values`` in place; a diffusion site without one gets some state of its shape."""
+    def _run(self, key: jax.Array, arrays: list, values: Values) -> tuple[dict[str, dict], dict[str, WrappedDiffusion]]:
+        """The model's sites, and what the diffusion sites are, with ``values`` in place, states of diffusions.
+
+        A diffusion site without one gets some state of its shape.
+        """
+        diffusions: dict[str, WrappedDiffusion] = {}
 
         def fill(message: dict) -> Any:
             check_trained(message)
             check_proper(message)
             if message["type"] != "sample" or message["is_observed"]:
                 return None
-            if message["name"] in values:
-                return values[message["name"]]
-            inner, _ = unwrap(message["fn"])
-            if not isinstance(inner, Diffusion):
-                return None
-            return inner.kernel.some_state(message["kwargs"]["rng_key"], message["fn"].shape())
+            name, wrapped = message["name"], wrapped_diffusion(message["fn"])
+            if wrapped is None:
+                return values.get(name)
+            diffusions[name] = wrapped
+            if name in values:
+                return wrapped.value(values[name])
+            some_state = wrapped.diffusion.kernel.some_state(message["kwargs"]["rng_key"], wrapped.state_shape)
+            return wrapped.value(some_state)
 
         args, kwargs = join(arrays, self.static)
         with numpyro.handlers.block():
-            return trace(substitute(seed(self._model, key), substitute_fn=fill)).get_trace(*args, **kwargs)
+            sites = trace(substitute(seed(self._model, key), substitute_fn=fill)).get_trace(*args, **kwargs)
+        return sites, diffusions
 
-    def _look(self, key: jax.Array, arrays: list) -> dict[str, Array]:
-        """Note what is static of the model's sites; the values of latent ones."""
-        prototype = self._run(key, arrays, {})
+    def states(self, arrays: list, values: Values) -> dict[str, Array]:
+        """The states of diffusion sites at given values, see :meth:`SplitModel.states`."""
+        _, diffusions = self._run(jax.random.key(0), arrays, {})
+        found = {}
+        for name, value in values.items():
+            wrapped = diffusions[name]
+            shape = jax.eval_shape(wrapped.value, jax.ShapeDtypeStruct(wrapped.state_shape, float)).shape
+            cure = "Several chains need a leading axis of their number."
+            if jnp.shape(value) != shape:
+                got = f"shape {jnp.shape(value)}"
+                raise ValueError(expected(f"init_params[{name!r}] of shape {shape} for each chain", got, cure))
+            found[name] = wrapped.state(jnp.asarray(value))
+            if wrapped.transforms:
+                check_finite(f"the state of init_params[{name!r}], which must lie in the site's support", found[name])
+        return found
+
+    def _look(self, key: jax.Array, arrays: list) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Note what is static of the model's sites; states of the diffusion sites, values of the other latent ones."""
+        prototype, diffusions = self._run(key, arrays, {})
         self.sites: tuple[DiffusionSite, ...] = diffusion_sites(prototype)
         names = {site.name for site in self.sites}
+        x = {name: diffusions[name].diffusion.kernel.some_state(key, diffusions[name].state_shape) for name in names}
         latent = {name: jnp.asarray(site["value"]) for name, site in prototype.items() if is_latent(site)}
-        self.others = tuple(name for name in latent if name not in names)
+        others = {name: value for name, value in latent.items() if name not in names}
+        self.others = tuple(others)
         self.discrete_others = tuple(name for name in self.others if prototype[name]["fn"].support.is_discrete)
         self.deterministic = tuple(name for name, site in prototype.items() if site["type"] == "deterministic")
         sampled = {name: site for name, site in prototype.items() if site["type"] == "sample"}
         self.event_dims = {name: site["fn"].event_dim for name, site in sampled.items()}
         self._estimated = {name: find_diffusions(site["fn"]) for name, site in sampled.items() if name not in names}
         self.likelihoods = {name: likelihood_name(site) for name, site in sampled.items()}
-        return latent
+        return x, others
 
     def _at(self, arrays: list, x: Values, others: Values) -> _Traced:
         """One run at given values of all latent sites."""
-        sites = self._run(jax.random.key(0), arrays, {**x, **others})
+        sites, diffusions = self._run(jax.random.key(0), arrays, {**x, **others})
         names = {site.name for site in self.sites}
         sampled = {name: site for name, site in sites.items() if site["type"] == "sample"}
-        chains = {}
-        for name in names:
-            inner, batch_shape = unwrap(sites[name]["fn"])
-            chains[name] = inner.chain.expand(batch_shape)
         return _Traced(
             log_probs={name: site_log_prob(site) for name, site in sampled.items() if name not in names},
-            chains=chains,
+            chains={name: diffusions[name].chain for name in names},
+            transformed={site.name: sites[site.name]["value"] for site in self.sites if site.is_transformed},
             normal={name: normal_site(site) for name, site in sampled.items() if name not in names},
             deterministic={name: jnp.asarray(sites[name]["value"]) for name in self.deterministic},
             observed={name: jnp.asarray(site["value"]) for name, site in sampled.items() if site["is_observed"]},
@@ -176,21 +200,24 @@ class _Program:
 
     def _draw(self, key: jax.Array, arrays: list, x: Values) -> dict[str, Array]:
         """Other latent sites drawn from their prior, given x."""
-        sites = self._run(key, arrays, x)
+        sites, _ = self._run(key, arrays, x)
         return {name: jnp.asarray(sites[name]["value"]) for name in self.others}
 
     def _find_dependences(self) -> dict[str, frozenset[str]]:
-        """For each sample site, on which latent sites its chain (a diffusion) or its density (any other) depends."""
+        """For each sample site, on which latent sites its chain (a diffusion) or its density (any other) depends.
+
+        For each transformed site also, in ``transforms_depend``, on which other ones its transform does.
+        """
         traced = jax.tree.unflatten(self.given.structure, list(range(len(self.given.jaxpr.outvars))))
         outputs = {name: [index] for name, index in traced.log_probs.items()}
         outputs |= {name: jax.tree.leaves(chain) for name, chain in traced.chains.items()}
-        result = {}
-        for name, indices in outputs.items():
-            used = used_inputs(self.given.jaxpr, set(indices))
-            result[name] = frozenset(
-                n for n, is_used in zip(self._inputs, used[self._num_arrays :], strict=True) if is_used
-            )
-        return result
+        self.transforms_depend = {name: self._inputs_of([index]) - {name} for name, index in traced.transformed.items()}
+        return {name: self._inputs_of(indices) for name, indices in outputs.items()}
+
+    def _inputs_of(self, outputs: list[int]) -> frozenset[str]:
+        """The latent sites on which some results of ``given`` depend."""
+        used = used_inputs(self.given.jaxpr, set(outputs))[self._num_arrays :]
+        return frozenset(name for name, is_used in zip(self._inputs, used, strict=True) if is_used)
 
     def _check_not_nested(self) -> None:
         names = {site.name for site in self.sites}
@@ -256,6 +283,7 @@ class SplitModel:
         sites: the latent diffusion sites, in the model's order.
         others: names of the other latent sites; ``discrete_others`` those of them with discrete support.
         deterministic: names of deterministic sites.
+        has_outputs: whether the model has deterministic or transformed sites.
         element_shape: E when elements are filtered one by one, else ().
         reason: why they are or are not, in words.
     """
@@ -285,6 +313,10 @@ class SplitModel:
     @property
     def deterministic(self) -> tuple[str, ...]:
         return self.program.deterministic
+
+    @property
+    def has_outputs(self) -> bool:
+        return bool(self.deterministic) or any(site.is_transformed for site in self.sites)
 
     @property
     def element_shape(self) -> Shape:
@@ -357,6 +389,28 @@ class SplitModel:
             return jnp.zeros(())
         return self.log_factor(self.some_x(jax.random.key(0)), others).shared
 
+    def states(self, values: Values) -> dict[str, Array]:
+        """The chains' states of diffusion sites whose values are given, in the model's units; it runs the model.
+
+        Args:
+            values: by site, of one chain.
+
+        Raises:
+            ValueError: for a value of another shape, one outside of the support, and where the transform depends on
+                another latent site, whose value is not known.
+        """
+        depend = {name: sorted(self.program.transforms_depend.get(name, ())) for name in values}
+        for name, above in depend.items():
+            if above:
+                raise ValueError(
+                    expected(
+                        f"a transform at site {name!r} that depends on no other latent site, for a given value",
+                        f"one that depends on {above}",
+                        "Leave the site out of init_params.",
+                    )
+                )
+        return self.program.states(self.arrays, values)
+
     def seen(self, x: Values, others: Values) -> dict[str, NormalSite | None]:
         """The sites, other than diffusions, whose density depends on a diffusion site; None where not Normal."""
         names = {site.name for site in self.sites}
@@ -385,11 +439,21 @@ class SplitModel:
         """Whether the chain of a diffusion site depends on another latent site."""
         return any(self.program.depends[site.name] for site in self.sites)
 
-    def deterministic_values(self, values: Values) -> dict[str, Array]:
-        """The model's deterministic sites, given all latent ones."""
-        names = {site.name for site in self.sites}
-        x = {name: value for name, value in values.items() if name in names}
-        return self._at(x, {name: values[name] for name in self.others}).deterministic
+    def outputs(self, values: Values) -> dict[str, Array]:
+        """The model's transformed diffusion sites and its deterministic ones, in the model's own units.
+
+        Args:
+            values: states of the diffusion sites, values of the other latent ones; more does not matter.
+        """
+        x = {site.name: values[site.name] for site in self.sites}
+        traced = self._at(x, {name: values[name] for name in self.others})
+        return {**traced.transformed, **traced.deterministic}
+
+    def site_values(self, x: Values) -> dict[str, Array]:
+        """The diffusion sites in the model's units, whose transforms depend on no other site."""
+        if not any(site.is_transformed for site in self.sites):
+            return dict(x)
+        return {**x, **self._at(x, self.draw_others(jax.random.key(0))[0]).transformed}
 
     def observations(self) -> dict[str, Array]:
         """Observed sites and their values."""

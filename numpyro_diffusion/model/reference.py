@@ -122,8 +122,8 @@ def _is_number(value: Any, wanted: int) -> bool:
 
 
 def _noises_for_diffusions(site: Values) -> DiffusionReparam | None:
-    law = latent_diffusion(site)
-    return None if law is None or law.kernel.is_discrete else DiffusionReparam()
+    wrapped = latent_diffusion(site)
+    return None if wrapped is None or wrapped.diffusion.kernel.is_discrete else DiffusionReparam()
 
 
 def _initial_value(site: Values) -> Array | None:

@@ -14,8 +14,7 @@ from numpyro.infer.reparam import Reparam
 from .._checks import expected
 from .._compat.numpyro import is_in_scan, reparam_sample_shape
 from .._typing import Array
-from ..diffusion import Diffusion
-from ..wrappers import unwrap
+from ..wrappers import obstacle, wrapped_diffusion
 from .sites import check_outside_scan, check_sample_shape
 
 __all__ = ["DiffusionReparam"]
@@ -24,7 +23,8 @@ __all__ = ["DiffusionReparam"]
 class DiffusionReparam(Reparam):
     """Turn a latent :class:`Diffusion` site ``x`` into its noises ``x_noise`` and a deterministic ``x``.
 
-    The noises have event shape (T + 1, *event), time 0 first.
+    The noises have event shape (T + 1, *event), time 0 first. Of a ``TransformedDistribution`` of a diffusion they are
+    those of the chain's states, and ``x`` is the transformed state, in the units of the data.
 
     Args:
         checkpoint: keep no hidden layers of the network for the gradient, and few states, but compute them again:
@@ -60,27 +60,26 @@ class DiffusionReparam(Reparam):
                     "Its noises are unknown; drop it from the reparam config.",
                 )
             )
-        base, batch_shape = unwrap(fn)
-        if not isinstance(base, Diffusion):
+        wrapped = wrapped_diffusion(fn)
+        if wrapped is None:
             raise TypeError(
                 expected(
-                    f"a Diffusion at site {name!r}",
-                    type(base).__name__,
-                    "Name only diffusion sites in the reparam config; a masked site must be unmasked, a "
-                    "transformed one drawn as it is and transformed in the model.",
+                    f"a Diffusion at site {name!r}, as it is or inside of transforms that have an inverse",
+                    obstacle(fn),
+                    "Name only diffusion sites in the reparam config; a masked site must be unmasked.",
                 )
             )
-        if base.kernel.is_discrete:
+        chain = wrapped.chain
+        if chain.kernel.is_discrete:
             raise TypeError(
                 expected(
                     f"a Gaussian kernel at site {name!r}",
-                    type(base.kernel).__name__,
+                    type(chain.kernel).__name__,
                     "Bits are no differentiable function of normal noises.",
                 )
             )
         check_sample_shape(name, reparam_sample_shape())
-        chain = base.chain.expand(batch_shape)
-        noise_law = dist.Normal(0.0, 1.0).expand(batch_shape + chain.event_shape)
-        noise_law = noise_law.to_event(len(chain.event_shape) + fn.event_dim - len(base.event_shape))
+        shape = chain.batch_shape + chain.event_shape
+        noise_law = dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape) - len(fn.batch_shape))
         noise = numpyro.sample(f"{name}_noise", noise_law)
-        return None, chain.from_noise(noise, checkpoint=self.checkpoint)
+        return None, wrapped.value(chain.from_noise(noise, checkpoint=self.checkpoint))

@@ -8,9 +8,8 @@ import numpyro.distributions as dist
 
 from .._checks import expected
 from .._typing import Array, Shape
-from ..diffusion import Diffusion
 from ..estimates import AsDensity
-from ..wrappers import find_diffusions, unwrap
+from ..wrappers import WrappedDiffusion, find_diffusions, obstacle, unwrap, wrapped_diffusion
 
 __all__ = [
     "DiffusionSite",
@@ -31,7 +30,8 @@ class DiffusionSite(NamedTuple):
 
     name: str
     batch_shape: Shape  # of the site: its plates
-    shape: Shape  # of one value: plates, dimensions turned to events, event
+    shape: Shape  # of one state x^0 of the chain: plates, dimensions turned to events, event
+    is_transformed: bool  # whether the site's value is a function of the state
     num_steps: int
     num_states: int | None  # K of discrete states
 
@@ -41,24 +41,26 @@ def is_latent(site: dict) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
-def latent_diffusion(site: dict) -> Diffusion | None:
-    """The diffusion of a latent site, inside of ``expand`` and ``to_event`` at most; None for any other site.
+def latent_diffusion(site: dict) -> WrappedDiffusion | None:
+    """The diffusion of a latent site, inside of ``expand``, ``to_event`` and transforms at most; None for other sites.
 
     Args:
         site: of a trace, or a handler's message.
 
     Raises:
-        ValueError: for one inside of another wrapper, or drawn with a ``sample_shape``.
+        ValueError: for one inside of another wrapper, of a transform without an inverse, or of one of discrete states;
+            for one drawn with a ``sample_shape``.
     """
     if not is_latent(site):
         return None
     name, fn = site["name"], site["fn"]
-    base, _ = unwrap(fn)
-    if isinstance(base, Diffusion):
+    wrapped = wrapped_diffusion(fn)
+    if wrapped is not None:
         check_sample_shape(name, site["kwargs"].get("sample_shape", ()))
-        return base
-    inside = find_diffusions(base)
-    if inside and isinstance(base, dist.MaskedDistribution) and name.endswith("_unobserved"):
+        _check_real_states(name, wrapped)
+        return wrapped
+    inside = find_diffusions(fn)
+    if inside and isinstance(unwrap(fn)[0], dist.MaskedDistribution) and name.endswith("_unobserved"):
         # NumPyro's obs_mask makes two masked sites of one: <name>_observed and <name>_unobserved.
         raise ValueError(
             expected(
@@ -71,8 +73,9 @@ def latent_diffusion(site: dict) -> Diffusion | None:
     if any(not isinstance(diffusion.estimator, AsDensity) for diffusion in inside):
         raise ValueError(
             expected(
-                f"a Diffusion at latent site {name!r}, as it is or inside of expand and to_event",
-                f"one inside of {type(base).__name__}",
+                f"a Diffusion at latent site {name!r}, as it is or inside of expand, to_event and transforms with an "
+                "inverse",
+                f"one inside of {obstacle(fn)}",
                 "Make the diffusion a site of its own and write the rest as a function of its value; mask or weigh the "
                 "likelihood, not the prior.",
             )
@@ -138,12 +141,13 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
     for name, site in prototype.items():
         if site["type"] == "plate":
             check_plate(name, *site["args"][:2])
-        law = latent_diffusion(site)
-        if law is not None:
+        wrapped = latent_diffusion(site)
+        if wrapped is not None:
             _check_unscaled(name, site)
-            check_outside_scan(name, law._num_stacked > 0)
-            shapes = site["fn"].batch_shape, site["fn"].shape()
-            sites.append(DiffusionSite(name, *shapes, law.kernel.num_steps, law.kernel.num_states))
+            check_outside_scan(name, wrapped.diffusion._num_stacked > 0)
+            shapes = site["fn"].batch_shape, wrapped.state_shape
+            kernel = wrapped.diffusion.kernel
+            sites.append(DiffusionSite(name, *shapes, bool(wrapped.transforms), kernel.num_steps, kernel.num_states))
     if not sites:
         raise ValueError(
             expected(
@@ -214,6 +218,18 @@ def check_plate(name: str, size: int, subsample_size: int | None) -> None:
                 "a model with all its data",
                 f"plate {name!r} with {subsample_size} of {size}",
                 "Drop subsample_size: a posterior needs every datum.",
+            )
+        )
+
+
+def _check_real_states(name: str, wrapped: WrappedDiffusion) -> None:
+    if wrapped.transforms and wrapped.diffusion.kernel.is_discrete:
+        raise ValueError(
+            expected(
+                f"real states inside of the transforms at latent site {name!r}",
+                f"the discrete ones of {type(wrapped.diffusion.kernel).__name__}",
+                "A transform's Jacobian is of densities: draw the diffusion as it is and write the rest as a function "
+                "of its value.",
             )
         )
 

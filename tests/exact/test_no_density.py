@@ -36,7 +36,7 @@ from numpyro.infer.inspect import get_dependencies
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.reparam import NeuTraReparam
 from numpyro.infer.util import log_density, potential_energy
-from wrapped_cases import OTHERS, PRIOR, SCHEDULE, SHAPES
+from wrapped_cases import OTHERS, PRIOR, SCHEDULE, SHAPES, TRANSFORMED
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import DiffusionReparam
@@ -44,7 +44,9 @@ from numpyro_diffusion.infer import DiffusionReparam
 # Latent sites under NumPyro's own engines --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [*SHAPES.values(), *OTHERS.values()], ids=[*SHAPES, *OTHERS])
+@pytest.mark.parametrize(
+    "make", [*SHAPES.values(), *TRANSFORMED.values(), *OTHERS.values()], ids=[*SHAPES, *TRANSFORMED, *OTHERS]
+)
 def test_nuts_refuses_a_latent_diffusion_inside_of_every_wrapper(make):
     with pytest.raises(ValueError, match=NO_DENSITY):
         NUTS(latent(make())).init(KEY, 0, None, (), {})
@@ -96,7 +98,7 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_mcmc_kernel_refuses_a_transformed_latent_diffusion(name):
     make, model = KERNELS[name]
-    kernel = make(model(OTHERS["TransformedDistribution"]()))
+    kernel = make(model(TRANSFORMED["TransformedDistribution"]()))
     keys = jax.random.split(KEY, 4) if name in ("AIES", "ESS") else KEY
     with pytest.raises(ValueError, match=NO_DENSITY):
         kernel.init(keys, 0, None, (), {})
@@ -393,7 +395,7 @@ def test_log_likelihood_wants_a_name():
 
 
 def test_the_dependence_of_sites_is_found_without_a_density():
-    found = get_dependencies(latent(OTHERS["TransformedDistribution"]()))
+    found = get_dependencies(latent(TRANSFORMED["TransformedDistribution"]()))
     assert found["prior_dependencies"]["y"] == {"y": set(), "x": set()}
 
 

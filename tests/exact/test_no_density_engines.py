@@ -8,7 +8,7 @@ from closed_forms import affine_prior
 from density_cases import DATA, DEPENDENT, DEPENDS, KEY, latent, svi
 from numpyro.handlers import reparam, seed
 from numpyro.infer import NUTS
-from wrapped_cases import OTHERS, PRIOR, SCHEDULE
+from wrapped_cases import OTHERS, PRIOR, SCHEDULE, WITHOUT_INVERSE
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
@@ -28,22 +28,37 @@ ENGINES = {
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("name", [*OTHERS, *WITHOUT_INVERSE])
 @pytest.mark.parametrize("is_beside_another", [False, True], ids=["alone", "beside a bare one"])
-def test_an_engine_refuses_a_wrapper_that_it_does_not_see_through(engine, make, is_beside_another):
+def test_an_engine_refuses_a_wrapper_that_it_does_not_see_through(engine, name, is_beside_another):
     """Alone: "NUTS alone will do" it said. Beside a bare one DiffusionGibbs gave it to NUTS: sd 8.0, right 2."""
 
     def model():
         if is_beside_another:
             numpyro.sample("z", PRIOR)
-        latent(make())()
+        latent({**OTHERS, **WITHOUT_INVERSE}[name]())()
 
-    law = make()
-    while isinstance(law, (dist.Independent, dist.ExpandedDistribution)):
-        law = law.base_dist
-    wanted = f"a Diffusion at latent site 'x', as it is .*; got one inside of {type(law).__name__}"
+    wanted = f"a Diffusion at latent site 'x', as it is .*inverse; got one inside of {name.split()[0]}"
     with pytest.raises(ValueError, match=wanted):
         ENGINES[engine](model)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_refuses_a_transform_of_bits(engine):
+    """NumPyro's density of it would have the Jacobian of a real number."""
+    kernel = nd.BernoulliKernel(nd.schedules.linear(2, 1.0, 4.0), rate=0.4)
+    bits = nd.Diffusion(kernel, nd.Transition(lambda params, x_t, t, context: 0.0 * x_t, None, (1,)))
+    signs = dist.TransformedDistribution(bits, dist.transforms.AffineTransform(-1.0, 2.0))
+    wanted = "real states inside of the transforms at latent site 'x'; got the discrete ones of BernoulliKernel"
+    with pytest.raises(ValueError, match=wanted):
+        ENGINES[engine](latent(signs))
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *WITHOUT_INVERSE])
+def test_reparam_names_what_it_does_not_see_through(name):
+    model = reparam(latent({**OTHERS, **WITHOUT_INVERSE}[name]()), config={"x": DiffusionReparam()})
+    with pytest.raises(TypeError, match=f"a Diffusion at site 'x', as it is .*; got {name.split()[0]}"):
+        seed(model, 0)()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -207,7 +207,7 @@ def test_sites_are_sorted_into_their_roles():
     values = {"sigma": jnp.ones(()), "k": jnp.ones((), int), "shift": jnp.asarray(2.0)}
     x = {"x": jnp.array([1.0, 2.0])}
     assert set(split.seen(x, values)) == {"shift", "y"}
-    assert split.deterministic_values({**values, **x})["sum"] == 5.0
+    assert split.outputs({**values, **x})["sum"] == 5.0
 
 
 def test_other_sites_are_drawn_with_the_density_at_which_they_were_drawn():
