@@ -1,6 +1,6 @@
 """Diffusion probabilistic models as NumPyro distributions."""
 
-from . import analytic, datasets, evaluation, infer, networks, plots, schedules
+from . import analytic, datasets, evaluation, infer, learning, networks, plots, schedules, transforms
 from .arviz import to_arviz
 from .chains import ForwardChain, ReverseChain
 from .diffusion import Diffusion
@@ -8,6 +8,7 @@ from .estimates import AllSteps, AsDensity, ImportanceWeighted, RandomStep, pape
 from .guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
 from .io import load, save
 from .kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
+from .learning import learn_prior
 from .modules import haiku_module, learned_schedule, random_haiku_module, update_state
 from .schedules import Schedule
 from .training import Validation, fit
@@ -39,7 +40,9 @@ __all__ = [
     "fit",
     "haiku_module",
     "infer",
+    "learn_prior",
     "learned_schedule",
+    "learning",
     "load",
     "networks",
     "paper_bound",
@@ -48,5 +51,6 @@ __all__ = [
     "save",
     "schedules",
     "to_arviz",
+    "transforms",
     "update_state",
 ]

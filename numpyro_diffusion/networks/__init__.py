@@ -1,8 +1,9 @@
 """Haiku networks for transitions: frozen dataclasses that compare by value, called as ``network(x_t, t)``."""
 
+from .gaussian_skip import GaussianSkip
 from .mlp import MLP, StepReadoutMLP
 from .multi_scale import MultiScaleConv
 from .rbf import RBF
 from .unet import UNet
 
-__all__ = ["MLP", "RBF", "MultiScaleConv", "StepReadoutMLP", "UNet"]
+__all__ = ["MLP", "RBF", "GaussianSkip", "MultiScaleConv", "StepReadoutMLP", "UNet"]

@@ -1,0 +1,89 @@
+"""The Python that does by hand what ``learn_prior`` did, from rows in the data's units."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .plan import Plan
+from .train import repeats_of
+
+__all__ = ["code_for"]
+
+
+def code_for(
+    plan: Plan,
+    transforms: Sequence[Any],
+    validation: np.ndarray,
+    residual: float,
+    settings: dict[str, Any],
+) -> str:
+    """A script in which ``train`` and ``validation`` are rows, and ``rng_key`` and ``optimizer`` are given.
+
+    Args:
+        plan: the kernel and the network.
+        transforms: from the chain's units to the data's.
+        validation: rows, for their count and shape.
+        residual: the factor of the last layer.
+        settings: of ``fit``: ``num_steps``, ``batch_size``, ``ema_decay``, ``every``, ``patience``.
+    """
+    event_shape = tuple(validation.shape[1:])
+    maps = "".join(f"    {_constructor(transform)},\n" for transform in transforms)
+    to_chain = "T.ComposeTransform(transforms).inv"
+    pair = f"{to_chain}(train), {to_chain}(validation)" if transforms else "train, validation"
+    lines = f"""\
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import numpyro_diffusion as nd
+from numpyro.distributions import transforms as T
+
+# train, validation: rows in the units of the data. rng_key, optimizer: as for learn_prior.
+kernel = {plan.kernel_code}
+network = {plan.network_code}
+transforms = [
+{maps}]
+z, z_validation = {pair}
+z_validation = jnp.concatenate([z_validation] * {repeats_of(validation)})  # more random steps for each row
+
+
+def model(batch, size):
+    transition = nd.haiku_module("net", network, kernel=kernel, event_shape={event_shape})
+    with numpyro.plate("rows", size, subsample_size=len(batch)):
+        numpyro.sample("x", nd.Diffusion(kernel, transition), obs=batch)
+
+
+result = nd.fit(
+    model,
+    z,
+    optimizer=optimizer,
+    num_steps={settings["num_steps"]},
+    batch_size={settings["batch_size"]},
+    ema_decay={settings["ema_decay"]},
+    rng_key=rng_key,
+    validation=nd.Validation(z_validation, every={settings["every"]}, patience={settings["patience"]}),
+)
+"""
+    if residual != 1.0:
+        lines += f"""\
+# The residual of the network, times what the validation rows ask for.
+output = result.params["net$params"]["output"]
+result.params["net$params"]["output"] = jax.tree.map(lambda array: {residual!r} * array, output)
+"""
+    prior = 'result.distribution("x")'
+    return lines + f"prior = {f'dist.TransformedDistribution({prior}, transforms)' if transforms else prior}\n"
+
+
+def _constructor(transform: Any) -> str:
+    name = type(transform).__name__
+    module = "nd.transforms" if type(transform).__module__.startswith("numpyro_diffusion") else "T"
+    arrays, (names, settings) = transform.tree_flatten()
+    arguments = [f"{field}={_shown(value)}" for field, value in zip(names, arrays, strict=True)]
+    arguments += [f"{field}={value!r}" for field, value in settings.items() if field not in ("domain",)]
+    return f"{module}.{name}({', '.join(arguments)})"
+
+
+def _shown(value: Any) -> str:
+    """An array with all of its digits."""
+    return f"jnp.array({np.asarray(value).tolist()})"
