@@ -2,8 +2,8 @@ r"""A model whose diffusion sites have given paths x^{0:T}.
 
 A path has shape (T + 1, site shape...), time first, x^0 at index 0.
 
-In a model whose diffusion sites have given paths they count as observed: with the path's exact density where another
-site enters the chain's law, else with none, for a constant is of no use to a sampler of the other sites.
+A diffusion site with a given path counts as observed. Where another site enters the chain's distribution, the site has
+the path's exact density. Elsewhere it has none: that density is a constant to a sampler of the other sites.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class _Substitute(Messenger):
 
 
 class _GivenPath(dist.Distribution):
-    """What an observed site's law must be: it has a log_prob, the path's."""
+    """The distribution of a diffusion site with a given path: its log_prob is the path's."""
 
     pytree_data_fields = ("chain", "path")
 

@@ -1,7 +1,7 @@
-r"""A reverse chain whose steps are corrected by learned numbers, as a law of the chain's standard normal noises.
+r"""A reverse chain with learned corrections of its steps, as a distribution of the chain's standard normal noises.
 
 x^0 has no tractable density, its path has. With x^T = eps^T and x^{t-1} = m(x^t) + s(x^t) eps^{t-1}, where m and s are
-those of p(x^{t-1} | x^t), the law of the noises is, for every coordinate,
+those of p(x^{t-1} | x^t), the distribution of the noises is, for every coordinate,
 
     eps^T ~ N(shift_T, scale_T^2)
     eps^{t-1} | x^t ~ N(shift_t + gain_t m(x^t), scale_t^2 (1 + (inflation_t - 1) u(x^t)))
@@ -35,7 +35,7 @@ __all__ = ["GuidedNoise"]
 
 
 class GuidedNoise(ChainDistribution):
-    """The guide's law of a chain's noises eps^{0:T}, which it makes along the path they stand for.
+    """The guide's distribution of a chain's noises eps^{0:T}, which it makes along the path they stand for.
 
     ``event_shape`` is the chain's (T + 1, *event). A draw and its density cost T network calls in a row; a draw brings
     its density along.
