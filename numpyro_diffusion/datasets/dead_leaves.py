@@ -43,7 +43,7 @@ def dead_leaves(
     exponent: float = 3.0,
     noise: float = 0.0,
 ) -> Array:
-    """Square images of occluding discs, of mean 0 and variance 1 by their law.
+    """Square images of occluding discs, whose distribution has mean 0 and variance 1.
 
     Without noise there is no density, because pixels of one leaf are equal: a log likelihood then grows
     without bound, and says nothing. Give ``noise`` where likelihoods are compared.

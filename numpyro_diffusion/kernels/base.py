@@ -100,7 +100,7 @@ class Kernel(abc.ABC):
         """The network's estimate of E[x^0 | x^t]."""
 
     @abc.abstractmethod
-    def tilt(self, law: Any, slope: ArrayLike) -> Distribution:
+    def tilt(self, step: Any, slope: ArrayLike) -> Distribution:
         """The distribution multiplied by exp(slope * x) and renormalised.
 
         For a Gaussian step this is the paper's first-order perturbation by log r, with ``slope`` the gradient of
@@ -113,7 +113,7 @@ class Kernel(abc.ABC):
     def kl(self, bridge: Any, reverse: Any) -> Array:
         """KL(bridge || reverse) per coordinate, in nats, accurate when the two are close."""
 
-    def from_noise(self, law: Any, noise: ArrayLike) -> Array:
+    def from_noise(self, step: Any, noise: ArrayLike) -> Array:
         """The draw of a step that standard normal ``noise`` stands for.
 
         Raises:

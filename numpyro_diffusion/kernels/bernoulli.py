@@ -142,8 +142,8 @@ class BernoulliKernel(Kernel):
             )
         return jax.nn.sigmoid(output)
 
-    def tilt(self, law: Any, slope: ArrayLike) -> BernoulliLogits:
-        return _bernoulli(law.logits + slope)
+    def tilt(self, step: Any, slope: ArrayLike) -> BernoulliLogits:
+        return _bernoulli(step.logits + slope)
 
     def kl(self, bridge: Any, reverse: Any) -> Array:
         return sum(  # type: ignore[return-value]

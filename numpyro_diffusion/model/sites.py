@@ -214,6 +214,6 @@ def _check_unscaled(name: str, site: dict) -> None:
             expected(
                 f"an unscaled diffusion site {name!r}",
                 f"scale {site['scale']}",
-                "A power of a diffusion's law has no chain; scale the likelihood instead.",
+                "A power of a diffusion's density has no chain; scale the likelihood instead.",
             )
         )

@@ -9,7 +9,8 @@ those of p(x^{t-1} | x^t), the distribution of the noises is, for every coordina
 with the four numbers and u of :mod:`numpyro_diffusion.guidance.learned`, whose q(x^{t-1} | x^t) is that of x. The log
 density of the noise is log q(x^{t-1} | x^t) + log s: all s cancel, so that steps of tiny variance lose no digits. Units
 of s also keep training even: a change of one of these numbers costs about as many nats at t = 1, where s is small, as
-at T. With shift = gain = 0 and scale = inflation = 1 the law is N(0, I), and x has exactly the prior's law.
+at T. With shift = gain = 0 and scale = inflation = 1 the noises are N(0, I), and x has exactly the prior's
+distribution.
 
 The gradient of a draw's density log q(eps) in the learned numbers has two parts: through the draw, and with the draw
 held fixed. The second has mean 0 under q, and is most of the noise of a bound's gradient; ``path_gradient`` leaves it
