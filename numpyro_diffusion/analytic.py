@@ -7,7 +7,7 @@ For data x^0 ~ sum_k w_k N(mu_k, s^2 I) and x^t = a x^0 + sqrt(v) eps, with a = 
     Var[x^0_i | x^t]  s^2 v / (a^2 s^2 + v) + (1 - g a)^2 Var_k[mu_ki]      under the weights w_k(x^t)
 
 With them a chain of any length has exact first and second moments at every step, so what is wrong in a
-posterior is the engine and not a network. They also serve as priors: a mixture is a law worth having.
+posterior is the engine and not a network. They also serve as priors: a mixture is a distribution worth having.
 """
 
 import dataclasses

@@ -31,7 +31,7 @@ __all__ = ["ARRAY", "ChainDistribution", "check_context", "check_kernel"]
 
 
 class ChainDistribution(dist.Distribution):
-    """Base of the laws that a kernel and a transition make. Not for use by itself."""
+    """Base of the distributions that a kernel and a transition make. Not for use by itself."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     pytree_data_fields: tuple[str, ...] = ("kernel",)

@@ -20,7 +20,7 @@ __all__ = ["ForwardChain"]
 
 
 class ForwardChain(ChainDistribution):
-    """Law of the noised states x^1..x^T of given data.
+    """Distribution of the noised states x^1..x^T of given data.
 
     ``event_shape`` is (T, *event); index 0 of the time axis is x^1. ``batch_shape`` is that of ``x_0``.
 

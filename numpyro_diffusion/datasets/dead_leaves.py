@@ -3,11 +3,11 @@ r"""Dead leaves: images of occluding discs, the simplest model with the edges an
 Discs fall one over another for ever. Radii have density proportional to r^-exponent between two bounds, centres
 are uniform, grey levels are independent and uniform on (-sqrt 3, sqrt 3): mean 0, variance 1. What is seen is drawn
 from the front: a pixel belongs to the first disc that covers it, and drawing stops when every pixel belongs to one.
-That is the stationary law itself, without a burn-in (Kendall and Thoennes 1999).
+That is the stationary distribution itself, without a burn-in (Kendall and Thoennes 1999).
 
 Centres lie in the square of the pixels and a margin of the largest radius around it, so that every disc that can
-touch a pixel is drawn and the law is the same at every pixel, the corners included. It does not depend on the
-image's size either: a crop of a larger image has the law of a small one. Pixels are points: no antialiasing.
+touch a pixel is drawn and the distribution is the same at every pixel, the corners included. It does not depend on the
+image's size either: a crop of a larger image has the distribution of a small one. Pixels are points: no antialiasing.
 
 Two pixels at distance d share a leaf, and so have covariance, with probability
 
@@ -43,9 +43,9 @@ def dead_leaves(
     exponent: float = 3.0,
     noise: float = 0.0,
 ) -> Array:
-    """Square images of occluding discs, of mean 0 and variance 1 by their law.
+    """Square images of occluding discs, whose distribution has mean 0 and variance 1.
 
-    Without noise the law has no density, because pixels of one leaf are equal: a log likelihood then grows
+    Without noise there is no density, because pixels of one leaf are equal: a log likelihood then grows
     without bound, and says nothing. Give ``noise`` where likelihoods are compared.
 
     Args:
@@ -55,7 +55,7 @@ def dead_leaves(
         min_radius: radius of the smallest leaf, in pixels, > 0; below 2 the pixels no longer show a disc, and the time
             grows as its inverse square.
         max_radius: radius of the largest leaf, in pixels; equal to ``min_radius`` for one size of leaves.
-        exponent: radii have density proportional to r^-exponent, >= 0; 3 makes the law nearly free of scale.
+        exponent: radii have density proportional to r^-exponent, >= 0; 3 makes the image nearly free of scale.
         noise: standard deviation of Gaussian noise added to every pixel before the images are scaled to variance 1.
 
     Returns:

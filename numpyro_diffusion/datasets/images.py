@@ -58,7 +58,7 @@ class Scaling(NamedTuple):
 
 
 def dequantise(rng_key: jax.Array, images: ArrayLike, num_levels: int) -> Array:
-    """Integer grey levels plus uniform noise in [0, 1): their law has a density, and rounding down gives them back.
+    """Integer grey levels plus uniform noise in [0, 1): the sum has a density, and rounding down gives the levels back.
 
     The noise is uniform on the multiples of a power of 2 so small that every sum is exact in floating point.
 

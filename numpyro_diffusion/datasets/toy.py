@@ -3,7 +3,7 @@ r"""The paper's toy data, generated from a key, with their true entropies.
 Swiss roll: u ~ U(0, 1), theta = 3 pi / 2 (1 + 2 u), point theta (cos theta, sin theta) plus N(0, noise^2) on
 each coordinate, then shifted and divided by one number so that the mean is 0 and the average variance of the
 two coordinates is 1 (one number, not two: the roll keeps its shape and the added noise stays isotropic). Mean
-and scale are those of the law, not of the sample, so the density is known and its entropy is an integral.
+and scale are those of the distribution, not of the sample, so the density is known and its entropy is an integral.
 
 Heartbeat: 20 bits with a pulse in every fifth, at a phase drawn evenly from 0..4: log p = -log 5 for each of
 five sequences.
@@ -134,7 +134,7 @@ def _curve(u, numpy):  # type: ignore[no-untyped-def]  # the same formula for Nu
 
 
 def _roll_moments(noise: float) -> tuple[np.ndarray, float]:
-    """Mean of the roll's law, and the root of its average variance, by Gauss-Legendre quadrature."""
+    """Mean of the roll's distribution, and the root of its average variance, by Gauss-Legendre quadrature."""
     if not 0 <= noise < math.inf:
         raise ValueError(expected("noise >= 0", noise, "It is a standard deviation; the roll's radius is about 10."))
     u, weights = np.polynomial.legendre.leggauss(64)

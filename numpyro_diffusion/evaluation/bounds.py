@@ -6,8 +6,8 @@ r"""The bound K of data, term by term.
     step term t       -E_q KL(q(x^{t-1} | x^t, x^0) || p(x^{t-1} | x^t)),   t = 2..T                     (Eq. 13)
 
 Every step is visited, so that the only noise is that of x^t, ``num_draws`` of it at each step. The paper compares K
-with L_null = E[log pi(x^0)]: what the data score under the law that the forward chain ends in, an isotropic Gaussian or
-independent bits. For data normalised as the paper's this is minus the entropy of pi.
+with L_null = E[log pi(x^0)]: the log density of the data under the distribution that the forward chain ends in, an
+isotropic Gaussian or independent bits. For data normalised as the paper's this is minus the entropy of pi.
 
 The paper's own form (Eq. 14) sets the last reverse step to the forward kernel with b_1 and drops cross entropies that
 cancel if and only if E[-log pi(x^0)] is the entropy of pi. For other data it is wrong by
@@ -66,7 +66,7 @@ class Bound(LogLikelihood):
 
     @property
     def null(self) -> LogLikelihood:
-        """L_null: the data under the stationary law pi, an isotropic Gaussian or independent bits."""
+        """L_null: the data under the stationary distribution pi, an isotropic Gaussian or independent bits."""
         return LogLikelihood(self.null_per_point, self.num_dimensions)
 
     @property

@@ -112,9 +112,9 @@ def expected_coverage(
 ) -> Coverage:
     """The share of data sets whose central credible interval holds the truth, for each level and each scalar.
 
-    With m draws the ends of an interval are draws themselves; so few of them reach an extreme level only roughly, and
-    a level is held exactly (for a right posterior) where (1 - level) (m + 1) / 2 is whole. Others are rounded to the
-    nearest that is, which ``levels`` of the result states.
+    The ends of an interval are two of the m draws. A right posterior therefore covers a level exactly where
+    (1 - level) (m + 1) / 2 is whole. Any other level is rounded to the nearest of these, which ``levels`` of the result
+    states.
 
     Args:
         truth: shape (data sets, ...).

@@ -4,7 +4,8 @@ r"""How far draws of a model are from data, by the draws alone.
     max_mean_discrepancy   E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased, k a mean of Gaussian kernels
     classifier_two_sample  held-out accuracy of a classifier that tells the two apart: 1/2 if it cannot
 
-None is zero for two finite samples of one law; compare with the same number for two halves of the data ("floor").
+None is zero for two finite samples of one distribution. Compare with the same number for two halves of the data, the
+floor.
 
 References: Bonneel et al. 2015 (sliced Wasserstein); Gretton et al. 2012, Eq. 3 (MMD); Lopez-Paz and Oquab 2017 (C2ST).
 """
@@ -95,8 +96,8 @@ def max_mean_discrepancy(
 ) -> float:
     """The unbiased squared maximum mean discrepancy with a mean of Gaussian kernels exp(-|x - y|^2 / 2 h^2).
 
-    Unbiased, so it may be negative where the two laws agree. Time grows with the product of the two counts, memory
-    does not.
+    Unbiased, so it may be negative where the two distributions agree. Time grows with the product of the two counts;
+    memory does not.
 
     Args:
         x: draws, shape (n, event...), n >= 2.

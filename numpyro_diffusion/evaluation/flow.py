@@ -5,11 +5,11 @@ With x^t = sqrt(abar) x^0 + sqrt(v) eps and u = log sqrt(v / abar), minus half t
     dx/du = sqrt(abar) (sqrt(abar) x - D(x, u)),      D(x, u) = E[x^0 | x^t = x],   abar = sigmoid(-2u),
     log p_1(x(u_1)) = log pi(x(u_T)) + integral over u_1..u_T of div(dx/du) du
 
-carries the law of x^T to that of x^1. The network knows D at the integer steps only. Between them D is interpolated in
-u at fixed x, by the cubic through the four nearest steps. At fixed x and in u it is smooth: for data of any scale D
-changes over about one unit of u, which the usual schedules divide into many steps, and it stays bounded where the noise
-and the score, its other faces, go like 1 / sigma. The error falls with the fourth power of the distance of the steps.
-A schedule must end at b_T < 1, so that u_T is finite.
+carries the distribution of x^T to that of x^1. The network knows D at the integer steps only. Between them D is
+interpolated in u at fixed x, by the cubic through the four nearest steps. At fixed x, D is smooth in u: for data of any
+scale it changes over about one unit of u, which the usual schedules divide into many steps. It stays bounded where the
+noise and the score, its other faces, go like 1 / sigma. The error falls with the fourth power of the distance of the
+steps. A schedule must end at b_T < 1, so that u_T is finite.
 
 x^0 itself is not on the flow. It is joined by the last reverse step, with x^1 drawn from q(x^1 | x^0):
 

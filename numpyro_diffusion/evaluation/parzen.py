@@ -4,7 +4,7 @@ r"""Parzen-window log likelihood: a density estimate from a model's samples, eva
 
 Only for comparison with published tables, such as the paper's row for MNIST. It judges the density *of the samples
 blurred by h*, not the model's: in many dimensions its value depends on the number of samples more than on their
-quality, it ranks models wrongly, and a model that repeats its training data can beat the true law. For a diffusion use
+quality, it ranks models wrongly, and a model that repeats its training data can beat the truth. For a diffusion use
 the bound K or the importance-weighted estimate.
 
 References: Sohl-Dickstein et al. 2015, Section 3.3.2 and Table 2; Goodfellow et al. 2014 (the estimate); Theis, van den

@@ -6,9 +6,9 @@ Guidance looks at x^t, at what the network says of it (x0hat and its variance) a
     log psi_t(x^t)       what x^t already knows of the data, an approximation to log p(y | x^t) in nats
 
 The posterior's own reverse step is proportional to p(x^{t-1} | x^t) psi_{t-1}(x^{t-1}) with psi_{t-1} = p(y | x^{t-1}),
-an integral that is not known: every guidance stands for it in another way, and none is the posterior by itself. The
+an integral that is not known. Every guidance approximates it in another way; none gives the posterior by itself. The
 same object is a chain whose steps are corrected (:class:`~.TiltedChain`, a baseline with a density), and a twist and a
-proposal of sequential Monte Carlo, whose weights make it exact.
+proposal of sequential Monte Carlo, whose weights correct it.
 """
 
 from collections.abc import Callable

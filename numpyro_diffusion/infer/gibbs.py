@@ -1,14 +1,15 @@
-r"""Gibbs sampling of diffusion sites and everything else, exact for the T-step model.
+r"""Gibbs sampling of diffusion sites beside all other sites.
 
-The state is a whole path x^{0:T} for each diffusion site and a value of every other site. One draw is
+Every draw leaves the posterior of the T-step model invariant. The state is a whole path x^{0:T} for each diffusion site
+and a value of every other site. One draw is
 
     1. conditional SMC   N particles walk from noise to data, one of them along the current path; one of the N paths is
-                         chosen by weight. Exact for any N >= 2.
+                         chosen by weight. Leaves the posterior invariant for any N >= 2.
     2. independence      (optional) N fresh particles, accepted with probability min(1, Z_new / Z_current).
     3. refresh           given x^0, propose x^{1:T} ~ q(x^{1:T} | x^0) by noising, accept with probability
                          min(1, w_new / w_old), w = p(x^{0:T}) / q(x^{1:T} | x^0). Near noise a retained path hardly
                          changes by itself; this move frees it, accepted ever more as the model learns its data.
-    4. the inner kernel  moves the other sites given x^0 (and given the path, if they enter the chain's law).
+    4. the inner kernel  moves the other sites given x^0 (and given the path, if they enter the chain's distribution).
 
 Elements of a plate that the likelihood does not couple are filtered, chosen and accepted one by one.
 

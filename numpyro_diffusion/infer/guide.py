@@ -1,23 +1,22 @@
-r"""A variational guide for diffusion sites: reverse chains with learned corrections, other sites as AutoNormal's.
+r"""A variational guide: diffusion sites as reverse chains with learned corrections, other sites as in AutoNormal.
 
 The guide approximates the posterior of the reparameterised model, in which a diffusion site is a function of its
-standard normal noises (``DiffusionReparam``). Its law of the noises is that of
-:mod:`numpyro_diffusion.noise.charts`, with a gain, an inflation, a shift and a scale for every step, coordinate
-and element: observations may see one coordinate and not the next, and the numbers are few next to a network's.
-Training maximises
+standard normal noises (``DiffusionReparam``). Its distribution of the noises is that of
+:mod:`numpyro_diffusion.noise.charts`. Every step, coordinate and element has a gain, an inflation, a shift and a scale
+of its own, because observations may see one coordinate and not the next. Training maximises
 
     E_q[log p(y, eps, theta) - log q(eps) - log q(theta)] <= log p(y)
 
 from the point where q(eps) is the prior. For a Gaussian prior, and a Gaussian likelihood that factorises over
 coordinates, the posterior of the path is in the family and the bound is reached.
 
-Not captured: dependence of x on the other sites, of coordinates on each other, and of modes on each other. The bound
-is a reverse KL, which *drops modes*: a guide can look converged and know one mode of several. Never report it without
-importance weights,
+Not captured: the dependence of x on the other sites, and of coordinates on each other. Training minimises a reverse
+KL, which *drops modes*: a guide can look converged and know one mode of several. Never report it without importance
+weights,
 
     w = p(y, eps, theta) / (q(eps) q(theta)),     log p(y) = log E_q[w]
 
-and their Pareto k-hat; and know that a mode which no draw of the guide comes near is missed by these too.
+and their Pareto k-hat. A mode that no draw of the guide comes near is missed by these too.
 
 References: Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto smoothed importance sampling.
 """
@@ -87,7 +86,7 @@ class _Path(NamedTuple):
 
 
 class AutoDiffusionGuide(AutoNormal):
-    """Guide whose diffusion sites are corrected reverse chains, and whose other sites are AutoNormal's.
+    """Guide whose diffusion sites are corrected reverse chains, and whose other sites are those of AutoNormal.
 
     Train it with ``SVI(guide.model, guide, optim, Trace_ELBO())``: ``guide.model`` is the user's model with
     ``DiffusionReparam`` on every latent diffusion site, so its latent sites are ``x_noise`` and the like. A step costs
@@ -102,7 +101,7 @@ class AutoDiffusionGuide(AutoNormal):
         init_loc_fn: starting points of the other sites.
         init_scale: starting scale of the other sites.
         create_plates: as AutoNormal's.
-        path_gradient: leave the part of the bound's gradient out whose mean is 0. Training comes much nearer to the
+        path_gradient: leave out the part of the bound's gradient whose mean is 0. Training comes much nearer to the
             best guide (gap to it 1e-5 nats in place of .05 after 300 steps, Gaussian prior, T = 20, 16 particles); say
             True with ``Trace_ELBO``, False with ``RenyiELBO``, whose gradient needs that part.
 
@@ -219,8 +218,9 @@ class AutoDiffusionGuide(AutoNormal):
     def proposals(self, params: dict[str, Any]) -> dict[str, LearnedGuidance]:
         """The trained steps of each diffusion site, for ``TwistedSMC(model, proposal=guide.proposals(params))``.
 
-        The guide's law of x^T is not among them; particles start at N(0, I). Keep a twist: with ``twist="none"`` the
-        particles that follow the guide are not credited for it before the last step, and most are lost on the way.
+        The guide's distribution of x^T is not among them; particles start at N(0, I). Keep a twist. With
+        ``twist="none"`` particles that follow the guide get no weight for it before the last step, and most are lost
+        on the way.
 
         Args:
             params: from ``svi.get_params``.
@@ -249,7 +249,7 @@ class AutoDiffusionGuide(AutoNormal):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(expected("a law with known quantiles", "a chain's", "Use sample_posterior."))
+        raise NotImplementedError(expected("a distribution with known quantiles", "a chain's", "Use sample_posterior."))
 
     def quantiles(self, params: dict[str, Any], quantiles: ArrayLike) -> dict[str, Array]:
         """Not known for a path; raises as :meth:`median`."""
@@ -270,7 +270,7 @@ class AutoDiffusionGuide(AutoNormal):
         return {kind: f"{name}_{self.prefix}_{kind}" for kind in StepCorrection._fields}
 
     def _noise_law(self, name: str, chain: ReverseChain) -> dist.Distribution:
-        """The guide's law of a site's noises, of the shape that DiffusionReparam gives them."""
+        """The guide's distribution of a site's noises, of the shape that DiffusionReparam gives them."""
         path = self._paths[name]
         values = {}
         for kind, full_name in self._parameter_names(name).items():

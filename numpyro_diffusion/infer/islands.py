@@ -1,4 +1,4 @@
-"""What the user of a run of islands must be told. ``result`` is an :class:`~.SMCResult`."""
+"""Errors, warnings and the summary of a run of ``TwistedSMC``. ``result`` is an :class:`~.SMCResult`."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _LARGE_ERROR = 0.5
 
 
 def check_weights(result: Any) -> None:
-    """Refuse a run without an answer.
+    """Raise where a run has no answer.
 
     Raises:
         ValueError: if a weight or a particle with a weight is NaN or infinite, or if for some element all particles of
@@ -28,7 +28,7 @@ def check_weights(result: Any) -> None:
             expected(
                 "a finite log density of the sites that no diffusion enters",
                 result.shared.max(),
-                "Check their laws and data.",
+                "Check their distributions and data.",
             )
         )
     undefined_levels = np.isnan(cloud.log_means) | (cloud.log_means == np.inf)
@@ -77,7 +77,7 @@ def check_weights(result: Any) -> None:
 
 
 def _highest_level(levels: np.ndarray) -> int:
-    """The level, of (K, T + 1, E...) booleans, that went wrong first."""
+    """The highest level at which one of (K, T + 1, E...) booleans is true: particles reach it first."""
     return int(np.argwhere(levels)[:, 1].max())
 
 

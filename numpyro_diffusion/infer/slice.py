@@ -13,7 +13,7 @@ One draw from u:
     angle ~ Uniform(0, 2 pi),  bracket [angle - 2 pi, angle]
     until log L(u(angle)) >= log y: shrink the bracket to angle on its side of 0, draw angle from what is left.
 
-It leaves pi as it is for any L: no gradient, no step size, nothing to adapt. A point where the density is 0, infinite
+It leaves pi invariant for any L: no gradient, no step size, nothing to adapt. A point where the density is 0, infinite
 or NaN is never moved to. The bracket shrinks to the current point, half a nat a time in the mean; after 150 times it
 is below the rounding of u in float32 and float64, and the draw stays where it is.
 

@@ -1,9 +1,9 @@
-"""A Markov chain whose particles no longer change x^0 says so, from inside compiled code.
+"""A warning from inside compiled code where the particles of a Markov chain no longer change x^0.
 
 When the weights collapse onto the retained path, its x^0 is chosen again and again. Nothing in the draws looks wrong:
 they are all the same, and a short run of several chains may even agree. MCMC offers a kernel no place for a warning, so
-the compiled step calls back to Python at the one draw where a stall is found; other draws cost a comparison, also under
-a ``vmap`` of the caller's.
+the compiled step calls back to Python at the one draw where a stall is found. Other draws cost a comparison, also under
+a ``vmap`` of the caller's. One more price: JAX keeps no program that calls back in its compilation cache on disk.
 """
 
 import warnings

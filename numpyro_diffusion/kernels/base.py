@@ -1,6 +1,6 @@
 r"""One step of a diffusion, forward and back: what every kernel must offer.
 
-A kernel is *elementwise*: coordinates are independent given their neighbours in time, so each law below is a
+A kernel is *elementwise*: coordinates are independent given their neighbours in time, so each distribution below is a
 NumPyro distribution whose ``batch_shape`` is the full shape of ``x`` and whose event is a single number.
 The chains know which trailing dimensions are the event, and sum over them. The time index ``t`` is an
 integer or an integer array that broadcasts against ``x``.
@@ -77,7 +77,7 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def stationary(self, shape: Shape) -> Distribution:
-        """pi, the law of x^T in the reverse chain, with ``batch_shape == shape``."""
+        """pi, the distribution of x^T in the reverse chain, with ``batch_shape == shape``."""
 
     @abc.abstractmethod
     def step(self, x_previous: ArrayLike, t: ArrayLike) -> Distribution:
@@ -100,8 +100,8 @@ class Kernel(abc.ABC):
         """The network's estimate of E[x^0 | x^t]."""
 
     @abc.abstractmethod
-    def tilt(self, law: Any, slope: ArrayLike) -> Distribution:
-        """The law multiplied by exp(slope * x) and renormalised.
+    def tilt(self, step: Any, slope: ArrayLike) -> Distribution:
+        """The distribution multiplied by exp(slope * x) and renormalised.
 
         For a Gaussian step this is the paper's first-order perturbation by log r, with ``slope`` the gradient of
         log r at the mean; for a Bernoulli step it is exact, with ``slope`` = log r(1) - log r(0) for that bit.
@@ -113,8 +113,8 @@ class Kernel(abc.ABC):
     def kl(self, bridge: Any, reverse: Any) -> Array:
         """KL(bridge || reverse) per coordinate, in nats, accurate when the two are close."""
 
-    def from_noise(self, law: Any, noise: ArrayLike) -> Array:
-        """The draw of a step's law that standard normal ``noise`` stands for.
+    def from_noise(self, step: Any, noise: ArrayLike) -> Array:
+        """The draw of a step that standard normal ``noise`` stands for.
 
         Raises:
             TypeError: for a kernel that has no such function, as none of discrete states has.

@@ -11,7 +11,7 @@ With probability b_t a bit is drawn anew from B(rate), else it is kept. With aba
         "logits"   B(sigmoid(out)), the paper's f_b
 
 All weights are sums of products of probabilities, nothing is subtracted, and they meet in log space, so that a step
-that flips a bit once in ten thousand keeps all its digits in float32. For the same reason the laws are
+that flips a bit once in ten thousand keeps all its digits in float32. For the same reason the distributions are
 :class:`BernoulliLogits` of this module and not NumPyro's, whose log_prob subtracts two numbers near ``logits``.
 
 Not assumed: that the data's mean is the rate (the paper's form of the bound does; see ``paper_bound``).
@@ -142,8 +142,8 @@ class BernoulliKernel(Kernel):
             )
         return jax.nn.sigmoid(output)
 
-    def tilt(self, law: Any, slope: ArrayLike) -> BernoulliLogits:
-        return _bernoulli(law.logits + slope)
+    def tilt(self, step: Any, slope: ArrayLike) -> BernoulliLogits:
+        return _bernoulli(step.logits + slope)
 
     def kl(self, bridge: Any, reverse: Any) -> Array:
         return sum(  # type: ignore[return-value]
@@ -216,6 +216,6 @@ def _bernoulli(logits: ArrayLike) -> BernoulliLogits:
 
 
 def _from_weights(one: Array, zero: Array) -> BernoulliLogits:
-    """The law whose probabilities are in the ratio one : zero; a weight of 0 becomes the smallest number there is."""
+    """A bit whose probabilities are in the ratio one : zero; a weight of 0 becomes the smallest number there is."""
     smallest = float(np.log(np.finfo(one.dtype).tiny))
     return _bernoulli(safe_log(one, at_zero=smallest) - safe_log(zero, at_zero=smallest))

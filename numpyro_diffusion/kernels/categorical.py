@@ -169,8 +169,8 @@ class CategoricalKernel(Kernel):
             expected("a kernel whose states are numbers", "CategoricalKernel", "Classes have no mean: use the output.")
         )
 
-    def tilt(self, law: Any, slope: ArrayLike) -> CategoricalLogits:
-        return self.multiplied(law, jnp.asarray(slope)[..., None] * jnp.arange(self._size))
+    def tilt(self, step: Any, slope: ArrayLike) -> CategoricalLogits:
+        return self.multiplied(step, jnp.asarray(slope)[..., None] * jnp.arange(self._size))
 
     def kl(self, bridge: Any, reverse: Any) -> Array:
         return (jnp.exp(bridge.logits) * (bridge.logits - reverse.logits)).sum(-1)

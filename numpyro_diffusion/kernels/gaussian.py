@@ -164,8 +164,8 @@ class GaussianKernel(Kernel):
             return (mean - self._bridge_mean(x_t, jnp.zeros_like(x_t), t)) / self.bridge_terms(t, x_t)[0]
         return self._to_x0(output[0] if self.num_outputs == 2 else output, x_t, t)
 
-    def tilt(self, law: Any, slope: ArrayLike) -> dist.Normal:
-        return _normal(law.loc + law.scale**2 * slope, law.scale)
+    def tilt(self, step: Any, slope: ArrayLike) -> dist.Normal:
+        return _normal(step.loc + step.scale**2 * slope, step.scale)
 
     def kl(self, bridge: Any, reverse: Any) -> Array:
         # expm1(r) - r keeps the digits that var_ratio - 1 - log(var_ratio) loses when the two variances are close.
@@ -173,8 +173,8 @@ class GaussianKernel(Kernel):
         shift = (bridge.loc - reverse.loc) / reverse.scale
         return 0.5 * (jnp.expm1(log_ratio) - log_ratio + shift**2)
 
-    def from_noise(self, law: Any, noise: ArrayLike) -> Array:
-        return law.loc + law.scale * noise
+    def from_noise(self, step: Any, noise: ArrayLike) -> Array:
+        return step.loc + step.scale * noise
 
     def signal_and_noise(self, t: ArrayLike, like: ArrayLike) -> tuple[Array, Array]:
         power, noise = (self._at(values, t, like) for values in (self.schedule.alpha_bar, self.schedule.noise_variance))

@@ -3,8 +3,8 @@ r"""A model whose diffusion sites have given paths x^{0:T}.
 A path has shape (T + 1, state shape...), time first, x^0 at index 0. The site's value is x^0, or of a transformed
 diffusion the function T of x^0 that the model gives it there.
 
-In a model whose diffusion sites have given paths they count as observed: with the path's exact density where another
-site enters the chain's law, else with none, for a constant is of no use to a sampler of the other sites.
+A diffusion site with a given path counts as observed. Where another site enters the chain's distribution, the site has
+the path's exact density. Elsewhere it has none: that density is a constant to a sampler of the other sites.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class _Substitute(Messenger):
 
 
 class _GivenPath(dist.Distribution):
-    """What an observed site's law must be: it has a log_prob, the path's."""
+    """The distribution of a diffusion site with a given path: its log_prob is the path's."""
 
     pytree_data_fields = ("chain", "path", "value")
 

@@ -1,10 +1,10 @@
-r"""A model seen from a standard normal law: its density on unconstrained space divided by N(u; 0, I).
+r"""A model seen from a standard normal: its density on unconstrained space divided by N(u; 0, I).
 
     log density(u) = log N(u; 0, I) + log L(u),    u = all latent sites, diffusion sites as their noises.
 
-On a site whose law is exactly N(0, 1), as the noises are, the prior cancels and is not computed: its sum over all
+On a site that is exactly N(0, 1), as the noises are, the prior cancels and is not computed: its sum over all
 steps and coordinates would cost the likelihood its last digits. On every other site L also turns N(0, 1) into the
-site's own law.
+site's own distribution.
 
 Assumed: real latent sites with their supports, and a model that is a function of its arguments.
 """
@@ -108,7 +108,7 @@ class _CancelStandardNormals(Messenger):
         self.cancelled: set[str] = set()
 
     def process_message(self, msg: Values) -> None:
-        # A scaled site is a power of its law: no longer N(0, 1).
+        # A scaled site is a power of its density: no longer N(0, 1).
         if msg["type"] == "sample" and not msg["is_observed"] and msg["scale"] is None:
             law, _ = unwrap(msg["fn"])
             if type(law) is dist.Normal and _is_number(law.loc, 0) and _is_number(law.scale, 1):

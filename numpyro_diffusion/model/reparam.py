@@ -1,4 +1,4 @@
-r"""A diffusion site as a function of standard normal noises: the non-centred form, in which any engine is exact.
+r"""A diffusion site as a function of standard normal noises: the non-centred form, whose density is exact.
 
 x^T = eps^T and x^{t-1} = mean(x^t) + scale(x^t) eps^{t-1}, all eps ~ N(0, 1), make x^0 a deterministic function
 of (T + 1) normal vectors, whose joint density is known exactly. HMC and NUTS on them target the posterior of

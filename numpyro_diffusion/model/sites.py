@@ -1,4 +1,4 @@
-"""Single sites of a traced model: which are diffusions, what they must not be, and the density of the others."""
+"""Single sites of a traced model: which are latent diffusions, which are refused, the density of others."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -84,7 +84,7 @@ def latent_diffusion(site: dict) -> WrappedDiffusion | None:
 
 
 def check_sample_shape(name: str, sample_shape: Shape) -> None:
-    """A latent diffusion site has a plate for each of its dimensions.
+    """Check that a latent diffusion site is repeated by plates alone.
 
     Raises:
         ValueError: for a ``sample_shape``, of which neither a chain nor a reparameterisation knows.
@@ -100,7 +100,7 @@ def check_sample_shape(name: str, sample_shape: Shape) -> None:
 
 
 def check_outside_scan(name: str, is_inside: bool) -> None:
-    """A latent diffusion site has one chain, not one for each round of a loop.
+    """Check that a latent diffusion site has one chain, not one for each round of a loop.
 
     Raises:
         ValueError: for a site inside of ``numpyro.contrib.control_flow.scan``.
@@ -116,7 +116,7 @@ def check_outside_scan(name: str, is_inside: bool) -> None:
 
 
 def check_proper(site: dict) -> None:
-    """A latent site beside a diffusion has a prior that can be sampled, for every engine starts there.
+    """Check that a latent site beside a diffusion has a prior that can be drawn from: every engine starts there.
 
     Raises:
         ValueError: for ``ImproperUniform``.
@@ -160,7 +160,7 @@ def diffusion_sites(prototype: Mapping[str, dict]) -> tuple[DiffusionSite, ...]:
 
 
 def check_trained(site: dict) -> None:
-    """A parameter must come with its value.
+    """Check that a parameter comes with its value.
 
     Raises:
         ValueError: if it has only the function that draws its first one.
@@ -179,7 +179,7 @@ def site_log_prob(site: dict) -> Array:
     """A site's log_prob with its scale.
 
     Raises:
-        ValueError: if the value does not fit the law's shape.
+        ValueError: if the value does not fit the distribution's shape.
     """
     value, law = site["value"], site["fn"]
     if not _fits(jnp.shape(value), law):
@@ -196,7 +196,7 @@ def site_log_prob(site: dict) -> Array:
 
 
 def _fits(shape: Shape, law: dist.Distribution) -> bool:
-    """Whether a value has the law's event shape, and one of the two batch shapes broadcasts to the other."""
+    """Whether a value has the distribution's event shape, and one of the two batch shapes broadcasts to the other."""
     split = len(shape) - law.event_dim
     if split < 0 or shape[split:] != law.event_shape:
         return False
@@ -207,7 +207,7 @@ def _fits(shape: Shape, law: dist.Distribution) -> bool:
 
 
 def check_plate(name: str, size: int, subsample_size: int | None) -> None:
-    """A plate has all its data.
+    """Check that a plate has all its data.
 
     Raises:
         ValueError: if it is subsampled.
@@ -240,6 +240,6 @@ def _check_unscaled(name: str, site: dict) -> None:
             expected(
                 f"an unscaled diffusion site {name!r}",
                 f"scale {site['scale']}",
-                "A power of a diffusion's law has no chain; scale the likelihood instead.",
+                "A power of a diffusion's density has no chain; scale the likelihood instead.",
             )
         )

@@ -1,7 +1,7 @@
-r"""A reverse chain whose steps are corrected by learned numbers, as a law of the chain's standard normal noises.
+r"""A reverse chain with learned corrections of its steps, as a distribution of the chain's standard normal noises.
 
 x^0 has no tractable density, its path has. With x^T = eps^T and x^{t-1} = m(x^t) + s(x^t) eps^{t-1}, where m and s are
-those of p(x^{t-1} | x^t), the law of the noises is, for every coordinate,
+those of p(x^{t-1} | x^t), the distribution of the noises is, for every coordinate,
 
     eps^T ~ N(shift_T, scale_T^2)
     eps^{t-1} | x^t ~ N(shift_t + gain_t m(x^t), scale_t^2 (1 + (inflation_t - 1) u(x^t)))
@@ -9,7 +9,8 @@ those of p(x^{t-1} | x^t), the law of the noises is, for every coordinate,
 with the four numbers and u of :mod:`numpyro_diffusion.guidance.learned`, whose q(x^{t-1} | x^t) is that of x. The log
 density of the noise is log q(x^{t-1} | x^t) + log s: all s cancel, so that steps of tiny variance lose no digits. Units
 of s also keep training even: a change of one of these numbers costs about as many nats at t = 1, where s is small, as
-at T. With shift = gain = 0 and scale = inflation = 1 the law is N(0, I), and x has exactly the prior's law.
+at T. With shift = gain = 0 and scale = inflation = 1 the noises are N(0, I), and x has exactly the prior's
+distribution.
 
 The gradient of a draw's density log q(eps) in the learned numbers has two parts: through the draw, and with the draw
 held fixed. The second has mean 0 under q, and is most of the noise of a bound's gradient; ``path_gradient`` leaves it
@@ -35,7 +36,7 @@ __all__ = ["GuidedNoise"]
 
 
 class GuidedNoise(ChainDistribution):
-    """The guide's law of a chain's noises eps^{0:T}, which it makes along the path they stand for.
+    """The guide's distribution of a chain's noises eps^{0:T}, which it makes along the path they stand for.
 
     ``event_shape`` is the chain's (T + 1, *event). A draw and its density cost T network calls in a row; a draw brings
     its density along.

@@ -1,10 +1,10 @@
-r"""Draws of an approximation q, weighted to be draws of the exact law p, and a diagnosis of the weights.
+r"""Draws of an approximation q, weighted to be draws of the target p, and a diagnosis of the weights.
 
     w = p(z, y) / q(z),     p(y) = E_q[w],     ESS = (sum of w)^2 / sum of w^2
 
-The estimates converge slowly or not at all when w has a heavy tail. Pareto k-hat, the shape of the generalised Pareto
-law that fits the largest weights, tells: up to 0.7 the estimates can be trusted, above they cannot, whatever the ESS
-says. Neither sees a region that q never visits.
+The estimates converge slowly or not at all when w has a heavy tail. Pareto k-hat, the shape of a generalised Pareto
+distribution fitted to the largest weights, shows it: up to 0.7 the estimates can be trusted, above they cannot,
+whatever the ESS is. Neither sees a region that q never visits.
 
 References: Vehtari, Simpson, Gelman, Yao, Gabry 2024, Pareto smoothed importance sampling.
 """
@@ -111,7 +111,7 @@ def _check_weights(values: np.ndarray) -> None:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """Shape of the generalised Pareto law that fits the largest weights; 0 if all that are not zero are the same.
+    """Shape of a generalised Pareto distribution fitted to the largest weights; 0 if all nonzero weights are equal.
 
     References: Vehtari, Simpson, Gelman, Yao, Gabry 2024.
     """

@@ -8,10 +8,10 @@ Everything is a pure function of arrays. Memory does not grow with T unless path
 is unbiased for every N; with a retained path (conditional SMC, particle Gibbs) the posterior of the path is left
 invariant for every N >= 2.
 
-A twist that is zero or undefined at some particles would lose what can still turn out well (an estimate of x^0 where
-the likelihood is zero says little of x^0): there it is replaced by 1/e of the smallest other. A much smaller value is
-as correct in the limit and silently wrong before: a sharp edge in the likelihood put the evidence off by 18 of its
-standard errors with e^-50.
+A twist may be zero or undefined at a particle that can still reach the data, for the likelihood of an estimate of x^0
+says little of x^0. There the twist is replaced by 1/e of its smallest other value. A much smaller replacement has the
+same limit and fails silently before: with e^-50, a sharp edge in the likelihood put the evidence off by 18 of its
+standard errors.
 
 References: Del Moral, Doucet, Jasra 2006; Andrieu, Doucet, Holenstein 2010.
 """
@@ -63,7 +63,7 @@ class SMCInfo(NamedTuple):
 
 
 class Cloud(NamedTuple):
-    """What one island of particles ends with. Numbers of elements have shape (E...)."""
+    """The particles of one island at level 0, and how they came there. Numbers of elements have shape (E...)."""
 
     x: dict[str, Any]  # (N, site shape...)
     log_weights: Array  # (N, E...), not normalised

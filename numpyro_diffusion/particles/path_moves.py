@@ -1,10 +1,11 @@
-r"""Moves of whole paths x^{0:T} that leave their posterior as it is, the other sites given.
+r"""Moves of whole paths x^{0:T} that leave their posterior given the other sites invariant.
 
     conditional_smc     N particles walk from noise to data, one of them along the current path; one of the N paths
-                        is chosen by weight. Leaves cloud and choice together at their own law, of which the path's is a
-                        marginal.
-    independent_paths   N fresh particles replace the cloud with probability min(1, Z_new / Z_cloud). Exact only where
-                        cloud and path come from the conditional SMC just before: Z_cloud is then that of the state.
+                        is chosen by weight. The joint distribution of the cloud and the choice is left invariant; the
+                        path's posterior is a marginal of it.
+    independent_paths   N fresh particles replace the cloud with probability min(1, Z_new / Z_cloud). Only right
+                        where cloud and path come from the conditional SMC just before: Z_cloud is then that of the
+                        state.
     refresh_paths       given x^0, x^{1:T} ~ q(x^{1:T} | x^0) by noising, accepted with probability
                         min(1, w_new / w_old), w = p(x^{0:T}) / q(x^{1:T} | x^0): the likelihood sees x^0 alone.
 
@@ -29,7 +30,7 @@ __all__ = ["conditional_smc", "first_paths", "independent_paths", "noised", "ref
 
 
 def first_paths(target: Target, walk: Callable[..., Cloud], key: jax.Array) -> States:
-    """Paths of one cloud, chosen by weight: near the posterior, and not of it."""
+    """Paths of one cloud, chosen by weight: a start near the posterior, not a draw of it."""
     key_walk, key_choice = jax.random.split(key)
     paths, _ = _choose(target, walk(key_walk), key_choice)
     return paths

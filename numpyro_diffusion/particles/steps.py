@@ -1,4 +1,4 @@
-r"""Laws from which particles move to the next level, and the weight p/q that each move costs.
+r"""Distributions by which particles move to the next level, and the weight p/q that each move costs.
 
 A step is a pytree whose leaves lead with (N, E...), so that resampling can gather it like the particles themselves.
 """
@@ -38,7 +38,7 @@ class Step(Protocol):
 
 @register_pytree(data=("laws", "tilted"), static=())
 class TiltedStep:
-    """Independent coordinates: q is another law of the same kind.
+    """Independent coordinates: q is another distribution of the same kind.
 
     Args:
         laws: p, by site.

@@ -6,13 +6,13 @@ summed.
 
 Levels run from the longest chain's T down to 0. A chain with fewer steps rests at its x^T until its own levels come.
 
-A twist believes the network's x0hat(x^t). Training weighs the noisiest levels least, and there a network's x0hat can be
-far worse than the prior's mean: then the first weights are noise, and few particles survive it. So x0hat is taken as
+A twist relies on the network's x0hat(x^t). Training weighs the noisiest levels least. There a network's x0hat can be
+far worse than the prior's mean; the first weights are then noise, and few particles survive. So x0hat is taken as
 
     mean + g_t (x0hat - mean),      g_t = Cov(x0hat, x^0) / Var(x0hat) over draws of the prior, noised to level t,
 
-the regression of x^0 on it; g_t = 1 for E[x^0 | x^t]. Draws are few, so where 1 is within five standard errors it is
-1: an exact denoiser is left as it is. Elsewhere it is between 0 and 1.
+the regression of x^0 on x0hat; g_t = 1 for the exact E[x^0 | x^t]. Draws are few. Where 1 lies within five standard
+errors of the estimate, g_t is 1, so that an exact denoiser is left as it is. Elsewhere g_t lies between 0 and 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -149,7 +149,7 @@ def draw_prior(target: Target, key: jax.Array, num_draws: int) -> States:
 
 
 def calibrate(target: Target, draws: States, key: jax.Array) -> dict[str, Calibration]:
-    """How far to believe the network of each Gaussian site, from draws of the prior: T calls on all of them.
+    """The gain g_t of the network of each Gaussian site, from draws of the prior: T calls on all of them.
 
     Args:
         target: not calibrated yet.

@@ -158,7 +158,7 @@ def drift(
 def _chain_in_the_plane(model: Diffusion | ReverseChain) -> ReverseChain:
     chain = model.chain if isinstance(model, Diffusion) else model
     if not isinstance(chain, ReverseChain):
-        raise TypeError(expected("a Diffusion or a ReverseChain", repr(model), "Pass the law, not the function."))
+        raise TypeError(expected("a Diffusion or a ReverseChain", repr(model), "Pass the model, not a function."))
     if chain.kernel.is_discrete:
         raise TypeError(expected("a model of real numbers", type(chain.kernel).__name__, "Use bit_raster for bits."))
     if chain.transition.event_shape != (2,) or chain.batch_shape:

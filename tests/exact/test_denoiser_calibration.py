@@ -6,6 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from closed_forms import density_on_grid
+from measured_errors import check, of_independent
 from scipy.stats import norm
 
 import numpyro_diffusion as nd
@@ -55,10 +56,16 @@ def test_an_exact_denoiser_is_believed():
 
 
 def test_an_overstated_estimate_is_halved():
-    """Where it varies enough for the slope's standard error, 1 / sqrt(256 * 16) over its own size, to be small."""
-    found = gains(overstated).gain
-    assert found[0] == 1
-    np.testing.assert_allclose(found[1:6], 0.5, atol=0.1)
+    """At the levels where it varies enough to be found out in 256 draws."""
+    target = target_of(split_model(model, (jnp.ones(SIZE), overstated), {}), {})
+
+    def gain(key):
+        return calibrate(target, {"x": jax.random.normal(key, (256, SIZE))}, jax.random.fold_in(key, 1))["x"].gain
+
+    found = jax.vmap(gain)(jax.random.split(jax.random.key(0), 16))
+    np.testing.assert_array_equal(found[:, 0], 1.0)
+    for level in range(1, 6):
+        check(of_independent(found[:, level]), 0.5, refused=1.0)
 
 
 def test_an_estimate_that_is_noise_is_not_believed():

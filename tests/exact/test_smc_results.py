@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from measured_errors import check, of_independent
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import TwistedSMC
@@ -130,11 +131,13 @@ def test_a_run_can_be_compiled_and_mapped_over_data_sets():
     compiled = jax.jit(smc.run)(keys[1], data[1])
     compiled.check()
     mapped = jax.jit(jax.vmap(smc.run))(keys, data)
-    one = jax.tree.map(lambda leaf: leaf[1], mapped)
+    one, other = (jax.tree.map(lambda leaf, row=row: leaf[row], mapped) for row in (1, 2))
     plain = smc.run(keys[1], data[1])
+    x = lambda result: np.asarray(result.get_samples()["x"])
     for result in (compiled, one):
         assert result.log_evidence == pytest.approx(plain.log_evidence, abs=1e-3)
-        np.testing.assert_allclose(result.get_samples()["x"].mean(0), plain.get_samples()["x"].mean(0), atol=0.05)
+        # Rounding may change which particle is taken, not what they say.
+        check(of_independent(x(plain)), x(result).mean(0), refused=x(other).mean(0))
         assert result.summary().splitlines()[0] == plain.summary().splitlines()[0]
 
 

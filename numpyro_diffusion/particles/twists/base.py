@@ -1,8 +1,8 @@
-r"""What a twist is.
+r"""The interface of a twist: a look ahead at the data.
 
-A twist psi_t(x^t) > 0 approximates p(y | x^t). Sequential Monte Carlo on the targets p(x^{t:T}) psi_t(x^t), with
-psi_0 = r, is exact whatever the twist (unbiased for the evidence at every N); its variance is the twist's. The weight
-of a step from x^t to x^{t-1}, proposed by q, is
+A twist psi_t(x^t) > 0 approximates p(y | x^t). Sequential Monte Carlo targets p(x^{t:T}) psi_t(x^t), with psi_0 = r.
+Its estimate of the evidence is unbiased for every twist and every N; the twist decides its variance. The weight of a
+step from x^t to x^{t-1}, proposed by q, is
 
     w = psi_{t-1}(x^{t-1}) p(x^{t-1} | x^t) / (psi_t(x^t) q(x^{t-1} | x^t))
 

@@ -5,11 +5,11 @@ At the likeliest x of p(x^0 | x^t), with f_i(k) the change of log r when coordin
     log psi_t = log r(x) + sum_i log E[exp(f_i(k_i))],   k_i ~ p(x^0_i | x^t)
 
 and q is the reverse step with p(x^0 | x^t) multiplied by exp(f). Both are exact when r factorises over coordinates and
-the network gives the distribution of x^0. When r couples coordinates they are too sure of themselves: two changes that
-each help may together hurt, and states that the f exclude would come up seldom, with a weight that outweighs all
-others. Let e be the mean error in nats when log r at one sample of the prior is foretold from another by its f. Then r
-is tempered by 1 / (1 + e), psi_t is mixed with the average of r over the prior, (1 - d) psi_t + d E[r] with
-d = (1 - exp(-e)) / 2, and particles move by p with the probability of the second part, which bounds their weights.
+the network gives the distribution of x^0. When r couples coordinates, both are overconfident: two changes that each
+help may together hurt, and a state that the f exclude is proposed seldom, with a weight above all others. Let e be the
+mean error in nats of log r at one draw of the prior, predicted from another draw by its f. Then r is tempered by
+1 / (1 + e), and psi_t is mixed with the average of r over the prior: (1 - d) psi_t + d E[r], d = (1 - exp(-e)) / 2.
+Particles move by p with the probability of the second part, which bounds their weights.
 """
 
 from typing import Any
@@ -66,8 +66,8 @@ def look_at_site(
 def coupling(target: Target, prior_draws: States) -> tuple[Array, Array]:
     """How much r couples discrete coordinates, and the log of its mean over prior draws, both (E...).
 
-    The first is the mean error, in nats, of log r at the next draw's states as foretold by the changes at a draw; 0
-    when r factorises. A draw of likelihood zero is as wrong as can be.
+    The first is the mean error, in nats, of log r at the next draw's states as predicted by the changes at a draw; 0
+    when r factorises. A draw of likelihood zero counts as the largest error.
     """
     names = [name for name in prior_draws if target.is_discrete(name)]
     log_r = target.log_factor(prior_draws)

@@ -100,7 +100,7 @@ class LinearGaussian:
                     )
                 )
         seen = jax.vmap(lambda x: _observe(target, x))(prior_draws)
-        # Draws at which the mean or the noise of y is not defined say nothing of y's law.
+        # Draws at which the mean or the noise of y is not defined say nothing of how y is distributed.
         defined = jnp.isfinite(seen.residual).all(-1) & jnp.isfinite(seen.covariance).all((-2, -1))
         count = jnp.maximum(defined.sum(0), 1)
         average = lambda values, ndim: (  # noqa: E731
