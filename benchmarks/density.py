@@ -31,8 +31,8 @@ def ours(train: np.ndarray, test: np.ndarray, seed: int) -> tuple[np.ndarray, fl
     key_train, key_weights, key_flow = jax.random.split(jax.random.key(seed), 3)
     learned = nd.learn_prior(train, rng_key=key_train, test=0, progress_bar=False)
     weighted = evaluation.importance_weighted(key_weights, learned.distribution, test, num_trajectories=64)
-    flow = evaluation.ProbabilityFlow(learned.distribution).log_prob(key_flow, test)
-    return np.asarray(weighted.estimates, float), float(np.mean(flow)), learned.report.seconds
+    flow = evaluation.probability_flow(key_flow, learned.distribution, test)
+    return np.asarray(weighted.per_point), flow.nats, learned.report.seconds
 
 
 def compare(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
