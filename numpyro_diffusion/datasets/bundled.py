@@ -32,7 +32,7 @@ class LabelledImages(NamedTuple):
 def digits(*, held_out: bool = False) -> LabelledImages:
     """Handwritten digits, 8x8 pixels, grey levels 0 to 16: the set that scikit-learn carries.
 
-    The split is fixed: every seventh image is held out. Both sides have the same writers, so both have one distribution.
+    The split is fixed: every seventh image is held out. Both sides share their writers, so both have one distribution.
 
     Args:
         held_out: the 257 images held out rather than the 1540 others.
