@@ -42,7 +42,7 @@ WORDS = {
 def layers() -> list[list[str]]:
     """Names by layer, from the top."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (found,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    (found,) = [contract["layers"] for contract in contracts if contract["name"] == "Imports point down"]
     return [[name.strip() for name in layer.replace(":", "|").split("|")] for layer in found]
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from measured_errors import Mean, check
 from test_benchmark_problems import load
 
 import numpyro_diffusion as nd
@@ -121,9 +122,10 @@ def test_the_exact_product_keeps_what_is_known_and_the_filter_finds_its_evidence
     assert (drawn[:, ~known].std(0) > 0.1).all()
 
     key = jax.random.key(1)
-    smc = benchmark.twisted_smc(prior, image, known, 4000, 2, key)
+    smc = benchmark.twisted_smc(prior, image, known, 1000, 8, key)
     y = image[known] + jax.random.normal(jax.random.split(key)[0], (5,))
     exact = dist.Normal(0, 2**0.5).log_prob(y).sum()  # seen are five pixels N(0, 1) with noise N(0, 1)
-    assert abs(smc.log_evidence - exact) < 0.3
+    whole = exact + 4 * dist.Normal(0, 2**0.5).log_prob(0.0)  # if the four pixels of the hole counted as seen
+    check(Mean(np.asarray(smc.log_evidence), np.asarray(smc.log_evidence_error)), exact, refused=whole)
     entry = benchmark.filter_record(smc, 1.0, {"texture": "gravel"})
-    assert 1 <= entry["value"] <= entry["baseline"] == 4000
+    assert 1 <= entry["value"] <= entry["baseline"] == 1000

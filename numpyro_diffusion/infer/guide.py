@@ -185,14 +185,14 @@ class AutoDiffusionGuide(AutoNormal):
         return {name: value.reshape(sample_shape + value.shape[1:]) for name, value in draws.items()}
 
     def importance_weights(
-        self, key: jax.Array, params: dict[str, Any], num_samples: int, *args: Any, **kwargs: Any
+        self, rng_key: jax.Array, params: dict[str, Any], num_samples: int, *args: Any, **kwargs: Any
     ) -> ImportanceResult:
         """Draws with the weights that make them draws of the exact posterior, and how far to trust these.
 
         Warns when Pareto k-hat is above 0.7.
 
         Args:
-            key: a random key.
+            rng_key: a random key.
             params: from ``svi.get_params``.
             num_samples: draws, at least 25: the tail must hold 5.
             *args: the model's, with all observations.
@@ -210,7 +210,7 @@ class AutoDiffusionGuide(AutoNormal):
             _check_draw(draw)
             return draw.values, draw.log_weight
 
-        samples, log_weights = jax.jit(jax.vmap(weighted))(jax.random.split(key, num_samples))
+        samples, log_weights = jax.jit(jax.vmap(weighted))(jax.random.split(rng_key, num_samples))
         return importance_result(
             samples, log_weights, "take more SVI steps, or TwistedSMC with proposal=guide.proposals(params)"
         )

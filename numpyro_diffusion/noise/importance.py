@@ -43,11 +43,11 @@ class ImportanceResult(NamedTuple):
     effective_sample_size: Array
     pareto_k: float
 
-    def get_samples(self, key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
+    def get_samples(self, rng_key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
         """Draws of equal weight: resampled by weight, with copies of those that weigh much.
 
         Args:
-            key: for the resampling; by default ``jax.random.key(0)``, always the same draws.
+            rng_key: for the resampling; by default ``jax.random.key(0)``, always the same draws.
             num_samples: how many; by default as many as the guide drew. No more than that is worth having.
 
         Returns:
@@ -56,7 +56,7 @@ class ImportanceResult(NamedTuple):
         log_weights = np.asarray(self.log_weights, np.float64)
         count = log_weights.size if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
-        rng = host_generator(jax.random.key(0) if key is None else key)
+        rng = host_generator(jax.random.key(0) if rng_key is None else rng_key)
         chosen = rng.permutation(systematic(rng, log_weights, count))
         return {name: jnp.asarray(value)[chosen] for name, value in self.samples.items()}
 
