@@ -64,6 +64,15 @@ def test_a_latent_diffusion_that_the_guide_leaves_out_is_refused():
         train(latent, guide=guide)
 
 
+def test_an_obs_mask_is_refused_as_such():
+    def model(x, size):
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", diffusion(), obs=x, obs_mask=x[:, 0] > 0)
+
+    with pytest.raises(ValueError, match=r"no obs_mask at the site 'x'; got one\. Train on the rows that were seen"):
+        train(model)
+
+
 def test_any_latent_site_without_a_guide_is_refused():
     def model(x, size):
         scale = numpyro.sample("scale", dist.LogNormal(0, 1))

@@ -239,6 +239,10 @@ def _check_covered(sites: dict[str, dict[str, dict]], has_guide: bool) -> None:
     for (part, name), site in _sample_sites(sites):
         is_covered = part == "guide" or site["is_observed"] or name in sites["guide"] or site["infer"].get("enumerate")
         is_diffusion = bool(find_diffusions(site["fn"]))
+        if is_diffusion and not is_covered and name.endswith("_unobserved"):
+            # NumPyro's obs_mask makes two masked sites of one: <name>_observed and <name>_unobserved.
+            cure = "Train on the rows that were seen: leave the others out of the data."
+            raise ValueError(expected(f"no obs_mask at the site {name.removesuffix('_unobserved')!r}", "one", cure))
         if not is_covered and (is_diffusion or not has_guide):
             raise ValueError(
                 expected(

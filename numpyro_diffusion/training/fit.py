@@ -225,8 +225,9 @@ def fit(
         validation_losses=arrays["validation"],
     )
     if isinstance(trouble, BaseException):
-        trouble.result = result  # type: ignore[attr-defined]
-        trouble.add_note("What was trained until then is the attribute 'result' of this exception.")
+        with contextlib.suppress(AttributeError):  # of an exception that takes no attributes
+            trouble.result = result  # type: ignore[attr-defined]
+            trouble.add_note("What was trained until then is the attribute 'result' of this exception.")
         raise trouble
     if trouble:
         raise DivergenceError(trouble, result)

@@ -5,6 +5,8 @@ removed, to rounding. Engines meet the conjugate posterior of the numbers that w
 different ones; a mask that were ignored, or a wide noise in its place, is told apart.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +16,14 @@ import pytest
 from closed_forms import affine_prior, gaussian_moments, linear_posterior
 from measured_errors import Moments, check, check_islands, check_moments, of_chains
 from numpyro.handlers import mask
-from numpyro.infer import MCMC
+from numpyro.infer import MCMC, SVI, Trace_ELBO
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import MomentMatching
-from numpyro_diffusion.infer import DiffusionGibbs, LinearGaussian, Tempered, TwistedSMC
+from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, LinearGaussian, Tempered, TwistedSMC
 from numpyro_diffusion.infer.smc import target_of
 from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.reference import NormalReference
 
 SCHEDULE = nd.schedules.log_snr(3, 0.3, 10.0)
 KERNEL = nd.GaussianKernel(SCHEDULE, parameterization="x0", variance="denoiser")
@@ -190,6 +193,27 @@ def test_moment_matching_names_a_mask_that_does_not_fit_and_a_nan_that_it_does_n
         MomentMatching(MATRIX, VALUE, SPREAD, mask=np.ones(4))
     with pytest.raises(ValueError, match=r"finite values for value.*nan at index \(2,\)"):
         MomentMatching(MATRIX, np.where(np.arange(4) > 1, np.nan, 1.0), SPREAD, mask=np.arange(4) != 3)
+
+
+# What goes by the likelihood alone -------------------------------------------------------------------------
+
+
+def test_the_slice_sampler_and_the_guide_see_the_numbers_that_were_seen():
+    """Their target and their bound are those of the model without the masked numbers, gradients included."""
+    value = np.where(IS_KEPT, VALUE, np.nan)
+    references = [NormalReference(masked, (), {"value": value}), NormalReference(removed, (), {})]
+    u = references[1].prior_draw(jax.random.key(0))
+    ours, theirs = (jax.value_and_grad(reference.log_likelihood)(u) for reference in references)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
+
+    def bound(model, **arguments):
+        guide = AutoDiffusionGuide(model)
+        svi = SVI(guide.model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+        state = svi.init(jax.random.key(0), **arguments)
+        return svi.evaluate(state, **arguments), svi.get_params(svi.update(state, **arguments)[0])
+
+    ours, theirs = bound(masked, value=value), bound(removed)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
 # Engines: the posterior of what was seen -------------------------------------------------------------------
