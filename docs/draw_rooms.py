@@ -16,6 +16,7 @@ WIDTH, HEIGHT, GAP, LEFT = 900, 40, 8, 46
 WORDS = {
     "arviz": "results of every engine, for ArviZ",
     "infer": "engines with NumPyro's faces: TwistedSMC, DiffusionGibbs, ...",
+    "learning": "learn_prior: from data as they come to a prior in their units",
     "noise": "a chain as a map of normal noises",
     "particles": "sequential Monte Carlo on arrays; knows no user's model",
     "model": "the only room that traces a user's model",
@@ -35,6 +36,7 @@ WORDS = {
     "kernels": "one step, forward and back, and all its algebra",
     "networks": "Haiku functions",
     "datasets": "toy data, images",
+    "transforms": "maps of columns",
     "schedules": "b_1..b_T",
 }
 

@@ -11,7 +11,7 @@ import pytest
 import numpyro_diffusion as nd
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("", "analytic", "datasets", "evaluation", "infer", "networks", "plots", "schedules")
+MODULES = ("", "analytic", "datasets", "evaluation", "infer", "networks", "plots", "schedules", "transforms")
 
 
 def objects():

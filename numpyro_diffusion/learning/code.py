@@ -17,16 +17,20 @@ def code_for(
     validation: np.ndarray,
     residual: float,
     settings: dict[str, Any],
+    note: str,
 ) -> str:
-    """A script in which ``train`` and ``validation`` are rows, and ``rng_key`` and ``optimizer`` are given.
+    """A script in which ``data``, ``rng_key`` and ``report`` are given.
 
     Args:
         plan: the kernel and the network.
         transforms: from the chain's units to the data's.
         validation: rows, for their count and shape.
         residual: the factor of the last layer.
-        settings: of ``fit``: ``num_steps``, ``batch_size``, ``ema_decay``, ``every``, ``patience``.
+        settings: of ``fit``: ``num_steps``, ``batch_size``, ``ema_decay``, ``every``, ``patience``, ``optimizer`` as
+            code.
+        note: what was done to rows before, in words.
     """
+    note = f"  # {note}" if note else ""
     event_shape = tuple(validation.shape[1:])
     maps = "".join(f"    {_constructor(transform)},\n" for transform in transforms)
     to_chain = "T.ComposeTransform(transforms).inv"
@@ -37,9 +41,11 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import numpyro_diffusion as nd
+import optax
 from numpyro.distributions import transforms as T
 
-# train, validation: rows in the units of the data. rng_key, optimizer: as for learn_prior.
+# data, rng_key: as they were given to learn_prior, rows with gaps left out; report: what it returned.
+train, validation = data[report.split["train"]], data[report.split["validation"]]{note}
 kernel = {plan.kernel_code}
 network = {plan.network_code}
 transforms = [
@@ -57,11 +63,11 @@ def model(batch, size):
 result = nd.fit(
     model,
     z,
-    optimizer=optimizer,
+    optimizer={settings["optimizer"]},
     num_steps={settings["num_steps"]},
     batch_size={settings["batch_size"]},
     ema_decay={settings["ema_decay"]},
-    rng_key=rng_key,
+    rng_key=jax.random.split(jax.random.split(rng_key, 3)[1])[0],
     validation=nd.Validation(z_validation, every={settings["every"]}, patience={settings["patience"]}),
 )
 """

@@ -32,11 +32,11 @@ from ..kernels import Kernel
 from ..training import FitResult
 from .code import code_for
 from .coordinates import MarginChoice
-from .look import look_at, space_for
+from .look import Data, Space, look_at, space_for
 from .report import Report
 from .rows import resample, split_rows
 from .score import afterthoughts, score
-from .train import Trained, train
+from .train import OPTIMIZER_CODE, Trained, default_optimizer, train
 
 __all__ = ["LearnedPrior", "learn_prior"]
 
@@ -82,10 +82,10 @@ def learn_prior(
     optimizer: Any = None,
     num_steps: int = 6000,
     batch_size: int = 128,
-    every: int = 250,
-    patience: int = 6,
+    every: int = 100,
+    patience: int = 8,
     ema_decay: float = 0.995,
-    num_trajectories: int = 32,
+    num_trajectories: int = 16,
     progress_bar: bool = True,
 ) -> LearnedPrior:
     """Learn the distribution of rows, in their own units.
@@ -156,7 +156,7 @@ def learn_prior(
         space.z[parts["train"]],
         space.z[parts["validation"]],
         rng_key=key_train,
-        optimizer=optimizer or _default_optimizer(),
+        optimizer=optimizer or default_optimizer(),
         max_steps=num_steps,
         batch_size=batch_size,
         every=every,
@@ -173,8 +173,10 @@ def learn_prior(
         "ema_decay": ema_decay,
         "every": every,
         "patience": patience,
+        "optimizer": OPTIMIZER_CODE if optimizer is None else "...",
     }
-    code = code_for(space.plan, space.transforms, space.z[parts["validation"]], trained.residual, settings)
+    note = "and the noise on grids, the rows drawn by weight" if _is_altered(found, space) else ""
+    code = code_for(space.plan, space.transforms, space.z[parts["validation"]], trained.residual, settings, note)
     scored_on = "test" if "test" in parts else "validation"
     scored = score(key_score, found, space, trained, distribution, fitted, parts[scored_on], num_trajectories, rng)
     report = Report(
@@ -197,10 +199,8 @@ def learn_prior(
     return LearnedPrior(distribution, report, found.names, trained.result)
 
 
-def _default_optimizer() -> Any:
-    import optax  # slow to import
-
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-3))
+def _is_altered(found: Data, space: Space) -> bool:
+    return bool(np.ptp(found.weights) > 0 or (space.rows is not found.values and (space.rows != found.values).any()))
 
 
 def _best_step(trained: Trained) -> int:

@@ -4,8 +4,8 @@ r"""The chain and the network for data of a shape: what ``learn_prior`` chooses 
     tables              Gaussian kernel in whitened coordinates, :class:`~.networks.GaussianSkip`
     images              Gaussian kernel after one shift and one scale for all pixels, a U-Net
 
-The schedule's last noise is as large as the farthest coordinate of any row, and at least twenty standard deviations: what
-the last step shows of a row then moves its start by at most one. The first noise is half of the median distance from a
+The schedule's last noise is as large as the farthest coordinate of any row, and at least twenty standard deviations:
+what the last step shows of a row then moves its start by at most one. The first noise is half of the median distance from a
 row to its nearest neighbour, per coordinate, between a hundredth and a tenth of a standard deviation.
 """
 
@@ -21,6 +21,7 @@ from .columns import FINEST
 
 __all__ = ["Plan", "for_bits", "for_images", "for_table"]
 
+_WIDTH = 64  # of the network for tables: as many units again cost three times the seconds
 _LEAST_END = 20.0  # standard deviations: twice what check_data_erased asks for
 _MOST_ROWS = 1000  # to find nearest neighbours among
 
@@ -51,8 +52,8 @@ def for_table(z: np.ndarray, kernel: Kernel | None, network: Any, num_steps: int
         kernel_code = f'nd.GaussianKernel({schedule}, parameterization="x0", variance="denoiser")'
     if network is None:
         if isinstance(kernel, GaussianKernel) and (kernel.parameterization, kernel.variance) == ("x0", "denoiser"):
-            network = networks.GaussianSkip(kernel.schedule.log_snr[1:])
-            network_code = "nd.networks.GaussianSkip(kernel.schedule.log_snr[1:])"
+            network = networks.GaussianSkip(kernel.schedule.log_snr[1:], width=_WIDTH)
+            network_code = f"nd.networks.GaussianSkip(kernel.schedule.log_snr[1:], width={_WIDTH})"
         else:
             network, network_code = _perceptron(kernel)
     return Plan(kernel, network, kernel_code, network_code)

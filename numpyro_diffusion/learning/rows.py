@@ -54,7 +54,7 @@ def split_rows(
     order = np.argsort(rank, kind="stable")
     count = len(order)
     sizes = [max(1, round(share * count)) if share > 0 else 0 for share in (test, validation)]
-    ends = [_end_of_group(rank[order], size) for size in np.cumsum(sizes)]
+    ends = [_end_of_group(rank[order], size) for size in (sizes[0], sum(sizes))]
     parts = np.split(order, ends)
     repeats = count - int(groups.max()) - 1
     return {"train": np.sort(parts[2]), "validation": np.sort(parts[1]), "test": np.sort(parts[0])}, repeats

@@ -16,8 +16,8 @@ from .train import Trained
 
 __all__ = ["Scores", "afterthoughts", "score"]
 
-_DRAWS, _IMAGE_DRAWS = 2000, 64  # for the tails
-_FEWEST_TO_TEST = 20  # of classifier_two_sample_test
+_DRAWS, _IMAGE_DRAWS = 1000, 64  # for the tails
+_FEWEST_TO_TEST = 80  # with fewer, scikit-learn has less than one batch
 
 
 class Scores(NamedTuple):
@@ -58,12 +58,14 @@ def score(
     }
     count = _DRAWS if z.ndim == 2 else _IMAGE_DRAWS
     draws = np.asarray(jax.jit(lambda key: distribution.sample(key, (count,)))(key_draws), np.float64)
-    tails = _tails(found, draws.reshape(count, -1), resample(np.arange(len(found.values)), found.weights, rng=rng))
+    tails = _tails(
+        found, space.rows, draws.reshape(count, -1), resample(np.arange(len(found.values)), found.weights, rng=rng)
+    )
     return Scores(prior, baselines, _two_sample(key_test, space.rows[rows], draws), tails, effective)
 
 
-def _tails(found: Data, draws: np.ndarray, rows: np.ndarray) -> Tails:
-    values = found.values.reshape(len(found.values), -1)
+def _tails(found: Data, noisy: np.ndarray, draws: np.ndarray, rows: np.ndarray) -> Tails:
+    values = noisy.reshape(len(noisy), -1)
     varies = np.ptp(values, axis=0) > 0
     low, high = np.quantile(values[rows], (0.01, 0.99), axis=0)
     beyond = ((draws < low) | (draws > high)).mean(0)

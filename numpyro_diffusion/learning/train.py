@@ -22,13 +22,15 @@ from ..training import DivergenceError, FitResult, Validation, fit
 from ..transition import Transition
 from .plan import Plan
 
-__all__ = ["Trained", "model_of", "train"]
+__all__ = ["OPTIMIZER_CODE", "Trained", "default_optimizer", "model_of", "repeats_of", "train"]
+
+OPTIMIZER_CODE = "optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-3))"
 
 _FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Draws of a random step that a validation loss is of, at least: rows are repeated to have as many.
-_VALIDATION_DRAWS = 4096
+_VALIDATION_DRAWS = 2048
 _IMAGE_DRAWS = 256
-_BOUND_DRAWS = 8
+_BOUND_DRAWS = 4
 
 
 class Trained(NamedTuple):
@@ -45,6 +47,13 @@ class Trained(NamedTuple):
     result: FitResult
     residual: float
     warnings: tuple[str, ...]
+
+
+def default_optimizer() -> Any:
+    """What ``OPTIMIZER_CODE`` says."""
+    import optax  # slow to import
+
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=1e-3))
 
 
 def model_of(plan: Plan, event_shape: tuple[int, ...]) -> Any:
