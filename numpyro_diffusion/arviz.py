@@ -233,7 +233,11 @@ def _without_trajectories(draws: Draws) -> Draws:
     def is_trajectory(name: str) -> bool:
         site = draws.get(name.removesuffix("_path").removesuffix("_noise"))
         shape = draws[name].shape
-        return site is not None and any(shape[:i] + shape[i + 1 :] == site.shape for i in range(2, len(shape)))
+        if site is None or len(shape) != site.ndim + 1:
+            return False
+        without_time = [shape[:i] + shape[i + 1 :] for i in range(2, len(shape))]
+        # A transform to a simplex gives a state's event one number more.
+        return any(left[:-1] == site.shape[:-1] and site.shape[-1] - left[-1] in (0, 1) for left in without_time)
 
     return {name: value for name, value in draws.items() if not is_trajectory(name)}
 

@@ -67,6 +67,24 @@ class WrappedDiffusion(NamedTuple):
             value = transform.inv(value)
         return value
 
+    def log_abs_det(self, state: Array, event_dim: int) -> Array:
+        """Log |det dT/ds|, shape (batch...), nats: log p(x) is that of the state less this.
+
+        Args:
+            state: shape (batch..., state event...).
+            event_dim: of the value.
+        """
+        path = [state]
+        for transform in self.transforms:
+            path.append(transform(path[-1]))
+        total = jnp.zeros(())
+        for transform, before, after in reversed(list(zip(self.transforms, path[:-1], path[1:], strict=True))):
+            change = jnp.asarray(transform.log_abs_det_jacobian(before, after))
+            beside = event_dim - transform.codomain.event_dim
+            total = total + change.sum(tuple(range(change.ndim - beside, change.ndim)))
+            event_dim = transform.domain.event_dim + beside
+        return total
+
 
 def wrapped_diffusion(fn: Any) -> WrappedDiffusion | None:
     """The diffusion that a distribution is, as it is or inside of wrappers that are seen through; else None."""

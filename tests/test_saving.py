@@ -12,14 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import pytest
 from catalogue import affine, bernoulli, draw, gaussian, log_prob
+from numpyro.distributions import constraints, transforms
 from precision import enable_x64
 
 import numpyro_diffusion as nd
 from numpyro_diffusion import networks
 from numpyro_diffusion.io import settings as tables
+from numpyro_diffusion.io.saving import _unpack
 from numpyro_diffusion.modules import HaikuFunction
+from numpyro_diffusion.wrappers import wrapped_diffusion
 
 T = 3
 KEY = jax.random.key(7)
@@ -326,6 +330,49 @@ def test_a_kernel_of_ones_own_is_passed_or_made_from_the_schedule(path):
         nd.load(path, kernel=OwnKernel)
 
 
+# Wrappers ---------------------------------------------------------------------------------------------
+
+WRAPPED = {
+    "affine": lambda: transformed(transforms.AffineTransform(jnp.asarray([100.0, -3.0]), np.asarray([5.0, 0.1]))),
+    "whitening, exp and to an interval": lambda: transformed(
+        transforms.LowerCholeskyAffine(jnp.asarray([1.0, 2.0]), jnp.asarray([[2.0, 0.0], [0.3, 0.5]])),
+        transforms.ComposeTransform([transforms.SigmoidTransform(), transforms.AffineTransform(-2.0, 10.0)]),
+    ),
+    "exp": lambda: transformed(transforms.ExpTransform(), transforms.AffineTransform(0.0, 2.0, constraints.positive)),
+    "simplex": lambda: transformed(transforms.StickBreakingTransform()),
+    "independent": lambda: transformed(transforms.IndependentTransform(transforms.SoftplusTransform(), 1)),
+    "ordered": lambda: transformed(transforms.PermuteTransform(jnp.asarray([1, 0])), transforms.OrderedTransform()),
+    "power of rows": lambda: (
+        transformed(transforms.ExpTransform(), transforms.PowerTransform(0.5)).expand((4, 3)).to_event(1)
+    ),
+    "expanded inside": lambda: dist.TransformedDistribution(
+        with_params({"gain": 0.5}), transforms.AffineTransform(jnp.asarray([[0.0], [1.0], [2.0]]), 1.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_transformed_prior_comes_back(name, path):
+    """Its draws to the last bit, its support and its shapes."""
+    prior = WRAPPED[name]()
+    nd.save(prior, path)
+    loaded = nd.load(path, network=plain)
+    assert (loaded.batch_shape, loaded.event_shape) == (prior.batch_shape, prior.event_shape)
+    assert type(loaded) is type(prior)
+    assert repr(loaded.support) == repr(prior.support)
+    x = prior.sample(KEY, (2,))
+    assert np.array_equal(loaded.sample(KEY, (2,)), x)
+    one, other = (wrapped_diffusion(law) for law in (loaded, prior))
+    assert np.array_equal(one.state(x), other.state(x))
+
+
+def test_a_diffusion_is_saved_as_older_versions_read_it(path):
+    nd.save(with_params({"gain": 0.5}), path)
+    assert _unpack(path)[1]["format"] == 1
+    nd.save(transformed(transforms.ExpTransform()), path)
+    assert _unpack(path)[1]["format"] == 2
+
+
 # Writing ----------------------------------------------------------------------------------------------
 
 
@@ -337,19 +384,37 @@ def with_params(params):
     return nd.Diffusion(gaussian(variance="lower"), nd.Transition(plain, params, (2,)))
 
 
-def transformed():
-    return numpyro.distributions.TransformedDistribution(
-        OWN["gaussian MLP"](), numpyro.distributions.transforms.AffineTransform(100.0, 5.0)
-    )
+class OwnTransform(transforms.AffineTransform):
+    pass
+
+
+def transformed(*parts):
+    return dist.TransformedDistribution(with_params({"gain": 0.5}), list(parts))
 
 
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        (lambda: numpyro.distributions.Normal(), "a Diffusion; got Normal"),
-        (lambda: OWN["gaussian MLP"]().chain, "a Diffusion; got ReverseChain"),
-        (transformed, "a Diffusion; got TransformedDistribution. .*apply the transforms to the one that is loaded"),
-        (lambda: OWN["gaussian MLP"]().mask(False), "a Diffusion; got MaskedDistribution"),
+        (lambda: dist.Normal(), "a Diffusion, alone or .*; got Normal"),
+        (lambda: OWN["gaussian MLP"]().chain, "a Diffusion, alone or .*; got ReverseChain"),
+        (lambda: OWN["gaussian MLP"]().mask(False), "a Diffusion, alone or .*; got MaskedDistribution"),
+        (lambda: transformed(transforms.AbsTransform()), "transforms with an inverse; got AbsTransform"),
+        (
+            lambda: transformed(transforms.AffineTransform(1.0, jnp.zeros(2))),
+            "transforms with an inverse; got AffineTransform with a scale of 0",
+        ),
+        (
+            lambda: transformed(OwnTransform(0.0, 1.0)),
+            "a transform out of AffineTransform, .*; got OwnTransform. .*apply your transform to the one that is load",
+        ),
+        (
+            lambda: transformed(transforms.HaarTransform()),
+            "a transform out of .*; got HaarTransform",
+        ),
+        (
+            lambda: transformed(transforms.AffineTransform(0.0, 1.0, domain=constraints.greater_than(3.0))),
+            "a domain out of real, positive, unit_interval for AffineTransform",
+        ),
         (
             lambda: nd.Diffusion(gaussian(), weighted(MLP), estimator=own_estimator),
             "an estimator out of .*RandomStep",

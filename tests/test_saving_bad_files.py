@@ -10,6 +10,7 @@ import tracemalloc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import safetensors.numpy
 from catalogue import haiku_mlp
@@ -238,6 +239,40 @@ def test_a_file_can_say_only_what_a_prior_is(no_type_checks, change, message, pa
     assert str(caught.value).startswith("Expected ")
 
 
+def affine():
+    return dist.TransformedDistribution(tiny(), dist.transforms.AffineTransform(jnp.asarray([1.0]), 2.0))
+
+
+def transforms(name, **settings):
+    return [{"transforms": [{"class": name, "settings": settings}], "validate_args": None}]
+
+
+@pytest.mark.parametrize(
+    ("wrappers", "message"),
+    [
+        ({"transforms": []}, "a list of wrappers"),
+        ([{"pickle": "x"}], "one of expand, to_event, transforms; got"),
+        ([{"to_event": 9}], r"a wrapper for a prior of shape \(1,\); got .*to_event"),
+        ([{"expand": [2**40, 0]}], "a wrapper for a prior of shape"),
+        (transforms("eval"), "a transform out of .*; got eval"),
+        (transforms("AffineTransform"), "settings .*domain"),
+        (transforms("AffineTransform", loc="a", scale=1.0, domain="real"), "numbers as loc of AffineTransform; got a"),
+        (transforms("AffineTransform", loc=0.0, scale=1.0, domain="circle"), "a domain out of real, .*; got circle"),
+        (transforms("AffineTransform", loc=0.0, scale=0.0, domain="real"), "got AffineTransform with a scale of 0"),
+        (transforms("LowerCholeskyAffine", loc=0.0, scale_tril=1.0), "parameters of LowerCholeskyAffine"),
+        (transforms("IndependentTransform", base_transform={}, reinterpreted_batch_ndims=1), "settings"),
+        (transforms("ComposeTransform", parts=3), "a list of transforms; got 3"),
+    ],
+)
+def test_a_file_can_name_only_the_wrappers_of_a_table(wrappers, message, path):
+    nd.save(affine(), path)
+    tensors, settings = _unpack(path)
+    del settings["format"], settings["sha256"]
+    path.write_bytes(_pack(tensors, {**settings, "wrappers": wrappers}))
+    with pytest.raises(ValueError, match=message):
+        nd.load(path, network=plain)
+
+
 def test_settings_that_are_nested_without_end_are_an_error(path):
     text = ('{"list":[' * 5000) + "null" + "]}" * 5000
     nd.save(tiny(), path)
@@ -262,8 +297,8 @@ def test_a_dtype_that_no_prior_has_is_refused_and_booleans_are_true_or_false(pat
 
 def test_a_newer_format_says_to_upgrade(path):
     data = path.read_bytes()
-    path.write_bytes(data.replace(b'\\"format\\":1', b'\\"format\\":2'))
-    with pytest.raises(ValueError, match=r"format version 1; got 2. Upgrade numpyro-diffusion"):
+    path.write_bytes(data.replace(b'\\"format\\":1', b'\\"format\\":3'))
+    with pytest.raises(ValueError, match=r"a format version up to 2; got 3. Upgrade numpyro-diffusion"):
         nd.load(path)
 
 

@@ -3,12 +3,14 @@
     bound                    K with every step, term by term, and K - L_null
     importance_weighted      tighter with more trajectories, and how it converges
     probability_flow         an ordinary differential equation through the denoiser; ProbabilityFlow is the estimator
+    integer_log_likelihood  of integers under a model of real numbers: dequantised, bins accounted for
     entropy_bounds           what each reverse step's entropy must lie between
     parzen_log_likelihood    only for comparison with published tables
     sliced_wasserstein, max_mean_discrepancy, classifier_two_sample_test     draws against data
     sbc_ranks, rank_uniformity, expected_coverage                            posteriors against truths
 
-Log likelihoods are in nats, with properties for bits and bits per dimension, and carry standard errors.
+A model is a diffusion or a ``TransformedDistribution`` of one, whose log likelihoods are those of the data in their own
+units. Log likelihoods are in nats, with properties for bits and bits per dimension, and carry standard errors.
 """
 
 from .bounds import Bound, bound
@@ -17,6 +19,7 @@ from .distances import TwoSampleTest, classifier_two_sample_test, max_mean_discr
 from .entropies import EntropyBounds, entropy_bounds
 from .flow import FlowLikelihood, ProbabilityFlow, probability_flow
 from .importance import ImportanceWeightedBound, importance_weighted
+from .integers import integer_log_likelihood
 from .parzen import ParzenLikelihood, parzen_log_likelihood
 from .results import LogLikelihood
 
@@ -35,6 +38,7 @@ __all__ = [
     "entropy_bounds",
     "expected_coverage",
     "importance_weighted",
+    "integer_log_likelihood",
     "max_mean_discrepancy",
     "parzen_log_likelihood",
     "probability_flow",

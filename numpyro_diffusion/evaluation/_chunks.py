@@ -5,18 +5,33 @@ chunks nor on which other points there are. The last chunk is filled up with cop
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from .._checks import check_integer_at_least, check_trailing_shape, expected
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
+from ..wrappers import wrapped_diffusion
 
-__all__ = ["Chunk", "Moments", "chunks", "moments_over_points", "over_points", "point_keys", "points_of"]
+__all__ = [
+    "Chunk",
+    "Moments",
+    "Points",
+    "chunks",
+    "moments_over_points",
+    "over_points",
+    "point_keys",
+    "points_of",
+    "states_of",
+]
+
+# A Diffusion, a TransformedDistribution of one, or a ReverseChain.
+Model: TypeAlias = dist.Distribution
 
 
 class Chunk(NamedTuple):
@@ -33,6 +48,69 @@ class Chunk(NamedTuple):
     x: Array
     positions: Array
     size: int
+
+
+class Points(NamedTuple):
+    """Data as a chain's states, and what makes log likelihoods of the states those of the data.
+
+    Attributes:
+        model: of the states.
+        states: shape (n, state event...).
+        log_det: -log |det dx/ds| of each point, to be added, shape (n,), nats; 0 without transforms.
+        num_dimensions: numbers in one data point.
+    """
+
+    model: Diffusion | ReverseChain
+    states: np.ndarray
+    log_det: np.ndarray
+    num_dimensions: int
+
+
+def states_of(model: Model, x: ArrayLike) -> Points:
+    """The states of data, checked against the model.
+
+    Raises:
+        TypeError: for a model that is no diffusion, alone or inside of transforms with an inverse.
+        ValueError: as :func:`points_of`; for points outside of the transforms' support, with the first; for a
+            transformed model whose data point is several states.
+    """
+    size = max(1, int(np.prod(jnp.shape(x)[1:])))
+    wrapped = wrapped_diffusion(model)
+    if wrapped is None or not wrapped.transforms:
+        states = points_of(model, x)
+        return Points(model, states, np.zeros(len(states)), size)
+    law: Any = model
+    check_trailing_shape("x", x, law.event_shape, "Pass data of shape (n, event...).")
+    if wrapped.batch_shape != law.batch_shape:
+        raise ValueError(
+            expected(
+                "a transformed diffusion of which a data point is one state",
+                f"states of batch_shape {wrapped.batch_shape} in a model of batch_shape {law.batch_shape}",
+                "Score each of them by itself: drop to_event.",
+            )
+        )
+    if wrapped.diffusion.kernel.is_discrete:
+        raise TypeError(
+            expected(
+                "real states inside of the transforms",
+                type(wrapped.diffusion.kernel).__name__,
+                "A probability has no Jacobian: score the states by the Diffusion itself.",
+            )
+        )
+    states = np.asarray(wrapped.state(jnp.asarray(x)))
+    outside = ~np.isfinite(states).reshape(len(states), -1).all(1)
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(
+            expected(
+                f"points in the support of {type(wrapped.transforms[-1]).__name__}",
+                f"{np.asarray(x)[first]} at index {first}, {int(outside.sum())} of {len(outside)}",
+                "Check the data's units, and move values off the edges of the support.",
+            )
+        )
+    log_det = -np.asarray(wrapped.log_abs_det(jnp.asarray(states), law.event_dim), np.float64)
+    base: Any = wrapped.diffusion.expand(wrapped.batch_shape)
+    return Points(base, points_of(base, states), np.broadcast_to(log_det, len(states)), size)
 
 
 def points_of(model: Diffusion | ReverseChain, x: ArrayLike) -> np.ndarray:

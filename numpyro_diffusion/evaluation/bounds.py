@@ -34,7 +34,7 @@ from ..data_scale import check_data_erased
 from ..diffusion import Diffusion
 from ..estimates.terms import draw_state, paper_end_terms, prior_term, score_step
 from ..kernels import Kernel
-from ._chunks import Chunk, Moments, chunks, moments_over_points, over_points, point_keys, points_of
+from ._chunks import Chunk, Model, Moments, chunks, moments_over_points, over_points, point_keys, states_of
 from .results import LogLikelihood, standard_error
 
 __all__ = ["Bound", "bound"]
@@ -56,6 +56,8 @@ class Bound(LogLikelihood):
         step_standard_errors: of the step terms, over data and draws, shape (T,), nats.
         draws_standard_error: the part of ``standard_error`` that more draws would remove, nats; infinite for one draw.
         null_per_point: log pi(x^0) of each point, shape (n,), nats.
+        jacobian_term: mean of -log |det dx/ds| of a transformed model, nats: it is part of ``per_point`` and of
+            ``null_per_point``. 0 without transforms. ``nats`` is it and the other terms.
     """
 
     prior_term: float
@@ -63,6 +65,7 @@ class Bound(LogLikelihood):
     step_standard_errors: np.ndarray
     draws_standard_error: float
     null_per_point: np.ndarray
+    jacobian_term: float = 0.0
 
     @property
     def null(self) -> LogLikelihood:
@@ -77,7 +80,7 @@ class Bound(LogLikelihood):
 
 def bound(
     rng_key: jax.Array,
-    model: Diffusion | ReverseChain,
+    model: Model,
     x: ArrayLike,
     *,
     num_draws: int = 2,
@@ -90,7 +93,8 @@ def bound(
 
     Args:
         rng_key: JAX random key.
-        model: parameters bound; a context for all points or one for each.
+        model: parameters bound; a context for all points or one for each. Of a ``TransformedDistribution`` of a
+            diffusion the nats are those of the data, Jacobian included, and the terms those of its states.
         x: data, shape (n, event...).
         num_draws: draws of x^t at each step; two or more tell the noise of the draws from that of the data.
         form: ``"exact"`` (Eq. 13, any data), or ``"paper"`` (Eq. 14, for normalised data; ``step_terms[0]`` is then
@@ -113,16 +117,17 @@ def bound(
 
     References: Sohl-Dickstein et al. 2015, Eq. 13 and 14.
     """
-    x = points_of(model, x)
+    points = states_of(model, x)
+    inner, states = points.model, points.states
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^t at each step.")
     check_integer_at_least("chunk_size", chunk_size, 1, "It counts draws that are in memory.")
     check_choice("form", form, Form)
-    check_data_erased(model.kernel, x)
+    check_data_erased(inner.kernel, states)
     if form == "paper":
-        _check_normalised(model, x)
+        _check_normalised(inner, states)
     steps, prior = Moments(), Moments()
     totals, nulls = [], []
-    for chunk in chunks(model, x, max(1, chunk_size // num_draws)):
+    for chunk in chunks(inner, states, max(1, chunk_size // num_draws)):
         values = _chunk(chunk, rng_key, num_draws, form)
         total, null, prior_moments, step_moments = jax.device_get(values)
         totals.append(total[: chunk.size])
@@ -130,15 +135,16 @@ def bound(
         prior.add(chunk.size, *prior_moments)
         steps.add(chunk.size, *step_moments)
     total = np.concatenate(totals).astype(np.float64)
-    noise = total.var(1, ddof=1) / num_draws if num_draws > 1 else np.full(len(x), np.inf)
+    noise = total.var(1, ddof=1) / num_draws if num_draws > 1 else np.full(len(states), np.inf)
     return Bound(
-        per_point=total.mean(1),
-        num_dimensions=max(1, int(np.prod(x.shape[1:]))),
+        per_point=total.mean(1) + points.log_det,
+        num_dimensions=points.num_dimensions,
         prior_term=float(prior.mean),
         step_terms=steps.mean,
         step_standard_errors=steps.standard_error,
-        draws_standard_error=float(np.sqrt(noise.sum()) / len(x)),
-        null_per_point=np.concatenate(nulls).astype(np.float64),
+        draws_standard_error=float(np.sqrt(noise.sum()) / len(states)),
+        null_per_point=np.concatenate(nulls).astype(np.float64) + points.log_det,
+        jacobian_term=float(points.log_det.mean()),
     )
 
 

@@ -37,9 +37,8 @@ import numpy as np
 from .._checks import check_integer_at_least, expected, is_concrete
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
-from ..diffusion import Diffusion
 from ..kernels import Kernel
-from ._chunks import Chunk, chunks, over_points, point_keys, points_of
+from ._chunks import Chunk, Model, chunks, over_points, point_keys, states_of
 from .results import LogLikelihood
 
 __all__ = ["FlowLikelihood", "ProbabilityFlow", "probability_flow"]
@@ -62,7 +61,7 @@ class ProbabilityFlow:
         ValueError: for tolerances that are not positive or too few probes.
         TypeError: when called with a discrete kernel.
 
-    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> standard_normal = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,))
     >>> x = Diffusion(kernel, standard_normal, estimator=ProbabilityFlow(), rng_key=jax.random.key(0))
@@ -245,7 +244,7 @@ class FlowLikelihood(LogLikelihood):
 
 def probability_flow(
     rng_key: jax.Array,
-    model: Diffusion | ReverseChain,
+    model: Model,
     x: ArrayLike,
     *,
     estimator: ProbabilityFlow = ProbabilityFlow(),
@@ -256,7 +255,8 @@ def probability_flow(
 
     Args:
         rng_key: JAX random key, of x^1 and of the probes.
-        model: parameters bound; a context for all points or one for each.
+        model: parameters bound; a context for all points or one for each. Of a ``TransformedDistribution`` of a
+            diffusion the nats are those of the data, Jacobian included.
         x: data, shape (n, event...).
         estimator: tolerances and how the divergence is found.
         num_draws: draws of x^1 for each point; their estimates are averaged, so that the mean stays a lower bound.
@@ -269,17 +269,17 @@ def probability_flow(
 
     References: Song et al. 2021, Section 4.3.
     """
-    x = points_of(model, x)
-    check_flow(model.kernel)
+    points = states_of(model, x)
+    check_flow(points.model.kernel)
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^1.")
     values, variances = [], []
-    for chunk in chunks(model, x, chunk_size):
+    for chunk in chunks(points.model, points.states, chunk_size):
         found = jax.device_get(_chunk(chunk, rng_key, estimator, num_draws))
         values.append(found[0][: chunk.size])
         variances.append(found[1][: chunk.size])
     return FlowLikelihood(
-        per_point=np.concatenate(values).astype(np.float64),
-        num_dimensions=max(1, int(np.prod(x.shape[1:]))),
+        per_point=np.concatenate(values).astype(np.float64) + points.log_det,
+        num_dimensions=points.num_dimensions,
         divergence_standard_errors=np.sqrt(np.concatenate(variances).astype(np.float64)),
     )
 

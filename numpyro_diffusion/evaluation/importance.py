@@ -26,10 +26,8 @@ import numpy as np
 
 from .._checks import check_integer_at_least, expected
 from .._typing import Array, ArrayLike
-from ..chains import ReverseChain
-from ..diffusion import Diffusion
 from ..estimates.importance import log_trajectory_weight
-from ._chunks import Chunk, chunks, points_of
+from ._chunks import Chunk, Model, chunks, states_of
 from .results import LogLikelihood
 
 __all__ = ["ImportanceWeightedBound", "importance_weighted"]
@@ -59,7 +57,7 @@ class ImportanceWeightedBound(LogLikelihood):
 
 def importance_weighted(
     rng_key: jax.Array,
-    model: Diffusion | ReverseChain,
+    model: Model,
     x: ArrayLike,
     *,
     num_trajectories: int = 64,
@@ -72,7 +70,8 @@ def importance_weighted(
 
     Args:
         rng_key: JAX random key.
-        model: parameters bound; a context for all points or one for each.
+        model: parameters bound; a context for all points or one for each. Of a ``TransformedDistribution`` of a
+            diffusion the nats are those of the data, Jacobian included.
         x: data, shape (n, event...).
         num_trajectories: N >= 1.
         chunk_size: points that are in memory at once.
@@ -82,7 +81,7 @@ def importance_weighted(
         ValueError: for N < 1, a chunk of trajectories that is no power of two, data that do not match or lie outside of
             the support.
 
-    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,)))
     >>> estimate = importance_weighted(jax.random.key(0), model, jnp.zeros((3, 1)), num_trajectories=6)
@@ -91,21 +90,21 @@ def importance_weighted(
 
     References: Sohl-Dickstein et al. 2015, Eq. 9.
     """
-    x = points_of(model, x)
+    points = states_of(model, x)
     check_integer_at_least("num_trajectories", num_trajectories, 1, "An average needs 1 or more trajectories.")
     width = check_integer_at_least("trajectories_per_chunk", trajectories_per_chunk, 1, "Take a power of two.")
     if width & (width - 1):
         raise ValueError(expected("trajectories_per_chunk a power of two", width, "Groups of 1, 2, 4, ... fill it."))
     width = min(width, 1 << (num_trajectories.bit_length() - 1))
     estimates, effective = [], []
-    for chunk in chunks(model, x, chunk_size):
+    for chunk in chunks(points.model, points.states, chunk_size):
         values, size = jax.device_get(_chunk(chunk, rng_key, num_trajectories, width))
         estimates.append(values[: chunk.size])
         effective.append(size[: chunk.size])
-    by_size = np.concatenate(estimates).astype(np.float64)
+    by_size = np.concatenate(estimates).astype(np.float64) + points.log_det[:, None]
     return ImportanceWeightedBound(
         per_point=by_size[:, -1],
-        num_dimensions=max(1, int(np.prod(x.shape[1:]))),
+        num_dimensions=points.num_dimensions,
         sizes=np.asarray(_sizes(num_trajectories)),
         per_point_by_size=by_size,
         effective_sample_size=np.concatenate(effective).astype(np.float64),

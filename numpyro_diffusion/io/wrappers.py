@@ -4,6 +4,7 @@ A transform is saved by its name in NumPyro and by its parameters, which are num
 be in a file.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,13 +78,17 @@ def restore_wrappers(prior: Any, tensors: Tensors, layers: Any) -> Any:
         parts = [_restore(node, tensors) for node in layer.get("transforms", [])]
         missing = without_inverse(parts)
         require(not missing, "transforms with an inverse", missing)
-        try:
-            prior = _wrap(prior, layer, parts)
-        except Exception as error:  # NumPyro's own checks are assertions and errors of many kinds
-            got = f"{shown(layer)}, which raises {type(error).__name__}: {shown(str(error))}"
-            wanted = f"a wrapper for a prior of shape {prior.shape()}"
-            raise ValueError(expected(wanted, got, "The file was not written by numpyro_diffusion.save.")) from error
+        prior = _built(f"a wrapper for a prior of shape {prior.shape()}", layer, _wrap, prior, layer, parts)
     return prior
+
+
+def _built(wanted: str, node: Any, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What ``make`` gives; NumPyro's own checks are assertions and errors of many kinds, here they are one."""
+    try:
+        return make(*args, **kwargs)
+    except Exception as error:
+        got = f"{shown(node)}, which raises {type(error).__name__}: {shown(str(error))}"
+        raise ValueError(expected(wanted, got, "The file was not written by numpyro_diffusion.save.")) from error
 
 
 def _wrap(prior: Any, layer: dict[str, Any], parts: list[Any]) -> Any:
@@ -136,4 +141,4 @@ def _restore(node: Any, tensors: Tensors) -> Any:
             values[parameter] = decode(value, tensors)
             is_number = type(values[parameter]) in (int, float) or hasattr(values[parameter], "dtype")
             require(is_number and jnp.ndim(values[parameter]) < 8, f"numbers as {parameter} of {name}", value)
-    return _CLASSES[name](**values)
+    return _built(f"parameters of {name}", settings, _CLASSES[name], **values)

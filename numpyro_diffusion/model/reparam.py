@@ -64,9 +64,10 @@ class DiffusionReparam(Reparam):
         if wrapped is None:
             raise TypeError(
                 expected(
-                    f"a Diffusion at site {name!r}, as it is or inside of transforms that have an inverse",
+                    f"a Diffusion at site {name!r}",
                     obstacle(fn),
-                    "Name only diffusion sites in the reparam config; a masked site must be unmasked.",
+                    "Name only diffusion sites in the reparam config; a masked site must be unmasked, and "
+                    "a transform must have an inverse.",
                 )
             )
         chain = wrapped.chain

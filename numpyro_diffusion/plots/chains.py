@@ -155,10 +155,13 @@ def drift(
     return axes
 
 
+_CURE = "Pass the distribution, not the function; of a transformed one its base_dist, whose states the pictures show."
+
+
 def _chain_in_the_plane(model: Diffusion | ReverseChain) -> ReverseChain:
     chain = model.chain if isinstance(model, Diffusion) else model
     if not isinstance(chain, ReverseChain):
-        raise TypeError(expected("a Diffusion or a ReverseChain", repr(model), "Pass the model, not a function."))
+        raise TypeError(expected("a Diffusion or a ReverseChain", repr(model), _CURE))
     if chain.kernel.is_discrete:
         raise TypeError(expected("a model of real numbers", type(chain.kernel).__name__, "Use bit_raster for bits."))
     if chain.transition.event_shape != (2,) or chain.batch_shape:

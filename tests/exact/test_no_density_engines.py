@@ -57,7 +57,7 @@ def test_an_engine_refuses_a_transform_of_bits(engine):
 @pytest.mark.parametrize("name", [*OTHERS, *WITHOUT_INVERSE])
 def test_reparam_names_what_it_does_not_see_through(name):
     model = reparam(latent({**OTHERS, **WITHOUT_INVERSE}[name]()), config={"x": DiffusionReparam()})
-    with pytest.raises(TypeError, match=f"a Diffusion at site 'x', as it is .*; got {name.split()[0]}"):
+    with pytest.raises(TypeError, match=f"a Diffusion at site 'x'; got {name.split()[0]}"):
         seed(model, 0)()
 
 

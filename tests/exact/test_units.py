@@ -1,13 +1,18 @@
 """Diffusion sites inside of transforms: every engine draws the posterior in the data's units, against quadrature."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from closed_forms import gaussian_moments, linear_posterior
 from guide_cases import untrained
 from measured_errors import of_chains, of_islands, of_resampled, of_weighted
+from numpyro.distributions import transforms
 from numpyro.handlers import reparam
-from numpyro.infer import MCMC, NUTS
-from unit_cases import CASES
+from numpyro.infer import MCMC, NUTS, CustomGibbs, Gibbs
+from unit_cases import AFFINE, CASES, NUMBER
 
 from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
 
@@ -69,3 +74,128 @@ def test_an_engine_draws_the_posterior_in_the_data_s_units(name, engine):
     case = CASES[name]
     _, posterior, prior = case.quadrature()
     check(ENGINES[engine](case), posterior, prior)
+
+
+# A transform that depends on another latent site ------------------------------------------------------
+
+
+def shifted_model(y=None):
+    """Shift ~ N(0, 2^2), x = 100 + shift + 5 s, y ~ N(x, 1): x and the shift are Gaussian together."""
+    shift = numpyro.sample("shift", dist.Normal(0.0, 2.0))
+    x = numpyro.sample("x", dist.TransformedDistribution(NUMBER, transforms.AffineTransform(100.0 + shift, 5.0)))
+    numpyro.sample("y", dist.Normal(x[0], 1.0), obs=y)
+
+
+def shifted_moments(y):
+    """Posterior and prior means of (x, shift) and their squares."""
+    mean, variance = (moments[0, 0] for moments in gaussian_moments(NUMBER))
+    before = np.array([100.0 + 5 * mean, 0.0])
+    covariance = np.array([[25 * variance + 4.0, 4.0], [4.0, 4.0]])
+    _, after, left = linear_posterior(before, covariance, np.array([[1.0, 0.0]]), np.eye(1), np.array([y]))
+    return [np.concatenate([m, m**2 + np.diag(c)]) for m, c in ((after, left), (before, covariance))]
+
+
+def shifted_features(samples):
+    x, shift = np.asarray(samples["x"], float)[..., 0], np.asarray(samples["shift"], float)
+    return np.stack([x, shift, x**2, shift**2], -1)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda: DiffusionGibbs(shifted_model, num_particles=16),
+        lambda: NUTS(reparam(shifted_model, config={"x": DiffusionReparam()})),
+    ],
+    ids=["DiffusionGibbs", "DiffusionReparam"],
+)
+def test_a_transform_may_depend_on_another_latent_site(kernel):
+    """The other site moves x with the state held: no Jacobian, and the joint posterior is right."""
+    mcmc = MCMC(kernel(), num_warmup=200, num_samples=1000, num_chains=8, chain_method="vectorized", progress_bar=False)
+    mcmc.run(KEY, 115.0)
+    found = of_chains(shifted_features(mcmc.get_samples(group_by_chain=True)))
+    check(found, *shifted_moments(115.0))
+
+
+def test_islands_draw_the_other_site_and_transform_with_it():
+    smc = TwistedSMC(shifted_model, 64, 400, progress_bar=False)
+    smc.run(KEY, 108.0)
+    values, log_weights = smc.get_weighted_samples()
+    check(of_islands(shifted_features(values), log_weights, 400), *shifted_moments(108.0))
+
+
+def test_blocks_of_gibbs_refuse_a_transform_that_depends_on_one_of_them():
+    """They are told the value of x once for a sweep, in which another block may change it."""
+    kernel = DiffusionGibbs(Gibbs([(NUTS(shifted_model), ["shift"])]))
+    wanted = r"a transform at diffusion site 'x' that depends on no other latent site, beside Gibbs; got .*shift"
+    with pytest.raises(ValueError, match=wanted):
+        kernel.init(KEY, 0, None, (115.0,), {})
+
+
+def test_blocks_of_gibbs_see_the_data_s_units():
+    """A block of the user's own is handed x as the model has it, near 100, not the state near 0."""
+
+    def block(rng_key, gibbs_sites, hmc_sites):
+        return {"seen": hmc_sites["x"][0]}
+
+    def model(y):
+        numpyro.sample("seen", dist.Normal(0.0, 1000.0))
+        numpyro.sample("scale", dist.HalfNormal(1.0))
+        x = numpyro.sample("x", dist.TransformedDistribution(NUMBER, AFFINE))
+        numpyro.sample("y", dist.Normal(x[0], 4.0), obs=y)
+
+    kernel = DiffusionGibbs(Gibbs([(CustomGibbs(block), ["seen"]), (NUTS(model), ["scale"])]), num_particles=4)
+    mcmc = MCMC(kernel, num_warmup=2, num_samples=5, progress_bar=False)
+    mcmc.run(KEY, 112.0)
+    samples = mcmc.get_samples()
+    np.testing.assert_allclose(samples["seen"], samples["x"][:, 0], rtol=1e-6)
+
+
+# Where a chain starts ---------------------------------------------------------------------------------
+
+
+def test_a_start_is_in_the_data_s_units():
+    case = CASES["exp"]
+    start = {"x": jnp.full((3, 1), 6.5)}
+    kernel = DiffusionGibbs(case.model, num_particles=4)
+    state = kernel.init(jax.random.split(KEY, 3), 0, start, (case.y,), {})
+    x = jax.vmap(kernel.postprocess_fn((case.y,), {}))(state.z)["x"]
+    np.testing.assert_allclose(x, start["x"], rtol=1e-5)
+
+
+def test_a_start_outside_of_the_support_or_the_shape_is_named():
+    case = CASES["exp"]
+    kernel = DiffusionGibbs(case.model, num_particles=4)
+    with pytest.raises(ValueError, match=r"the state of init_params\['x'\], which must lie in the site's support"):
+        kernel.init(KEY, 0, {"x": jnp.array([-1.0])}, (case.y,), {})
+    simplex = CASES["simplex"]
+    with pytest.raises(ValueError, match=r"init_params\['x'\] of shape \(3,\) for each chain; got shape \(2,\)"):
+        DiffusionGibbs(simplex.model, num_particles=4).init(KEY, 0, {"x": jnp.ones(2) / 2}, (simplex.y,), {})
+    with pytest.raises(ValueError, match=r"a transform at site 'x' that depends on no other .*; got .*'shift'"):
+        DiffusionGibbs(shifted_model, num_particles=4).init(KEY, 0, {"x": jnp.ones(1)}, (115.0,), {})
+
+
+# Plates -----------------------------------------------------------------------------------------------
+
+
+def test_elements_of_a_plate_are_filtered_by_themselves_and_have_a_transform_each():
+    """Rows have locations of their own; elementwise transforms keep them apart, as is proved from the operations."""
+    rows = transforms.AffineTransform(jnp.array([[100.0], [-50.0]]), 5.0)
+    y = np.array([112.0, -53.0])
+
+    def model(y):
+        with numpyro.plate("n", 2):
+            x = numpyro.sample("x", dist.TransformedDistribution(NUMBER.expand((2,)), rows))
+            numpyro.sample("y", dist.Normal(x[:, 0], 4.0), obs=y)
+
+    smc = TwistedSMC(model, 512, 16, "gaussian", progress_bar=False)
+    smc.run(KEY, jnp.asarray(y))
+    assert smc.result.split.element_shape == (2,)
+    mean, variance = (moments[0, 0] for moments in gaussian_moments(NUMBER))
+    for element, loc in enumerate((100.0, -50.0)):
+        before = np.array([loc + 5 * mean])
+        log_evidence, after, _ = linear_posterior(
+            before, np.array([[25 * variance]]), np.eye(1), 16 * np.eye(1), y[element : element + 1]
+        )
+        values, log_weights = smc.get_weighted_samples()
+        check(of_islands(values["x"][:, element], log_weights[:, element], 16), after, before)
+        assert abs(smc.log_evidence_by_element[element] - log_evidence) < 0.05
