@@ -125,10 +125,9 @@ def learn_prior(
             values; for weights that are negative or all zero; for fewer than 10 rows.
         OSError: for a file that cannot be read.
 
-    >>> rows = np.random.default_rng(0).normal((170, 7e-4), (8, 2e-4), size=(60, 2))
-    >>> learned = learn_prior(rows, rng_key=jax.random.key(0), num_steps=20, every=10, progress_bar=False)
-    >>> learned.distribution.event_shape, learned.columns
-    ((2,), ('column 0', 'column 1'))
+    >>> learn_prior({"age": [31.0, 54.0], "who": ["her", "him"]}, rng_key=jax.random.key(0))
+    Traceback (most recent call last):
+    TypeError: Expected numbers in column 'who'; got 'her' in row 0. Leave the column out, or code it by numbers ...
     """
     began = time.perf_counter()
     check_choice("missing", missing, Missing)

@@ -5,8 +5,8 @@ r"""The chain and the network for data of a shape: what ``learn_prior`` chooses 
     images              Gaussian kernel after one shift and one scale for all pixels, a U-Net
 
 The schedule's last noise is as large as the farthest coordinate of any row, and at least twenty standard deviations:
-what the last step shows of a row then moves its start by at most one. The first noise is half of the median distance from a
-row to its nearest neighbour, per coordinate, between a hundredth and a tenth of a standard deviation.
+what the last step shows of a row then moves its start by at most one. The first noise is half of the median distance
+from a row to its nearest neighbour, per coordinate, between a hundredth and a tenth of a standard deviation.
 """
 
 from typing import Any, NamedTuple

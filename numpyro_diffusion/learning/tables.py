@@ -128,7 +128,8 @@ def _numbers(what: str, values: np.ndarray) -> np.ndarray:
         is_empty = value is None or type(value).__name__ in ("NAType", "NaTType")
         if not is_empty and not isinstance(value, int | float | np.number | np.bool_):
             cure = "Leave the column out, or code it by numbers (one column of 0 and 1 for each category)."
-            raise TypeError(expected(f"numbers in {what}", f"{value!r} in row {index[0]}", cure))
+            shown = value.item() if isinstance(value, np.generic) else value
+            raise TypeError(expected(f"numbers in {what}", f"{shown!r} in row {index[0]}", cure))
         found[index] = np.nan if is_empty else float(value)
     return found
 
