@@ -387,3 +387,13 @@ def test_pareto_k_is_the_shape_of_the_tail(shape):
     quantiles = (np.arange(4000) + 0.5) / 4000
     weights = ((1 - quantiles) ** -shape - 1) / shape
     assert arviz_names.pareto_k(np.log(weights)) == pytest.approx(shape, abs=0.05)
+
+
+def test_a_transform_says_how_it_is_undone():
+    class Forth(dist.transforms.Transform):
+        def tree_flatten(self):
+            return (), ((), {})
+
+    assert names.has_inverse(dist.transforms.ExpTransform())
+    assert names.has_inverse(dist.transforms.ExpTransform().inv)
+    assert not names.has_inverse(Forth())
