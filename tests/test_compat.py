@@ -398,3 +398,13 @@ def test_pareto_k_is_the_shape_of_the_tail(shape):
     found = [arviz_names.pareto_k(np.log((row**-shape - 1) / shape)) for row in uniform]
     tail = np.ceil(3 * np.sqrt(4000))
     check(of_independent(found), (tail * shape + 10 * 0.5) / (tail + 10), refused=1 - shape)
+
+
+def test_a_transform_says_how_it_is_undone():
+    class Forth(dist.transforms.Transform):
+        def tree_flatten(self):
+            return (), ((), {})
+
+    assert names.has_inverse(dist.transforms.ExpTransform())
+    assert names.has_inverse(dist.transforms.ExpTransform().inv)
+    assert not names.has_inverse(Forth())

@@ -14,6 +14,8 @@ from numpyro.handlers import reparam
 from numpyro.infer import MCMC, NUTS, CustomGibbs, Gibbs
 from unit_cases import AFFINE, CASES, NUMBER
 
+import numpyro_diffusion as nd
+from numpyro_diffusion.guidance import GaussianFactor, TiltedChain
 from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
 
 KEY = jax.random.key(0)
@@ -199,3 +201,23 @@ def test_elements_of_a_plate_are_filtered_by_themselves_and_have_a_transform_eac
         values, log_weights = smc.get_weighted_samples()
         check(of_islands(values["x"][:, element], log_weights[:, element], 16), after, before)
         assert abs(smc.log_evidence_by_element[element] - log_evidence) < 0.05
+
+
+# Guidance, ArviZ --------------------------------------------------------------------------------------
+
+
+def test_a_tilted_chain_takes_the_observation_in_the_state_s_units():
+    """As the page on units has it: the weights are those of the data, and x the transform of x^0."""
+    case = CASES["affine"]
+    factor = GaussianFactor((case.y - 100.0) / 5.0, 4.0 / 5.0, noised=True)
+    chain = TiltedChain(case.prior.base_dist.chain, factor)
+    paths = chain.sample(KEY, (4000,))
+    log_weights = chain.log_weight(paths, lambda state: case.likelihood(case.transform(state)).log_prob(case.y))
+    log_evidence, posterior, prior = case.quadrature()
+    check(of_weighted(case.features(case.transform(paths[:, 0])), log_weights), posterior, prior)
+    assert abs(jax.nn.logsumexp(log_weights) - np.log(4000) - log_evidence) < 0.1
+
+
+def test_arviz_drops_the_noises_of_a_simplex():
+    draws = {"x": np.full((10, 3), 1 / 3), "x_noise": np.zeros((10, 4, 2)), "y": np.zeros(10), "y_noise": np.zeros(10)}
+    assert set(nd.to_arviz(draws)["posterior"].data_vars) == {"x", "y", "y_noise"}
