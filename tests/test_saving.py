@@ -345,6 +345,11 @@ WRAPPED = {
     "power of rows": lambda: (
         transformed(transforms.ExpTransform(), transforms.PowerTransform(0.5)).expand((4, 3)).to_event(1)
     ),
+    "our own": lambda: transformed(
+        nd.transforms.SinhArcsinh(jnp.asarray([0.0, 0.2]), jnp.asarray(0.7)),
+        nd.transforms.BySupport(("real", "positive")),
+        nd.transforms.InsertConstants((None, 3.0, None)),
+    ),
     "expanded inside": lambda: dist.TransformedDistribution(
         with_params({"gain": 0.5}), transforms.AffineTransform(jnp.asarray([[0.0], [1.0], [2.0]]), 1.0)
     ),

@@ -261,6 +261,12 @@ def transforms(name, **settings):
         (transforms("AffineTransform", loc=0.0, scale=0.0, domain="real"), "got AffineTransform with a scale of 0"),
         (transforms("LowerCholeskyAffine", loc=0.0, scale_tril=1.0), "parameters of LowerCholeskyAffine"),
         (transforms("IndependentTransform", base_transform={}, reinterpreted_batch_ndims=1), "settings"),
+        (
+            transforms("BySupport", supports="real"),
+            "a word or number for each column as supports of BySup",
+        ),
+        (transforms("BySupport", supports={"tuple": ["real", "fun"]}), "parameters of BySupport.*supports out of"),
+        (transforms("InsertConstants", constants={"tuple": [[1]]}), "a value; got"),
         (transforms("ComposeTransform", parts=3), "a list of transforms; got 3"),
     ],
 )

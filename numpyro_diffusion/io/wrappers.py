@@ -1,7 +1,7 @@
 r"""What is around a diffusion in a file: ``expand``, ``to_event`` and transforms out of a table, from the inside out.
 
-A transform is saved by its name in NumPyro and by its parameters, which are numbers and arrays; nothing else of it can
-be in a file.
+A transform is saved by its name, NumPyro's or ours, and by its parameters, which are numbers, words and arrays; nothing
+else of it can be in a file.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints, transforms
 
+from .. import transforms as our_transforms
 from .._checks import check_shape, expected
 from .._compat.numpyro import explicit_validation
 from ..diffusion import Diffusion
@@ -35,8 +36,14 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "SigmoidTransform": (),
     "SoftplusTransform": (),
     "StickBreakingTransform": (),
+    "SinhArcsinh": ("skew", "tail"),
+    "BySupport": ("supports",),
+    "InsertConstants": ("constants",),
 }
-_CLASSES: dict[str, Any] = {name: getattr(transforms, name) for name in _PARAMETERS}
+_CLASSES: dict[str, Any] = {
+    name: getattr(our_transforms if name in our_transforms.__all__ else transforms, name) for name in _PARAMETERS
+}
+_WORDS = ("supports", "constants")  # parameters that are one word or number for each column
 _LAYERS = ("expand", "to_event", "transforms")
 _WHAT = "a Diffusion, alone or inside of expand, to_event and transforms with an inverse"
 _OUT_OF = f"a transform out of {', '.join(_CLASSES)}"
@@ -137,6 +144,12 @@ def _restore(node: Any, tensors: Tensors) -> Any:
             values[parameter] = [_restore(part, tensors) for part in value]
         elif parameter == "base_transform":
             values[parameter] = _restore(value, tensors)
+        elif parameter in _WORDS:
+            values[parameter] = decode(value, tensors)
+            is_row = isinstance(values[parameter], tuple) and all(
+                entry is None or type(entry) in (int, float, str) for entry in values[parameter]
+            )
+            require(is_row, f"a word or number for each column as {parameter} of {name}", value)
         else:
             values[parameter] = decode(value, tensors)
             is_number = type(values[parameter]) in (int, float) or hasattr(values[parameter], "dtype")

@@ -76,6 +76,13 @@ def test_it_is_a_site_of_a_model_that_draws_alike(learned):
     assert isinstance(learned.distribution.base_dist, nd.Diffusion)
 
 
+def test_it_comes_back_from_a_file(learned, tmp_path):
+    learned.save(tmp_path / "prior.nd")
+    loaded = nd.load(tmp_path / "prior.nd")
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(loaded.sample(key, (5,)), learned.distribution.sample(key, (5,)))
+
+
 def test_its_code_does_the_same_by_hand():
     rows = np.random.default_rng(1).normal(size=(60, 2)) @ np.array([[2.0, 1.0], [0.0, 0.5]]) + [10.0, -3.0]
     learned = nd.learn_prior(rows, rng_key=jax.random.key(0), **QUICK)
