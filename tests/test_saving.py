@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import haiku as hk
 import jax
@@ -159,7 +160,16 @@ def test_draws_and_log_prob_are_the_same_to_the_last_bit(name, path):
 
 def test_settings_are_numbers_whose_range_is_checked():
     for classes in (tables._NETWORKS, tables._FUNCTIONS, tables._ESTIMATORS):
-        assert {kind for cls in classes.values() for kind in tables._settings(cls).values()} <= {int, bool}
+        kinds = {kind for cls in classes.values() for kind in tables._settings(cls).values()}
+        assert kinds <= {int, bool, float, Any}
+    for kind, right, wrong in (
+        (int, (0, 7), (-1, 2**21, True, 1.0, "1")),
+        (bool, (True,), (1, "x")),
+        (float, (0.5, 2), (float("nan"), float("inf"), True, "1", None)),
+        (Any, ((0.5, 1.0), [2]), ("ab", {"a": 1}, (None,), ((1.0,),), 3.0)),
+    ):
+        assert all(tables._is_setting(kind, value) for value in right)
+        assert not any(tables._is_setting(kind, value) for value in wrong)
 
 
 @pytest.mark.parametrize(

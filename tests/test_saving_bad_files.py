@@ -204,7 +204,10 @@ FITS = "a network that runs with all the file's parameters"
         (put("schedule", value=[]), r"settings .*'noise_variance'.*; got \[\]"),
         # values
         (put("kernel", "settings", "variance", value="none"), "variance one of"),
-        (put("kernel", "settings", "data_scale", value="1"), "settings of a prior; got TypeError"),
+        (
+            put("kernel", "settings", "data_scale", value="1"),
+            "data_scale of GaussianKernel as .*float.*, finite; got 1",
+        ),
         (put("estimator", "settings", "num_draws", value=-1), "num_draws of RandomStep as .*int"),
         (put("event_shape", value=[1, "a"]), "a tuple of positive integers"),
         (put("event_shape", value=3), "settings of a prior; got TypeError"),

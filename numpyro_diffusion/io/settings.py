@@ -12,6 +12,7 @@ come back as NumPy arrays: schedules are computed in float64, where JAX has 32 b
 
 import dataclasses
 import inspect
+import math
 from typing import Any, TypeAlias
 
 import jax
@@ -190,11 +191,27 @@ def _restore(what: str, node: Any, classes: dict[str, Any], tensors: Tensors, ow
     types = _settings(classes[name])
     values = {key: decode(child, tensors) for key, child in fields(settings, *types).items()}
     for key, value in values.items():
-        is_ours = types[key] not in (int, bool) or (type(value) is types[key] and 0 <= value <= _MAX_INTEGER)
-        require(is_ours, f"{key} of {name} as {types[key]} of at most {_MAX_INTEGER}", value)
+        limit = f" of at most {_MAX_INTEGER}" if types[key] in (int, bool) else ", finite"
+        wanted = f"{key} of {name} as {types[key]}{limit}"
+        require(_is_setting(types[key], value), wanted, shown(value))
     found = classes[name](*args, **values)
     require(own is None or own == found, f"no {what}=..., the file has {found}", own, "Leave it out.")
     return found
+
+
+def _is_setting(kind: Any, value: Any) -> bool:
+    """Whether a value of a file is of an annotated type; ``Any`` stands for a row of numbers.
+
+    Of other types, and of arrays, it is for the class to judge.
+    """
+    if kind in (int, bool):
+        return type(value) is kind and 0 <= value <= _MAX_INTEGER
+    if kind not in (float, Any) or hasattr(value, "dtype"):
+        return True
+    numbers = [value] if kind is float else value
+    if not isinstance(numbers, list | tuple) or len(numbers) > _MAX_INTEGER:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
 
 
 def _settings(cls: Any) -> dict[str, Any]:
