@@ -33,7 +33,7 @@ class DiffusionReparam(Reparam):
 
     >>> import jax
     >>> from numpyro.handlers import reparam, seed, trace
-    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, (2,)))
     >>> model = reparam(lambda: numpyro.sample("x", prior), config={"x": DiffusionReparam()})
