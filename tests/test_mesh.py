@@ -126,3 +126,37 @@ def test_two_processes_give_the_losses_of_one(tmp_path, one_device):
     assert found[0] == found[1]
     assert_equal_to_rounding(found[0], one_device, ["memory", "disk", "stream", "resumed", "sum", "draw"])
     np.testing.assert_allclose(found[0]["islands"], one_device["islands"], rtol=1e-4, atol=1e-5)
+
+
+LEAVES = """
+import jax, numpyro, numpyro.distributions as dist, numpyro_diffusion as nd
+from numpyro_diffusion.model.split import split_model
+
+kernel = nd.GaussianKernel(nd.schedules.log_snr(3), variance="upper")
+zero = lambda params, x_t, t, context: params["a"] * x_t
+
+def prior(size):
+    transition = nd.Transition(zero, {"a": jax.numpy.zeros(size)}, (size,), (4,))
+    return nd.Diffusion(kernel, transition, context=jax.numpy.ones(4), rng_key=jax.random.key(0))
+
+def model(y):
+    x = [numpyro.sample(name, prior(size)) for name, size in (("x", 2), ("v", 3), ("w", 5))]
+    numpyro.sample("y", dist.Normal(sum(one.sum() for one in x)), obs=y)
+
+print([leaf.shape for leaf in jax.tree.leaves((prior(2), split_model(model, (0.5,), {})))])
+"""
+
+
+def test_leaves_have_one_order_in_every_process():
+    """Else processes that share them pair them wrongly: they had two orders among four seeds of Python's hashes."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", LEAVES],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in range(1, 5)
+    }
+    assert len(found) == 1

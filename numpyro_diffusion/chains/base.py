@@ -7,6 +7,8 @@ and ``_sample(key, batch_shape)``. This class does the rest, once:
 - ``expand`` stays in the class (no wrapper), so that plates inside NumPyro's ``scan`` need not reshape parameters.
 - NumPyro's ``scan`` stacks every leaf of a site's distribution, network parameters too, on a new leading axis.
   Such a distribution remembers how many axes are stacked and maps over them.
+- Leaves stand in one order in every process. NumPyro gathers the names of fields in sets, whose order changes with
+  ``PYTHONHASHSEED``; processes that share arrays would pair them wrongly.
 """
 
 import copy
@@ -46,6 +48,14 @@ class ChainDistribution(dist.Distribution):
         self.kernel = check_kernel(kernel)
         self._num_stacked = 0
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        return tuple(sorted(super().gather_pytree_data_fields()))
+
+    @classmethod
+    def gather_pytree_aux_fields(cls) -> tuple[str, ...]:
+        return tuple(sorted(super().gather_pytree_aux_fields()))
 
     @property
     def has_rsample(self) -> bool:
