@@ -32,7 +32,7 @@ from .._checks import check_integer_at_least, expected, is_concrete
 from .._compat.numpyro import is_prng_key
 from .._typing import Array, PyTree
 from ..model.given_paths import GivenPaths
-from ..model.program import Programs, SplitModel
+from ..model.split import Programs, SplitModel
 from ..particles.filter import Cloud, run_filter
 from ..particles.path_moves import conditional_smc, first_paths, independent_paths, noised, refresh_paths
 from ..particles.target import Calibration, States, Target, calibrate, draw_prior

@@ -20,7 +20,7 @@ from .._checks import expected
 from .._compat.numpyro import eval_provenance, with_conditioning
 from .._typing import Array, PyTree
 from ..model.given_paths import PATHS, GivenPaths, with_given_paths
-from ..model.program import SplitModel
+from ..model.split import SplitModel
 
 __all__ = ["InnerKernel"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from .._checks import check_integer_at_least
 from .._typing import Array
 from .._weights import host_generator, log_mean_and_error, log_normalised, normalised, systematic
-from ..model.program import SplitModel
+from ..model.split import SplitModel
 from ..particles.filter import Cloud
 from .islands import check_weights, report, table, warn
 

@@ -23,7 +23,7 @@ from .._placement import Placement
 from .._typing import Array, PyTree
 from ..guidance.base import guide_step
 from ..guidance.gaussian_factor import ClampedNormal
-from ..model.program import Programs, SplitModel
+from ..model.split import Programs, SplitModel
 from ..particles.filter import Cloud, run_filter
 from ..particles.steps import TiltedStep
 from ..particles.target import Calibration, States, Target, as_rows, calibrate, draw_prior

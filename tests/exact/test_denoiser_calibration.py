@@ -12,7 +12,7 @@ from scipy.stats import norm
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import TwistedSMC
 from numpyro_diffusion.infer.smc import target_of
-from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.split import split_model
 from numpyro_diffusion.particles.target import calibrate
 
 SIZE = 16

@@ -23,7 +23,7 @@ import numpyro_diffusion as nd
 from numpyro_diffusion.estimates.importance import log_path_ratio
 from numpyro_diffusion.infer import DiffusionGibbs
 from numpyro_diffusion.infer.smc import target_of
-from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.split import split_model
 from numpyro_diffusion.particles.filter import run_filter
 from numpyro_diffusion.particles.path_moves import conditional_smc, independent_paths, refresh_paths
 from numpyro_diffusion.particles.target import draw_prior

@@ -9,7 +9,7 @@ from closed_forms import affine_prior
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer.smc import target_of
-from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.split import split_model
 from numpyro_diffusion.particles.filter import finish, init, run_filter, step
 from numpyro_diffusion.particles.twists.tempered import Tempered
 

@@ -12,7 +12,7 @@ from numpyro.infer import MCMC
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import DiffusionGibbs, TwistedSMC
-from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.split import split_model
 
 PRIOR = affine_prior(nd.schedules.log_snr(2, 0.3, 10.0), [0.5, -0.3])
 WEIGHTS = jnp.arange(6.0).reshape(2, 3)

@@ -22,8 +22,8 @@ import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import MomentMatching
 from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, LinearGaussian, Tempered, TwistedSMC
 from numpyro_diffusion.infer.smc import target_of
-from numpyro_diffusion.model.program import split_model
 from numpyro_diffusion.model.reference import NormalReference
+from numpyro_diffusion.model.split import split_model
 
 SCHEDULE = nd.schedules.log_snr(3, 0.3, 10.0)
 KERNEL = nd.GaussianKernel(SCHEDULE, parameterization="x0", variance="denoiser")

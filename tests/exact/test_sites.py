@@ -11,7 +11,7 @@ from numpyro.handlers import block, condition, mask, scale, seed, substitute, tr
 from numpyro.infer.util import log_density
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.split import split_model
 
 SCHEDULE = nd.schedules.log_snr(2, 0.3, 10.0)
 NUMBER = affine_prior(SCHEDULE, [0.5])

@@ -10,7 +10,7 @@ from closed_forms import affine_prior
 from numpyro.handlers import scale, substitute
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.split import split_model
 
 SCHEDULE = nd.schedules.log_snr(2, 0.3, 10.0)
 PAIR = affine_prior(SCHEDULE, [0.5, -0.3])

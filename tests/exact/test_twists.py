@@ -11,7 +11,7 @@ from closed_forms import affine_prior, normal_log_density
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer import LinearGaussian, Tempered
 from numpyro_diffusion.infer.smc import target_of
-from numpyro_diffusion.model.program import split_model
+from numpyro_diffusion.model.split import split_model
 from numpyro_diffusion.particles.steps import ConditionedStep
 
 SCHEDULE = nd.schedules.log_snr(3, 0.3, 10.0)
