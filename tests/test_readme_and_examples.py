@@ -15,8 +15,12 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 def test_the_code_in_the_readme_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     for full, small in (
+        (
+            "rng_key=jax.random.key(0))",
+            "rng_key=jax.random.key(0), num_steps=4, every=2, num_trajectories=1, progress_bar=False)",
+        ),
         ("num_steps=4000, batch_size=512", "num_steps=2, batch_size=8, progress_bar=False"),
         ("50_000", "64"),
         ("num_warmup=200, num_samples=500", "num_warmup=2, num_samples=3, progress_bar=False"),
@@ -30,6 +34,7 @@ def test_the_code_in_the_readme_runs():
     assert names["prior"].estimator is None
     assert jnp.isfinite(names["prior"].sample(jax.random.key(0), (3,))).all()
     assert jnp.isfinite(names["smc"].log_evidence)
+    assert names["learned"].columns[0] == "alcohol"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
