@@ -40,12 +40,12 @@ def compare(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
     mean, scale = train.mean(0), train.std(0)
     train, test = (train - mean) / scale, (test - mean) / scale
     weighted, flow, seconds = ours(train, test, seed)
-    found = {"ours": weighted.mean(), "ours_flow": flow, "seconds": seconds}
+    found = {"ours": float(weighted.mean()), "ours_flow": flow, "seconds": seconds}
     for name in ("gaussian", "mixture", "kernel_density"):
-        found[name] = getattr(baselines, name)(train, test).log_density.mean()
+        found[name] = float(getattr(baselines, name)(train, test).log_density.mean())
     for name in baselines.FLOWS:
-        found[name] = baselines.flow(name, train, test, seed).log_density.mean()
-        found[f"{name}_equal"] = baselines.flow(name, train, test, seed, seconds).log_density.mean()
+        found[name] = float(baselines.flow(name, train, test, seed).log_density.mean())
+        found[f"{name}_equal"] = float(baselines.flow(name, train, test, seed, seconds).log_density.mean())
     return found
 
 
@@ -59,52 +59,31 @@ def summary(name: str, runs: list[dict[str, float]], num_rows: int, num_columns:
         return float(values.mean()), error
 
     settings = {"rows": num_rows, "columns": num_columns, "seeds": len(runs), "means": mean}
-    gaussian, error = difference("gaussian")
     flow = max(("maf_equal", "nsf_equal"), key=mean.get)
     best = max(baselines.FLOWS, key=mean.get)
-    common = {"seconds": mean["seconds"], **settings}
-    lowest = f">= {-error:.3g}" if np.isfinite(error) else ""
-    return [
+    _, error = difference("gaussian")
+    # By the end of the record's name: the method, its name in words, the limit.
+    compared = {
+        "gaussian": ("gaussian", "one Gaussian", f">= {-error:.3g}" if np.isfinite(error) else ""),
+        "flow": (flow, f"{flow.removesuffix('_equal')}, equal seconds", ">= 0"),
+        "flow_at_its_best": (best, f"{best}, its own end", ""),
+        "mixture": ("mixture", "Gaussian mixture by BIC", ""),
+        "kernel_density": ("kernel_density", "kernel density", ""),
+    }
+    entries = [
         records.record(
-            f"density_{name}_minus_gaussian",
-            gaussian,
+            f"density_{name}_minus_{end}",
+            difference(method)[0],
             "nats a row",
-            baseline=mean["gaussian"],
-            baseline_name="one Gaussian",
-            limit=lowest,
-            **common,
-        ),
-        records.record(f"density_{name}_minus_gaussian_se", error, "nats a row"),
-        records.record(
-            f"density_{name}_minus_flow",
-            difference(flow)[0],
-            "nats a row",
-            baseline=mean[flow],
-            baseline_name=f"{flow.removesuffix('_equal')}, equal seconds",
-            limit=">= 0",
-        ),
-        records.record(
-            f"density_{name}_minus_flow_at_its_best",
-            difference(best)[0],
-            "nats a row",
-            baseline=mean[best],
-            baseline_name=f"{best}, its own end",
-        ),
-        records.record(
-            f"density_{name}_minus_mixture",
-            difference("mixture")[0],
-            "nats a row",
-            baseline=mean["mixture"],
-            baseline_name="Gaussian mixture by BIC",
-        ),
-        records.record(
-            f"density_{name}_minus_kernel_density",
-            difference("kernel_density")[0],
-            "nats a row",
-            baseline=mean["kernel_density"],
-            baseline_name="kernel density",
-        ),
+            baseline=mean[method],
+            baseline_name=words,
+            limit=limit,
+            seconds=mean["seconds"],
+            **settings,
+        )
+        for end, (method, words, limit) in compared.items()
     ]
+    return [*entries, records.record(f"density_{name}_minus_gaussian_se", error, "nats a row")]
 
 
 def toy(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
