@@ -9,6 +9,7 @@ wrapper changes the distribution.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -54,6 +55,13 @@ class WrappedDiffusion(NamedTuple):
     def state_shape(self) -> Shape:
         """Of all states together."""
         return self.batch_shape + self.diffusion.event_shape
+
+    @property
+    def value_shape(self) -> Shape:
+        """Of T(s), as the transforms make it."""
+        # JAX's own name of its float: Python's means 64 bits, of which newer versions warn where they are off.
+        state = jax.ShapeDtypeStruct(self.state_shape, jnp.result_type(float))
+        return jax.eval_shape(self.value, state).shape
 
     def value(self, state: Array) -> Array:
         """T(s), in the units of the data."""

@@ -132,7 +132,7 @@ class Program:
         found = {}
         for name, value in values.items():
             wrapped = diffusions[name]
-            shape = jax.eval_shape(wrapped.value, jax.ShapeDtypeStruct(wrapped.state_shape, float)).shape
+            shape = wrapped.value_shape
             cure = "Several chains need a leading axis of their number."
             if jnp.shape(value) != shape:
                 got = f"shape {jnp.shape(value)}"
