@@ -1,7 +1,9 @@
 """What holds for every test: run-time type checks, global flags that stay as they were, slow tests on request, quick
-compilation."""
+compilation, and programs that are compiled once for all workers and unloaded before there are too many."""
 
+import gc
 import os
+import pathlib
 from collections.abc import Iterator
 
 import xla_flags
@@ -18,6 +20,18 @@ from precision import enable_x64
 
 # Before anything imports the package: its annotations become checks, in the test run only.
 jaxtyping.install_import_hook("numpyro_diffusion", "beartype.beartype")
+
+
+# The kernel maps about ten regions for each compiled program, and ends a process that asks for more than 65,530 of them.
+_MAPPINGS = pathlib.Path("/proc/self/maps")
+_MANY_MAPPINGS = 20_000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What one worker compiled, in this run or an earlier one, the others load. ``pytest --cache-clear`` forgets it."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,15 +60,25 @@ def _global_flags() -> dict[str, object]:
     }
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Half the compile time where programs are many and run for microseconds, those of fixtures included. No claim there
+    depends on the optimiser; the engines as users compile them, the examples and the slow tests run with it."""
+    as_usual = any(item.get_closest_marker(name) for name in ("slow", "optimised"))
+    jax.config.update("jax_disable_most_optimizations", not as_usual)
+    try:
+        return (yield)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
-def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Half the compile time where programs are many and run for microseconds. No claim there depends on the optimiser;
-    the statistics, the examples, the README and the slow tests run with it."""
-    as_usual = any(request.node.get_closest_marker(name) for name in ("slow", "optimised"))
-    quickly = request.path.parent.name in ("contract", "exact") and not as_usual
-    jax.config.update("jax_disable_most_optimizations", quickly)
+def programs_are_unloaded() -> Iterator[None]:
+    """Thousands of programs in one process are too many for the kernel; what is still in use stays."""
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    if _MAPPINGS.exists() and len(_MAPPINGS.read_bytes().splitlines()) > _MANY_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

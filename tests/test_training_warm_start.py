@@ -32,6 +32,7 @@ def _first():
     return train(optimizer=optax.adam(1e-2), rng_key=jax.random.key(7))
 
 
+@pytest.mark.optimised  # two programs give the same bits only as users compile them
 def test_a_run_begins_where_another_ended(first):
     kept = jax.tree.map(np.array, first.params)
     for changes in ({}, {"ema_decay": 0.9}, {"validation": DATA[:6]}):
