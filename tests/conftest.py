@@ -22,7 +22,7 @@ from precision import enable_x64
 jaxtyping.install_import_hook("numpyro_diffusion", "beartype.beartype")
 
 
-# The kernel maps about ten regions for each compiled program, and ends a process that asks for more than 65,530 of them.
+# Each compiled program takes about ten mappings of memory, and a process that asks for more than 65,530 is ended.
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 _MANY_MAPPINGS = 20_000
 
@@ -62,7 +62,7 @@ def _global_flags() -> dict[str, object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Half the compile time where programs are many and run for microseconds, those of fixtures included. No claim there
+    """Half the compile time where programs are many and run for microseconds, fixtures included. No claim there
     depends on the optimiser; the engines as users compile them, the examples and the slow tests run with it."""
     as_usual = any(item.get_closest_marker(name) for name in ("slow", "optimised"))
     jax.config.update("jax_disable_most_optimizations", not as_usual)
