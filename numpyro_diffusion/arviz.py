@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, seed
 from numpyro.infer import MCMC
 from numpyro.infer import log_likelihood as numpyro_log_likelihood
 
@@ -33,6 +33,7 @@ from ._typing import Shape
 from .diffusion import Diffusion
 from .infer.smc import TwistedSMC
 from .model.sites import check_plate, check_trained, is_latent
+from .model.trace import trace_model
 from .noise.importance import ImportanceResult
 from .wrappers import unwrap
 
@@ -263,8 +264,7 @@ def _look_at(model: Callable, args: tuple, kwargs: Mapping[str, Any], draws: Dra
             check_trained(site)
             return None if site.get("is_observed") else values.get(site["name"])
 
-        with block():
-            sites = trace(substitute(seed(model, key), substitute_fn=fill)).get_trace(*args, **kwargs)
+        sites = trace_model(model, args, kwargs, rng_key=key, fill=fill)
         for name, site in sites.items():
             _note(look, name, site)
         return {name: jnp.asarray(sites[name]["value"]) for name in look.batch_dims}

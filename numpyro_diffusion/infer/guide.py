@@ -42,6 +42,7 @@ from ..guidance import LearnedGuidance, StepCorrection
 from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
 from ..model.sites import check_outside_scan, check_proper, latent_diffusion
+from ..model.trace import trace_model
 from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
 from ..wrappers import WrappedDiffusion, wrapped_diffusion
@@ -334,8 +335,7 @@ def _latent_events(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any
     others: list[str] = []
 
     def find(key: jax.Array | None) -> None:
-        seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=check_proper)
-        for name, site in handlers.trace(seeded).get_trace(*args, **kwargs).items():
+        for name, site in trace_model(model, args, kwargs, rng_key=key, fill=check_proper).items():
             wrapped = _latent_diffusion(site)
             if wrapped is None:
                 others.append(name)
@@ -343,8 +343,7 @@ def _latent_events(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any
                 check_outside_scan(name, wrapped.diffusion._num_stacked > 0)
                 events[name] = len(wrapped.diffusion.event_shape)
 
-    with handlers.block():
-        jax.eval_shape(find, numpyro.prng_key())  # runs nothing: names and shapes are known without
+    jax.eval_shape(find, numpyro.prng_key())  # runs nothing: names and shapes are known without
     if not events:
         raise ValueError(
             expected("a model with a latent Diffusion site", f"only sites {others}", "Use AutoNormal for such a model.")

@@ -38,6 +38,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from .._checks import expected, is_concrete
 from .._compat.numpyro import GIBBS_SITES_KWARG, is_prng_key, transform_fn
 from .._typing import Array
+from ..model.arguments import Static, as_static
 from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 
@@ -69,10 +70,9 @@ class EllipticalSliceState(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """What is compiled for one set of model arguments, to be used again as long as they are the same objects."""
+    """What is compiled for one set of model arguments, to be used again as long as they are the same."""
 
-    structure: Any
-    leaves: list[Any]
+    arguments: Static
     start: Callable
     constrain: Callable
 
@@ -179,14 +179,14 @@ class EllipticalSlice(MCMCKernel):
 
     def _prepare(self, model_args: tuple, model_kwargs: Values | None) -> _Program:
         """Compiled functions of these arguments: the ones kept, if nothing changed."""
-        leaves, structure = jax.tree.flatten((model_args, model_kwargs or {}))
+        arguments = as_static(model_args, model_kwargs or {})
         program = self._program
-        if program is not None and program.structure == structure and all(map(_is_same, program.leaves, leaves)):
+        if program is not None and program.arguments == arguments:
             return program
         reference = self._reference(model_args, model_kwargs)
         check_observed(self._model, model_args, model_kwargs or {})
-        program = _Program(structure, leaves, jax.jit(partial(_start, reference)), jax.jit(reference.constrain))
-        if is_concrete(leaves):
+        program = _Program(arguments, jax.jit(partial(_start, reference)), jax.jit(reference.constrain))
+        if is_concrete(arguments.leaves):
             self._program = program
         return program
 
@@ -276,8 +276,3 @@ def _check_init_params(init_params: Values, prototype: Values) -> dict[str, Arra
             )
         )
     return {name: jnp.asarray(init_params[name], u.dtype) for name, u in prototype.items()}
-
-
-def _is_same(old: Any, new: Any) -> bool:
-    """The same object, or the same Python value: arrays are not compared, nor kept by their shapes."""
-    return old is new or (isinstance(new, (bool, int, float, str)) and type(old) is type(new) and old == new)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["NEEDS_VALUES", "Static", "join", "split_arguments", "without_arrays"]
+__all__ = ["NEEDS_VALUES", "Static", "as_static", "join", "split_arguments", "without_arrays"]
 
 _ARRAYS = (jax.Array, np.ndarray)
 NEEDS_VALUES = (
@@ -52,6 +52,11 @@ def without_arrays(arrays: list, static: Static) -> tuple[list, Static]:
     return [None] * len(values), Static(values, static.tree)
 
 
+def as_static(args: tuple, kwargs: Mapping[str, Any]) -> Static:
+    """A whole call, arrays included, to tell whether another one is the same."""
+    return without_arrays(*split_arguments(args, kwargs))[1]
+
+
 def join(arrays: list, static: Static) -> tuple[tuple, dict[str, Any]]:
     """Positional and keyword arguments again."""
     leaves = [rest if array is None else array for array, rest in zip(arrays, static.leaves, strict=True)]
@@ -61,7 +66,7 @@ def join(arrays: list, static: Static) -> tuple[tuple, dict[str, Any]]:
 def _same(a: Any, b: Any) -> bool:
     try:
         if isinstance(a, _ARRAYS) and isinstance(b, _ARRAYS):
-            return a.dtype == b.dtype and np.array_equal(a, b)
+            return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
         return type(a) is type(b) and bool(a == b)
     except (TypeError, ValueError):  # things without a truth value are the same only if they are one thing
         return a is b

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
-from numpyro.handlers import seed, substitute, trace
 
 from .._checks import expected, first_index, is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..wrappers import unmask
 from .sites import check_proper, site_log_prob
+from .trace import trace_model
 
 __all__ = [
     "NormalSite",
@@ -166,7 +165,7 @@ def check_observed(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> N
     event_dims: dict[str, int] = {}
 
     def look(key: jax.Array) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-        sites = trace(substitute(seed(model, key), substitute_fn=check_proper)).get_trace(*args, **kwargs)
+        sites = trace_model(model, args, kwargs, rng_key=key, fill=check_proper)
         observed = {n: site for n, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
         event_dims.update({name: site["fn"].event_dim for name, site in observed.items()})
         values = {name: jnp.asarray(site["value"]) for name, site in observed.items()}
@@ -175,11 +174,10 @@ def check_observed(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> N
 
     if not is_concrete((args, kwargs)):
         return
-    with numpyro.handlers.block():
-        consts = jax.make_jaxpr(look)(jax.random.key(0)).consts
-        if is_concrete(consts) and any(has_nan(const) for const in consts):
-            observed, seen, log_probs = jax.device_get(jax.jit(look)(jax.random.key(0)))
-            refuse_nan(observed, seen, log_probs, event_dims)
+    consts = jax.make_jaxpr(look)(jax.random.key(0)).consts
+    if is_concrete(consts) and any(has_nan(const) for const in consts):
+        observed, seen, log_probs = jax.device_get(jax.jit(look)(jax.random.key(0)))
+        refuse_nan(observed, seen, log_probs, event_dims)
 
 
 def _elements_first(values: Array, elements: Shape, num_event_dims: int) -> Array:

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro
-from numpyro.handlers import seed, substitute, trace
 
 from .._checks import check_finite, expected
 from .._compat.jax import evaluate_jaxpr, used_inputs
@@ -36,6 +34,7 @@ from .sites import (
     is_latent,
     site_log_prob,
 )
+from .trace import trace_model
 
 __all__ = ["Program", "Traced", "Values"]
 
@@ -84,7 +83,9 @@ class Program:
     def __init__(self, model: Callable, static: Static, arrays: list, elements: str) -> None:
         self._model, self.static = model, static
         blank = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arrays)
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        some_key = jax.random.key(0)
+        self._key_kind, self._key_shape = jax.random.key_impl(some_key), jax.random.key_data(some_key).shape
+        key = jax.eval_shape(lambda: some_key)
         # Run on abstract values: a random state may be where the likelihood is not defined.
         x, others = jax.eval_shape(self._look, key, blank)
         self.given, self.given_consts = _trace_function(self._at, blank, x, others)
@@ -99,6 +100,14 @@ class Program:
         self._check_not_nested()
         self._check_estimated()
         self.element_shape, self.reason = self._find_elements(elements)
+
+    def key_of_its_kind(self, key: jax.Array) -> jax.Array:
+        """A key for ``drawn``, which was traced for JAX's default kind; of a raw key, or one of another generator."""
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(key, impl=self._key_kind)
+        if jax.random.key_impl(key) == self._key_kind:
+            return key
+        return jax.random.wrap_key_data(jax.random.bits(key, self._key_shape, "uint32"), impl=self._key_kind)
 
     def _run(self, key: jax.Array, arrays: list, values: Values) -> tuple[dict[str, dict], dict[str, WrappedDiffusion]]:
         """The model's sites, and what the diffusion sites are, with ``values`` in place, states of diffusions.
@@ -122,9 +131,7 @@ class Program:
             return wrapped.value(some_state)
 
         args, kwargs = join(arrays, self.static)
-        with numpyro.handlers.block():
-            sites = trace(substitute(seed(self._model, key), substitute_fn=fill)).get_trace(*args, **kwargs)
-        return sites, diffusions
+        return trace_model(self._model, args, kwargs, rng_key=key, fill=fill), diffusions
 
     def states(self, arrays: list, values: Values) -> dict[str, Array]:
         """The states of diffusion sites at given values, see :meth:`SplitModel.states`."""

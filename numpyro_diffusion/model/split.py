@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from .._checks import expected, is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, Shape
+from .._weights import log_mean_exp
 from ..chains import ReverseChain
 from .arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
 from .independence import by_element
@@ -128,7 +129,7 @@ class SplitModel:
         index = jax.random.randint(key_x, (), 0, count)
         others = self._draw(key_draw, {name: draws[index] for name, draws in x.items()})
         log_densities = jax.vmap(lambda x: self._log_prior(x, others))(dict(x))
-        return others, jax.nn.logsumexp(log_densities) - jnp.log(count)
+        return others, log_mean_exp(log_densities)
 
     def others_depend_on_x(self) -> bool:
         """Whether the prior of another latent site depends on a diffusion site."""
@@ -246,9 +247,7 @@ class SplitModel:
 
     def _draw(self, key: jax.Array, x: Values) -> dict[str, Array]:
         drawn: Any = self.program.drawn
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            key = jax.random.wrap_key_data(key)  # the program was traced for keys of the new kind
-        return drawn(self.drawn_consts, key, self.arrays, dict(x))
+        return drawn(self.drawn_consts, self.program.key_of_its_kind(key), self.arrays, dict(x))
 
     def _log_prior(self, x: Values, others: Values) -> Array:
         log_probs = self._at(x, others).log_probs

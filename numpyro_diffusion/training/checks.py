@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.handlers import block, replay, seed, substitute, trace
+from numpyro.handlers import replay
 
 from .._checks import expected
 from .._compat.numpyro import eval_provenance
@@ -29,6 +29,7 @@ from .._typing import Array, PyTree
 from ..data_scale import check_data_erased
 from ..diffusion import Diffusion
 from ..kernels import Kernel
+from ..model.trace import trace_model
 from ..wrappers import find_diffusions, unmask
 from .arrays import Arrays
 from .sources import describe_not_finite, rows_not_finite
@@ -217,11 +218,10 @@ class ModelChecks:
                 return position + jnp.arange(self._rows)
             return self._values.get(site["name"])
 
-        with block():  # the caller may be another model
-            guide = trace(substitute(seed(self._guide or (lambda *_: None), 0), substitute_fn=value))
-            sites = guide.get_trace(batch, self._size)
-            model = trace(substitute(replay(seed(self._model, 1), sites), substitute_fn=value))
-            return {"guide": sites, "model": model.get_trace(batch, self._size)}
+        guide = self._guide or (lambda *_: None)
+        sites = trace_model(guide, (batch, self._size), fill=value)
+        model = trace_model(replay(self._model, sites), (batch, self._size), rng_key=1, fill=value)
+        return {"guide": sites, "model": model}
 
 
 def _union(provenance: PyTree) -> frozenset[str]:

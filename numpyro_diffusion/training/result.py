@@ -15,6 +15,7 @@ from .._compat.numpyro import eval_provenance
 from .._typing import ArrayLike, PyTree
 from ..chains.base import check_context
 from ..diffusion import Diffusion
+from ..model.trace import trace_model
 from ..wrappers import find_diffusions
 
 __all__ = ["DivergenceError", "FitResult"]
@@ -94,8 +95,7 @@ class FitResult:
 
     def _trace(self, rows: PyTree) -> dict[str, dict]:
         model = numpyro.handlers.substitute(self.model, data={**self.params, **(self.mutable_state or {})})
-        with numpyro.handlers.block():  # the caller may be another model
-            return numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace(rows, self.size)
+        return trace_model(model, (rows, self.size))
 
 
 class DivergenceError(FloatingPointError):

@@ -354,6 +354,15 @@ def test_a_second_run_traces_the_model_no_more():
     assert mcmc.get_samples()["x"].mean() < 0  # the new data, not what was kept
 
 
+def test_data_changed_in_place_are_new_data():
+    y = np.asarray(3.0)
+    kernel = EllipticalSlice(conjugate)
+    before = kernel.init(jax.random.key(0), 0, None, (y,), {})
+    y[...] = -3.0
+    after = kernel.init(jax.random.key(0), 0, None, (y,), {})
+    assert before.log_likelihood != after.log_likelihood
+
+
 def test_jit_model_args_takes_new_data():
     mcmc = sampler(conjugate, num_samples=400, jit_model_args=True)
     means = []

@@ -21,9 +21,9 @@ MEAN, VARIANCE = (float(part[0, 0]) for part in gaussian_moments(NUMBER))
 Y = 1.8
 
 
-def run(model, *args, twist="tempered", num_particles=64, num_islands=1024, **options):
+def run(model, *args, twist="tempered", num_particles=64, num_islands=1024, generator=None, **options):
     smc = TwistedSMC(model, num_particles, num_islands, twist, progress_bar=False, **options)
-    smc.run(jax.random.key(0), *(jnp.asarray(arg, float) for arg in args))
+    smc.run(jax.random.key(0, impl=generator), *(jnp.asarray(arg, float) for arg in args))
     return smc
 
 
@@ -106,6 +106,12 @@ def test_a_continuous_and_a_discrete_unknown_have_their_posterior():
     values, log_weights = smc.get_weighted_samples()
     np.testing.assert_allclose(np.exp(log_weights).sum(), 1.0, rtol=1e-3)
     assert values["amplitude"].shape == log_weights.shape == (32 * 4096,)
+
+
+def test_a_key_of_another_generator_finds_the_same():
+    smc = run(model, [Y], generator="rbg")
+    check_islands(smc, *exact_means()["jump"])
+    check_islands(smc, *exact_means()["x"])
 
 
 def test_given_unknowns_keep_their_prior_in_the_evidence():
