@@ -7,10 +7,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from closed_forms import affine_prior
-from numpyro.infer import MCMC, SVI, Trace_ELBO
+from numpyro.handlers import reparam
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, EllipticalSlice, TwistedSMC
+from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
 from numpyro_diffusion.model.observations import check_observed
 
 PRIOR = affine_prior(nd.schedules.log_snr(2, 0.3, 10.0), [0.5, -0.3])
@@ -53,6 +54,12 @@ ENGINES = {"smc": smc, "gibbs": mcmc(DiffusionGibbs), "slice": mcmc(EllipticalSl
 def test_every_engine_names_it(engine):
     with pytest.raises(ValueError, match=MESSAGE):
         engine(Y)
+
+
+def test_numpyro_s_own_sampler_does_not_start_from_it():
+    noncentred = reparam(model, config={"x": DiffusionReparam()})
+    with pytest.raises(RuntimeError, match="Cannot find valid initial parameters"):
+        mcmc(lambda _: NUTS(noncentred))(Y)
 
 
 @pytest.mark.filterwarnings("ignore:The effective size fell", "ignore:The islands disagree")
