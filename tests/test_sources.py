@@ -136,3 +136,30 @@ def test_data_that_cannot_be_used_are_named(name):
     data, changes, error, message = BAD[name]
     with pytest.raises(error, match=message):
         train(data, **changes)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("validation", [None, nd.training.Validation(DATA[:5], every=4)], ids=["", "validation"])
+def test_what_stops_a_loader_leaves_what_was_trained(kind, validation):
+    def rows(count):
+        yield from batches(count)
+        raise kind("in the middle")
+
+    with pytest.raises(kind, match="in the middle") as caught:
+        train(rows(14), 40, size=20, validation=validation)
+    result = caught.value.result
+    steps = len(result.losses)
+    assert 10 <= steps < 40
+    whole = train(iter(batches(40)), steps, size=20, validation=validation)
+    np.testing.assert_array_equal(result.losses, whole.losses)
+    np.testing.assert_array_equal(result.params["w"], whole.params["w"])
+
+
+def test_what_stops_a_loader_before_the_first_steps_is_raised_as_it_is():
+    def rows():
+        yield from batches(3)
+        raise OSError("in the middle")
+
+    with pytest.raises(OSError, match="in the middle") as caught:
+        train(rows(), 40, size=20)
+    assert not hasattr(caught.value, "result")

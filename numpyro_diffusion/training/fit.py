@@ -163,6 +163,9 @@ def fit(
         FileExistsError: for a directory with checkpoints, without ``resume``.
         RuntimeError: for a directory that another run is writing to.
         OSError: for one that cannot be written. A disk that is full later on is a warning, and training goes on.
+
+        What else stops a run after its first steps (Ctrl-C, a loader that fails) propagates, and has what was trained
+        as its attribute ``result``.
     """
     check_integer_at_least("num_steps", num_steps, 1, "Pass the number of SVI steps.")
     check_integer_at_least("batch_size", batch_size, 1, "Pass the number of rows in a batch.")
@@ -353,69 +356,76 @@ def _train(
     seconds_are_known = False
     step = len(losses.steps)
     reached = run.values(state)
+    best = jax.tree.map(jnp.copy, state.best)  # of its own: a chunk that is interrupted has taken the state
     trouble, warned, told = "", False, step
     held_out_stops = lambda: bool(validation and validation.should_stop(np.asarray(losses.validation)))  # noqa: E731
     is_stopped = held_out_stops()
-    with _progress(num_steps, step, progress_bar) as bar:
-        while step < num_steps and not is_stopped:
-            ends = [num_steps, step + min(pace, run.source.limit or _LONGEST_CHUNK)]
-            if caller.every is not None:
-                ends.append(_next_multiple(step, caller.every))
-            if checkpoints.is_active:
-                ends.append(_next_multiple(step, checkpoint_every))
-            if validation is not None:
-                ends.append(_next_multiple(step, validation.every))
-            stop = min(ends)
-            prepared = run.source.prepare(step, stop - step, run.key_steps)
-            reached = jax.tree.map(jnp.copy, reached)  # the chunk takes the state's own
-            began = time.perf_counter()
-            state, values = run.chunk(state, prepared, step, stop)
-            found = np.asarray(values)[: stop - step]
-            seconds = time.perf_counter() - began
-            is_finite = np.isfinite(found)
-            if not is_finite.all():
-                index = int(np.argmin(is_finite))
-                losses.steps.extend(found[:index].tolist())
-                trouble = expected("a finite loss", f"{found[index]} at step {step + index}", _DIVERGED_CURE)
-                break
-            losses.steps.extend(found.tolist())
-            reached = run.values(state)
-            if seconds_are_known:  # the first chunk is also compiled
-                pace = int(np.clip(_SECONDS_PER_CHUNK * (stop - step) / seconds, 1, min(2 * pace, _LONGEST_CHUNK)))
-            seconds_are_known = True
-            bar.update(stop - step)
-            step = stop
-            shown = f"loss {found.mean() / np.log(2):.3f} bits"
-            if validation is not None and step % validation.every == 0:
-                held_out = run.validation_loss(state, validation.data)
-                if not np.isfinite(held_out):
-                    trouble = expected(
-                        "a finite loss of the validation data", f"{held_out} at step {step}", _DIVERGED_CURE
-                    )
+    try:
+        with _progress(num_steps, step, progress_bar) as bar:
+            while step < num_steps and not is_stopped:
+                ends = [num_steps, step + min(pace, run.source.limit or _LONGEST_CHUNK)]
+                if caller.every is not None:
+                    ends.append(_next_multiple(step, caller.every))
+                if checkpoints.is_active:
+                    ends.append(_next_multiple(step, checkpoint_every))
+                if validation is not None:
+                    ends.append(_next_multiple(step, validation.every))
+                stop = min(ends)
+                prepared = run.source.prepare(step, stop - step, run.key_steps)
+                reached = jax.tree.map(jnp.copy, reached)  # the chunk takes the state's own
+                began = time.perf_counter()
+                state, values = run.chunk(state, prepared, step, stop)
+                found = np.asarray(values)[: stop - step]
+                seconds = time.perf_counter() - began
+                is_finite = np.isfinite(found)
+                if not is_finite.all():
+                    index = int(np.argmin(is_finite))
+                    losses.steps.extend(found[:index].tolist())
+                    trouble = expected("a finite loss", f"{found[index]} at step {step + index}", _DIVERGED_CURE)
                     break
-                losses.validation.append(held_out)
-                losses.validation_steps.append(step)
-                if int(np.argmin(losses.validation)) == len(losses.validation) - 1:
-                    state = state._replace(best=jax.tree.map(jnp.copy, reached))
-            if losses.validation:
-                shown += f", held out {losses.validation[-1] / np.log(2):.3f}"
-            bar.set_postfix_str(shown)
-            if checkpoints.is_active and step % checkpoint_every == 0:
-                if not losses.has_diverged():
-                    checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
-                elif not warned:  # it may recover; if not, the last good checkpoint must stay
-                    warned = True
-                    _warn_apart(losses, f"No checkpoint is written.{checkpoints.describe()}")
-            is_stopped = losses.is_lost() or held_out_stops()
-            if caller.is_due(step, is_stopped or step == num_steps):
-                recent, told = np.asarray(losses.steps[told:], np.float32), step
-                reached = jax.tree.map(jnp.copy, reached)
-                try:
-                    is_stopped = caller.wants_to_stop(step, recent, run.fetch(reached)[0]) or is_stopped
-                except BaseException as error:
+                losses.steps.extend(found.tolist())
+                reached = run.values(state)
+                if seconds_are_known:  # the first chunk is also compiled
+                    pace = int(np.clip(_SECONDS_PER_CHUNK * (stop - step) / seconds, 1, min(2 * pace, _LONGEST_CHUNK)))
+                seconds_are_known = True
+                bar.update(stop - step)
+                step = stop
+                shown = f"loss {found.mean() / np.log(2):.3f} bits"
+                if validation is not None and step % validation.every == 0:
+                    held_out = run.validation_loss(state, validation.data)
+                    if not np.isfinite(held_out):
+                        trouble = expected(
+                            "a finite loss of the validation data", f"{held_out} at step {step}", _DIVERGED_CURE
+                        )
+                        break
+                    losses.validation.append(held_out)
+                    losses.validation_steps.append(step)
+                    if int(np.argmin(losses.validation)) == len(losses.validation) - 1:
+                        state = state._replace(best=jax.tree.map(jnp.copy, reached))
+                        best = jax.tree.map(jnp.copy, reached)
+                if losses.validation:
+                    shown += f", held out {losses.validation[-1] / np.log(2):.3f}"
+                bar.set_postfix_str(shown)
+                if checkpoints.is_active and step % checkpoint_every == 0:
                     if not losses.has_diverged():
                         checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
-                    return (state.best if losses.validation else reached), error
+                    elif not warned:  # it may recover; if not, the last good checkpoint must stay
+                        warned = True
+                        _warn_apart(losses, f"No checkpoint is written.{checkpoints.describe()}")
+                is_stopped = losses.is_lost() or held_out_stops()
+                if caller.is_due(step, is_stopped or step == num_steps):
+                    recent, told = np.asarray(losses.steps[told:], np.float32), step
+                    reached = jax.tree.map(jnp.copy, reached)
+                    try:
+                        is_stopped = caller.wants_to_stop(step, recent, run.fetch(reached)[0]) or is_stopped
+                    except BaseException:
+                        if not losses.has_diverged():
+                            checkpoints.save(step, state, losses.arrays(), facts, run.source.state())
+                        raise
+    except BaseException as error:  # Ctrl-C, a loader or a callback that fails, memory that is full
+        if not losses.steps:
+            raise
+        return (best if losses.validation else reached), error
     if not trouble and losses.has_diverged():
         trouble = expected(
             f"a loss near its best, {losses.best():.3g} nats per row",
