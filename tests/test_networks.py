@@ -20,7 +20,7 @@ NETWORKS = [
 
 
 def initialised(network, event_shape=(3,), context=None):
-    """Weights as after some training, none of them zero; from Haiku only their names and shapes, which costs no program."""
+    """Weights as after some training, none of them zero; only their names and shapes come from Haiku."""
     function = HaikuFunction(network)
     example = jnp.ones((1, *event_shape)), jnp.ones((1,), int), context
     shapes, _ = jax.eval_shape(function.init, jax.random.key(0), *example)

@@ -1,6 +1,7 @@
 """save and load: what is loaded is what was saved, to the last bit; what cannot be loaded again is not written."""
 
 import dataclasses
+import functools
 import os
 import stat
 import subprocess
@@ -32,13 +33,15 @@ MLP = networks.MLP(T, num_outputs=2, width=4, depth=1, num_time_features=2, num_
 
 
 def weighted(function, event_shape=(2,), context_shape=None, init_kwargs=None):
-    """A transition of a Haiku network whose weights are not the zeros it starts from."""
+    """A transition of a Haiku network with some weights and state; from Haiku only their names, shapes and dtypes."""
     x_t = jnp.zeros((1, *event_shape))
     context = None if context_shape is None else jnp.zeros((1, *context_shape))
     function = HaikuFunction(function)
-    params, state = function.init(jax.random.key(0), x_t, jnp.ones((1,), int), context, **(init_kwargs or {}))
+    init = functools.partial(function.init, **(init_kwargs or {}))
+    shapes = jax.eval_shape(init, jax.random.key(0), x_t, jnp.ones((1,), int), context)
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape), leaf.dtype), params)
+    params, state = jax.tree.map(lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    state = jax.tree.map(jnp.abs, state)  # a variance is among it
     return nd.Transition(function, params, event_shape, context_shape, state or None)
 
 
@@ -116,12 +119,6 @@ ESTIMATED = ("gaussian learned schedule", "gaussian conditional", "bernoulli MLP
 @pytest.fixture(name="path")
 def _path(tmp_path):
     return tmp_path / "prior.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly(compile_quickly):
-    """Many programs that run once; whether two of them agree does not depend on the optimiser."""
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def again(prior, path, **kwargs):

@@ -9,9 +9,9 @@ import numpyro
 import optax
 import pytest
 from catalogue import (
-    CASES,
     FEW,
     NUM_STEPS,
+    STRUCTURES,
     affine,
     bernoulli,
     bits,
@@ -47,7 +47,7 @@ def check_same(case, law):
     np.testing.assert_array_equal(log_prob(law, case.value(2)), scores(case))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_flattening_and_rebuilding_keeps_everything(case):
     law = case.make()
     leaves, structure = jax.tree.flatten(law)
@@ -60,7 +60,7 @@ def test_flattening_and_rebuilding_keeps_everything(case):
     check_same(case, rebuilt)
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_rebuilding_asks_nothing_of_the_leaves(case):
     law = case.make()
     leaves, structure = jax.tree.flatten(law)
@@ -68,20 +68,20 @@ def test_rebuilding_asks_nothing_of_the_leaves(case):
         assert jax.tree.unflatten(structure, [placeholder] * len(leaves)).shape() == law.shape()
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_two_laws_built_alike_have_one_structure(case):
     assert jax.tree.structure(case.make()) == jax.tree.structure(case.make())
     assert hash(jax.tree.structure(case.make())) == hash(jax.tree.structure(case.make()))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_explicit_validation_survives_rebuilding(case):
     for validate_args in (True, False):
         law = jax.tree.map(lambda leaf: leaf, case.make(validate_args=validate_args))
         assert law._validate_args is validate_args
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_built_anew_compiles_once(case):
     traces = []
 
@@ -95,7 +95,7 @@ def test_a_law_built_anew_compiles_once(case):
     assert len(traces) == 1
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_comes_out_of_a_compiled_function_as_it_went_in(case):
     law = case.make()
     returned = jax.jit(lambda law: law)(law)
@@ -111,7 +111,7 @@ def test_a_law_built_inside_a_compiled_function_comes_out(case):
     close(log_prob(built, case.value(2)), scores(case))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_can_be_a_branch_and_a_carry(case):
     arrays = jax.tree.map(jnp.asarray, case.make())
 
@@ -122,7 +122,7 @@ def test_a_law_can_be_a_branch_and_a_carry(case):
     assert jax.eval_shape(both, arrays).shape() == case.batch_shape + case.event_shape
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_can_be_pickled(case):
     check_same(case, pickle.loads(pickle.dumps(case.make())))  # noqa: S301 - our own bytes
 
