@@ -179,13 +179,20 @@ def _scaled(transition, gain):
 def test_vmap_over_one_field_is_a_loop(name):
     make, field, values, value = MAPPED[name]
     axes = vmap_over(make(values[0]), **{field: 0})
-    stacked = jax.jit(jax.vmap(make, out_axes=axes))(values)
-    assert stacked.shape() == make(values[0]).shape()
-    mapped = jax.jit(
-        jax.vmap(lambda law, key: (law.log_prob(value), law.sample(key)), in_axes=(axes, None)),
-    )(stacked, jax.random.key(0))
-    single = jax.jit(lambda field: (make(field).log_prob(value), make(field).sample(jax.random.key(0))))
-    looped = [jnp.stack(parts) for parts in zip(*(single(one) for one in values), strict=True)]
+    shapes = []
+
+    def scored_and_drawn(law):
+        return law.log_prob(value), law.sample(jax.random.key(0))
+
+    @jax.jit
+    def both(values):
+        stacked = jax.vmap(make, out_axes=axes)(values)
+        shapes.append(stacked.shape())
+        mapped = jax.vmap(scored_and_drawn, in_axes=(axes,))(stacked)
+        return mapped, jax.lax.map(lambda one: scored_and_drawn(make(one)), values)
+
+    mapped, looped = both(values)
+    assert shapes == [make(values[0]).shape()]
     for wanted, got in zip(looped, mapped, strict=True):
         close(got, wanted)
     assert np.unique(mapped[0]).size > 1 or field == "x_0"
@@ -195,7 +202,7 @@ def test_vmap_over_one_field_is_a_loop(name):
 def test_each_of_a_batch_has_its_own_argument(name):
     make, _, values, value = MAPPED[name]
     batched, looped = jax.jit(
-        lambda values: (make(values).log_prob(value), jnp.stack([make(one).log_prob(value) for one in values]))
+        lambda values: (make(values).log_prob(value), jax.lax.map(lambda one: make(one).log_prob(value), values))
     )(values)
     close(batched, looped)
     assert np.unique(batched).size > 1
