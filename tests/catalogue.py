@@ -372,6 +372,9 @@ FEW = [
 ]
 
 
+# One of each class, for tests of keys, plates and NumPyro's wrappers: which kernel or network is inside plays no part.
+CLASSES = [case for case in FEW if case.name.endswith(("batch key", "context batch", "context batch all-steps"))]
+
 # Every class, kernel, rank of the event, batch, context, key, stop, estimator and network is in one of these. The other
 # rows put them together anew, or differ in a parameterization: in numbers, so in densities and gradients, and not in
 # shapes, leaves, supports and checks. Tests of those run on these rows.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from catalogue import FEW, STRUCTURES, close, draw, draws, over, scores
+from catalogue import CLASSES, FEW, STRUCTURES, close, draw, draws, over, scores
 
 CHAINS = [case for case in STRUCTURES if case.is_chain]
 FEW_BATCHED = [case for case in FEW if case.batch_shape]
@@ -115,7 +115,7 @@ def test_to_event_moves_batch_dimensions_to_the_event(case):
         law.to_event(3)
 
 
-@over(FEW_BATCHED)
+@over(CLASSES)
 def test_wrapping_does_not_change_the_draws(case):
     law = case.make()
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import pytest
-from catalogue import FEW, NUM_STEPS, affine, close, estimated, floats, gaussian, over, scores
+from catalogue import CLASSES, FEW, NUM_STEPS, affine, close, estimated, floats, gaussian, over, scores
 from numpyro import handlers
 from numpyro.infer import Predictive
 from numpyro.infer.util import log_density
@@ -20,7 +20,7 @@ def site_model(case):
     return lambda: numpyro.sample("x", case.make())
 
 
-@over(FEW)
+@over(CLASSES)
 def test_a_seeded_site_draws_the_law_with_the_handler_s_key(case):
     seen = []
 
@@ -81,7 +81,7 @@ def test_densities_add_scale_and_mask(case):
     assert masked == 0
 
 
-@over(FEW)
+@over(CLASSES)
 def test_a_plate_draws_each_member_anew(case):
     def model():
         with numpyro.plate("member", 4, dim=-1 - len(case.batch_shape)):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import CASES, FEW, STRUCTURES, close, draw, draws, log_prob, over, scores
+from catalogue import CASES, CLASSES, FEW, STRUCTURES, close, draw, draws, log_prob, over, scores
 
 CHAINS = [case for case in STRUCTURES if case.is_chain]
 BATCHED = [case for case in STRUCTURES if case.batch_shape == (3,)]
@@ -57,7 +57,7 @@ def test_the_same_key_draws_the_same_and_another_does_not(case):
     assert (np.asarray(draw(law, jax.random.key(2), (16,))) != drawn).any()
 
 
-@over(FEW)
+@over(CLASSES)
 def test_legacy_and_typed_keys_draw_the_same(case):
     np.testing.assert_array_equal(draw(case.make(), jax.random.PRNGKey(1), (16,)), draws(case))
 
