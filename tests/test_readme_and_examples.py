@@ -24,7 +24,6 @@ def test_the_code_in_the_readme_runs():
         ("log_snr(num_steps=40", "log_snr(num_steps=4"),
         ("\ndef train_model", "\nsmall = dict(kernel=kernel, network=network)\n\ndef train_model"),
         ("num_frequencies=3", "num_frequencies=1, width=8, depth=1"),
-        ('{"sigma": 0.2})', '{"sigma": 0.2}), num_particles=16, num_islands=2, progress_bar=False'),
         ("num_steps=4000, batch_size=512", "num_steps=2, batch_size=8, progress_bar=False"),
         ("50_000", "64"),
         ("num_warmup=200, num_samples=500", "num_warmup=2, num_samples=3, progress_bar=False"),
