@@ -372,6 +372,31 @@ FEW = [
 ]
 
 
+# One of each class, for tests of keys, plates and NumPyro's wrappers: which kernel or network is inside plays no part.
+CLASSES = [case for case in FEW if case.name.endswith(("batch key", "context batch", "context batch all-steps"))]
+
+# Every class, kernel, rank of the event, batch, context, key, stop, estimator and network is in one of these. The other
+# rows put them together anew, or differ in a parameterization: in numbers, so in densities and gradients, and not in
+# shapes, leaves, supports and checks. Tests of those run on these rows.
+STRUCTURES = [
+    case
+    for case in CASES
+    if case.name
+    not in (
+        "forward gaussian matrix",
+        "forward bernoulli number",
+        "reverse gaussian number",
+        "reverse gaussian vector number-context batch stop",
+        "reverse gaussian vector score",
+        "reverse gaussian vector paper",
+        "reverse bernoulli vector context batch",
+        "diffusion gaussian number importance-weighted",
+        "diffusion bernoulli vector context batch random-step",
+        "diffusion bernoulli matrix all-steps",
+    )
+]
+
+
 def over(cases: list[Case]) -> pytest.MarkDecorator:
     """Run a test once for each case."""
     return pytest.mark.parametrize("case", cases, ids=[case.name.replace(" ", "-") for case in cases])

@@ -1,7 +1,6 @@
 """Networks of images: the paper's formulas, any size, half precision, and memory given up for time."""
 
 import dataclasses
-import functools
 
 import haiku as hk
 import jax
@@ -10,13 +9,13 @@ import numpy as np
 import numpyro
 import pytest
 from scipy.signal import correlate2d
-from test_networks import initialised as initialised_eagerly
+from test_networks import initialised
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.modules import HaikuFunction
 from numpyro_diffusion.networks import MultiScaleConv, UNet
 from numpyro_diffusion.networks.common import bump_features
-from numpyro_diffusion.networks.images import GroupNorm, enlarge, shrink
+from numpyro_diffusion.networks.images import GroupNorm, enlarge, shrink, to_rows
 
 CONV = MultiScaleConv(5, 2, conv_layers=2, conv_width=3, num_scales=2, pixel_width=4, num_bumps=3)
 UNET = UNet(5, 2, width=4, num_levels=2, num_time_features=2)
@@ -29,42 +28,46 @@ NETWORKS = {
 }
 
 
-@functools.cache
-def _initialised(network, shape):
-    function, params = initialised_eagerly(network, shape)
-    return jax.jit(function), params
+BATCH_OF_T = jnp.array([[1, 2, 5], [5, 1, 4]])
 
 
-def initialised(network, shape, context=None):
-    """Compiled: a network of images has many operations."""
-    if context is None:
-        function, params = _initialised(network, shape)
-        return function, jax.tree.map(lambda leaf: leaf, params)
-    function, params = initialised_eagerly(network, shape, context)
-    return jax.jit(function), params
+def trained_on_and_shape(network):
+    """Networks of patches are trained on one size and run on another, which no power of two divides."""
+    of_patches = not getattr(network, "dense_layers", 0)
+    sizes = ((8, 8), (3, 5)) if of_patches else ((4, 6), (4, 6))
+    return [(*size, 2) if network.event_dim == 3 else size for size in sizes]
 
 
-def shape_of(network, size=(4, 6), channels=2):
-    return (*size, channels) if network.event_dim == 3 else size
+def batch_and_params(network):
+    trained_on, shape = trained_on_and_shape(network)
+    function, params = initialised(network, trained_on)
+    return function, params, jax.random.normal(jax.random.key(2), (*BATCH_OF_T.shape, *shape))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_time_broadcasts_from_a_scalar_to_the_full_batch(name):
-    network = NETWORKS[name]
-    shape = shape_of(network)
-    function, params = initialised(network, shape)
-    x = jax.random.normal(jax.random.key(2), (2, 3, *shape))
-    t = jnp.array([[1, 2, 5], [5, 1, 4]])
+    """And a network of patches runs on another size than it has its parameters from."""
+    network, t = NETWORKS[name], BATCH_OF_T
+    function, params, x = batch_and_params(network)
     full = function(params, x, t, None)
     assert isinstance(full, tuple) == (network.num_outputs > 1)
     by_row = [function(params, x[i, j], t[i, j], None) for i in range(2) for j in range(3)]
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows).reshape(x.shape), *by_row)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), full, stacked)
-    same_t = function(params, x, t[0], None)  # shape (3,) broadcasts over the first axis
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-4), same_t, full)
+    assert all(np.isfinite(output).all() for output in jax.tree.leaves(full))
     assert not np.allclose(
         jax.tree.leaves(full)[0][0, 0], jax.tree.leaves(function(params, x[0, 0], t[1, 0], None))[0]
     )  # the time matters
+
+
+def test_rows_that_belong_to_images_broadcast_over_the_leading_axes():
+    """For all networks of images: t and context come to them in this way alone."""
+    t, batch_shape = jnp.array([1, 2, 5]), (2, 3)
+    np.testing.assert_array_equal(to_rows(t, batch_shape), [1, 2, 5, 1, 2, 5])
+    np.testing.assert_array_equal(to_rows(t[0], batch_shape), [1])
+    context = jnp.arange(12).reshape(3, 2, 2)
+    np.testing.assert_array_equal(to_rows(context, batch_shape, 2), np.tile(np.arange(12).reshape(3, 4), (2, 1)))
+    np.testing.assert_array_equal(to_rows(context[0], batch_shape, 2), [[0, 1, 2, 3]])
 
 
 def test_bumps_are_the_papers_formula():
@@ -103,15 +106,6 @@ def test_dense_pathway_sees_the_whole_image_and_convolutions_only_a_neighbourhoo
         assert gradient[1, 1, 0] != 0
 
 
-@pytest.mark.parametrize("name", ["convolutions", "U-Net"])
-def test_a_network_of_patches_runs_on_another_size(name):
-    """Also one that no power of two divides."""
-    function, params = initialised(NETWORKS[name], (8, 8, 1))
-    for output in function(params, jnp.ones((7, 11, 1)), jnp.asarray(1), None):
-        assert output.shape == (7, 11, 1)
-        assert np.isfinite(output).all()
-
-
 def test_inside_a_larger_image_convolutions_do_the_same():
     function, params = initialised(dataclasses.replace(CONV, conv_layers=1), (12, 12, 1))
     large = jax.random.normal(jax.random.key(3), (24, 24, 1))
@@ -122,20 +116,24 @@ def test_inside_a_larger_image_convolutions_do_the_same():
 
 def test_the_paper_kernel_starts_at_the_forward_variance():
     kernel = nd.GaussianKernel(nd.schedules.log_snr(5), parameterization="paper")
-    function = HaikuFunction(CONV)
+    function = HaikuFunction(dataclasses.replace(CONV, conv_layers=1, num_scales=1))
     x = jax.random.normal(jax.random.key(0), (1, 4, 4, 1))
-    params, _ = function.init(jax.random.key(1), x, jnp.ones((1,), int), None)
-    law = nd.ReverseChain(kernel, nd.Transition(function, params, (4, 4, 1))).reverse(x, jnp.asarray(3))
-    np.testing.assert_allclose(law.variance, np.full(x.shape, kernel.schedule.beta[3]), rtol=1e-5)
+
+    @jax.jit
+    def variance(key):
+        params, _ = function.init(key, x, jnp.ones((1,), int), None)
+        return nd.ReverseChain(kernel, nd.Transition(function, params, (4, 4, 1))).reverse(x, jnp.asarray(3)).variance
+
+    np.testing.assert_allclose(variance(jax.random.key(1)), np.full(x.shape, kernel.schedule.beta[3]), rtol=1e-5)
 
 
 def test_unet_starts_at_zero_and_uses_its_context():
-    function = HaikuFunction(UNET)
+    network = dataclasses.replace(UNET, num_levels=1, attention=False)
+    function = HaikuFunction(network)
     example = (jnp.ones((2, 4, 4, 1)), jnp.ones((2,), int), jnp.zeros((2, 3)))
-    params, _ = function.init(jax.random.key(0), *example)
-    for output in function(params, *example):
+    for output in jax.jit(lambda key: function(function.init(key, *example)[0], *example))(jax.random.key(0)):
         assert (output == 0).all()
-    function, params = initialised(UNET, (4, 4, 1), jnp.zeros((1, 3)))
+    function, params = initialised(network, (4, 4, 1), jnp.zeros((1, 3)))
     x, t = jnp.ones((2, 2, 4, 4, 1)), jnp.asarray(1)
     context = jnp.zeros((2, 2, 3)).at[0, 1].set(1.0)
     output = function(params, x, t, context)[0]
@@ -160,31 +158,37 @@ def test_attention_lets_every_pixel_see_all_others():
 @pytest.mark.parametrize("name", ["both, grey", "U-Net"])
 def test_half_precision_keeps_parameters_and_outputs_in_single(name):
     network = NETWORKS[name]
-    shape = shape_of(network)
-    function, params = initialised(network, shape)
-    half, half_params = initialised(dataclasses.replace(network, bfloat16=True), shape)
+    function, params, x = batch_and_params(network)
+    half, half_params, _ = batch_and_params(dataclasses.replace(network, bfloat16=True))
     jax.tree.map(np.testing.assert_array_equal, params, half_params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half_params)} == {"float32"}
-    x, t = jax.random.normal(jax.random.key(2), (3, *shape)), jnp.array([1, 3, 5])
-    for exact, rounded in zip(function(params, x, t, None), half(half_params, x, t, None), strict=True):
+    outputs, half_outputs = function(params, x, BATCH_OF_T, None), half(params, x, BATCH_OF_T, None)
+    for exact, rounded in zip(outputs, half_outputs, strict=True):
         assert rounded.dtype == jnp.float32
         scale = float(jnp.abs(exact).max())
         # bfloat16 has 8 bits: some ten roundings of 2^-9, not none.
         assert 1e-5 * scale < float(jnp.abs(exact - rounded).max()) < 0.1 * scale
 
 
-@pytest.mark.parametrize("name", ["convolutions", "U-Net"])
+ONE_OF_EACH_LAYER = {
+    "convolutions": dataclasses.replace(CONV, conv_layers=1),
+    "U-Net": dataclasses.replace(UNET, num_levels=1, attention=False),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_LAYER)
 def test_checkpointing_keeps_less_for_the_same_gradient(name):
-    network = NETWORKS[name]
+    network = ONE_OF_EACH_LAYER[name]
     _, params = initialised(network, (8, 8, 1))
     x, t = jax.random.normal(jax.random.key(2), (4, 8, 8, 1)), jnp.array([1, 3, 5, 2])
 
     def gradient_and_memory(network):
+        @jax.jit
         def loss(params):
             return sum((output**2).sum() for output in HaikuFunction(network)(params, x, t, None))
 
-        value, pullback = jax.vjp(jax.jit(loss), params)
-        return pullback(jnp.ones_like(value))[0], sum(leaf.size for leaf in jax.tree.leaves(pullback))
+        kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        return jax.jit(jax.grad(loss))(params), sum(leaf.size for leaf in jax.tree.leaves(kept))
 
     gradient, memory = gradient_and_memory(network)
     same, less = gradient_and_memory(dataclasses.replace(network, checkpoint=True))
@@ -195,7 +199,7 @@ def test_checkpointing_keeps_less_for_the_same_gradient(name):
 def test_group_norm_has_mean_zero_and_variance_one_in_groups_of_four():
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 5, 6, 8))
     norm = hk.transform(lambda x: GroupNorm()(x))
-    normed = norm.apply(norm.init(jax.random.key(0), x), None, x).reshape(2, 5, 6, 2, 4)
+    normed = jax.jit(lambda x: norm.apply(norm.init(jax.random.key(0), x), None, x))(x).reshape(2, 5, 6, 2, 4)
     np.testing.assert_allclose(normed.mean((1, 2, 4)), 0, atol=1e-5)
     np.testing.assert_allclose(normed.var((1, 2, 4)), 1, rtol=1e-4)
 

@@ -1,5 +1,7 @@
 """The networks: shapes for every way t can broadcast, one readout for each step, the formulas of the paper."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +21,24 @@ NETWORKS = [
 ]
 
 
+@functools.cache
+def compiled(network):
+    """One program for each network and shape serves every test."""
+    return jax.jit(HaikuFunction(network))
+
+
 def initialised(network, event_shape=(3,), context=None):
+    """Weights as after some training, none of them zero; only their names and shapes come from Haiku."""
     function = HaikuFunction(network)
     example = jnp.ones((1, *event_shape)), jnp.ones((1,), int), context
-    params, _ = jax.jit(function.init)(jax.random.key(0), *example)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return function, jax.tree.unflatten(tree, noisy)
+    shapes, _ = jax.eval_shape(function.init, jax.random.key(0), *example)
+    random = np.random.default_rng(0)
+
+    def trained(path, leaf):
+        start = float(path[-1].key == "scale")  # of a norm
+        return jnp.asarray(start + 0.3 * random.normal(size=leaf.shape), leaf.dtype)
+
+    return compiled(network), jax.tree.map_with_path(trained, shapes)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=repr)
@@ -53,7 +65,7 @@ def test_readouts_are_separate_for_every_step_and_layers_are_shared(network):
     def first_output(params, t):
         return jax.tree.leaves(function(params, x, jnp.asarray(t), None))[0].sum()
 
-    gradient = jax.tree.leaves(jax.grad(first_output)(params, 2))
+    gradient = jax.tree.leaves(jax.jit(jax.grad(first_output))(params, 2))
     readouts = [leaf for leaf in gradient if leaf.shape[:1] == (5,)]
     assert len(readouts) == 2
     for leaf in readouts:
@@ -77,8 +89,8 @@ def test_rbf_is_the_normalised_radial_basis_formula():
 
 def test_mlp_starts_at_zero():
     function = HaikuFunction(MLP(5, 2, width=8, depth=1))
-    params, _ = function.init(jax.random.key(0), jnp.ones((1, 3)), jnp.ones((1,), int), None)
-    for output in function(params, jnp.ones((1, 3)), jnp.ones((1,), int), None):
+    example = jnp.ones((1, 3)), jnp.ones((1,), int), None
+    for output in jax.jit(lambda key: function(function.init(key, *example)[0], *example))(jax.random.key(0)):
         assert (output == 0).all()
 
 

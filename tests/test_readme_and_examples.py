@@ -1,4 +1,4 @@
-"""What a stranger runs first does run: the README's code, with fewer steps, and the examples as they are."""
+"""What a stranger runs first does run: the README's code, made small, and the examples as they are."""
 
 import ast
 import re
@@ -19,8 +19,11 @@ def test_the_code_in_the_readme_runs():
     for full, small in (
         (
             "rng_key=jax.random.key(0))",
-            "rng_key=jax.random.key(0), num_steps=4, every=2, num_trajectories=1, progress_bar=False)",
+            "rng_key=jax.random.key(0), num_steps=4, every=2, num_trajectories=1, progress_bar=False, **small)",
         ),
+        ("log_snr(num_steps=40", "log_snr(num_steps=4"),
+        ("\ndef train_model", "\nsmall = dict(kernel=kernel, network=network)\n\ndef train_model"),
+        ("num_frequencies=3", "num_frequencies=1, width=8, depth=1"),
         ("num_steps=4000, batch_size=512", "num_steps=2, batch_size=8, progress_bar=False"),
         ("50_000", "64"),
         ("num_warmup=200, num_samples=500", "num_warmup=2, num_samples=3, progress_bar=False"),

@@ -1,6 +1,7 @@
 """save and load: what is loaded is what was saved, to the last bit; what cannot be loaded again is not written."""
 
 import dataclasses
+import functools
 import os
 import stat
 import subprocess
@@ -32,13 +33,15 @@ MLP = networks.MLP(T, num_outputs=2, width=4, depth=1, num_time_features=2, num_
 
 
 def weighted(function, event_shape=(2,), context_shape=None, init_kwargs=None):
-    """A transition of a Haiku network whose weights are not the zeros it starts from."""
+    """A transition of a Haiku network with some weights and state; from Haiku only their names, shapes and dtypes."""
     x_t = jnp.zeros((1, *event_shape))
     context = None if context_shape is None else jnp.zeros((1, *context_shape))
     function = HaikuFunction(function)
-    params, state = function.init(jax.random.key(0), x_t, jnp.ones((1,), int), context, **(init_kwargs or {}))
+    init = functools.partial(function.init, **(init_kwargs or {}))
+    shapes = jax.eval_shape(init, jax.random.key(0), x_t, jnp.ones((1,), int), context)
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape), leaf.dtype), params)
+    params, state = jax.tree.map(lambda leaf: jnp.asarray(0.5 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    state = jax.tree.map(jnp.abs, state)  # a variance is among it
     return nd.Transition(function, params, event_shape, context_shape, state or None)
 
 
@@ -118,12 +121,6 @@ def _path(tmp_path):
     return tmp_path / "prior.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly(compile_quickly):
-    """Many programs that run once; whether two of them agree does not depend on the optimiser."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def again(prior, path, **kwargs):
     nd.save(prior, path)
     return nd.load(path, **kwargs)
@@ -187,17 +184,19 @@ def test_another_process_draws_the_same(path):
     nd.save(prior, path)
     code = (
         "import sys, jax, numpyro_diffusion as nd; prior = nd.load(sys.argv[1]);"
-        "draws = prior.sample(jax.random.key(1), (2,));"
+        "draws = jax.jit(lambda prior: prior.sample(jax.random.key(1), (2,)))(prior);"
         "named = nd.Diffusion(prior.kernel, prior.transition, estimator=nd.RandomStep(), rng_key=prior.rng_key);"
-        "print(draws.tobytes().hex(), named.log_prob(draws).tobytes().hex())"
+        "scores = jax.jit(lambda named, draws: named.log_prob(draws))(named, draws);"
+        "print(draws.tobytes().hex(), scores.tobytes().hex())"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(nd.__file__).parent.parent), "PYTHONHASHSEED": "3"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as here
     command = [sys.executable, "-W", "error", "-c", code, str(path)]
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    draws = prior.sample(jax.random.key(1), (2,))
+    draws = jax.jit(lambda prior: prior.sample(jax.random.key(1), (2,)))(prior)
     named = nd.Diffusion(prior.kernel, prior.transition, estimator=nd.RandomStep(), rng_key=prior.rng_key)
-    assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, named.log_prob(draws))]
+    scores = jax.jit(lambda named, draws: named.log_prob(draws))(named, draws)
+    assert printed.stdout.split() == [np.asarray(x).tobytes().hex() for x in (draws, scores)]
 
 
 def test_a_trained_distribution_is_saved_and_serves_as_a_prior(path):
@@ -375,8 +374,8 @@ def test_a_transformed_prior_comes_back(name, path):
     assert (loaded.batch_shape, loaded.event_shape) == (prior.batch_shape, prior.event_shape)
     assert type(loaded) is type(prior)
     assert repr(loaded.support) == repr(prior.support)
-    x = prior.sample(KEY, (2,))
-    assert np.array_equal(loaded.sample(KEY, (2,)), x)
+    x = draw(prior, KEY, (2,))
+    assert np.array_equal(draw(loaded, KEY, (2,)), x)
     one, other = (wrapped_diffusion(law) for law in (loaded, prior))
     assert np.array_equal(one.state(x), other.state(x))
 

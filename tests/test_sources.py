@@ -61,10 +61,10 @@ class Grain:
         self.was_set = True
 
 
-def test_rows_on_disk_are_the_rows_in_memory(tmp_path):
+def test_rows_on_disk_are_the_rows_in_memory(tmp_path, in_memory):
     np.save(tmp_path / "x.npy", DATA)
     on_disk = np.load(tmp_path / "x.npy", mmap_mode="r")
-    np.testing.assert_allclose(train(on_disk).losses, train(DATA).losses, rtol=1e-6)
+    np.testing.assert_allclose(train(on_disk).losses, in_memory, rtol=1e-6)
     found = nd.fit(
         lambda x, size: model(x["a"], size),
         {"a": on_disk},
@@ -74,7 +74,7 @@ def test_rows_on_disk_are_the_rows_in_memory(tmp_path):
         rng_key=jax.random.key(1),
         progress_bar=False,
     )
-    np.testing.assert_allclose(found.losses, train(DATA, 3).losses, rtol=1e-6)
+    np.testing.assert_allclose(found.losses, in_memory[:3], rtol=1e-6)
 
 
 def test_rows_are_drawn_anew_for_every_step_and_never_all_the_data_is_shuffled():
@@ -90,7 +90,7 @@ def test_an_iterator_gives_its_batches_in_order():
     np.testing.assert_array_equal(found, train(Grain(False), size=20, optimizer=optax.sgd(0.0)).losses)
 
 
-def test_torch_tensors_and_lists_are_arrays():
+def test_torch_tensors_and_lists_are_arrays(in_order):
     class Tensor:
         def __init__(self, values):
             self._values = values
@@ -99,16 +99,26 @@ def test_torch_tensors_and_lists_are_arrays():
             return self._values
 
     found = train(iter([Tensor(batch) for batch in batches(7)]), size=20)
-    np.testing.assert_array_equal(found.losses, train(iter(batches(7)), size=20).losses)
+    np.testing.assert_array_equal(found.losses, in_order[:7])
+
+
+@pytest.fixture(scope="module", name="in_memory")
+def _in_memory():
+    return train(DATA).losses
+
+
+@pytest.fixture(scope="module", name="in_order")
+def _in_order():
+    return train(iter(batches(11)), 11, size=20).losses
 
 
 @pytest.mark.parametrize("make", [lambda: Loader(batches(4)), lambda: Grain(True), lambda: Grain(False)])
-def test_a_loader_is_resumed_where_it_was(tmp_path, make):
+def test_a_loader_is_resumed_where_it_was(tmp_path, in_order, make):
     settings = {"size": 20, "checkpoint_dir": tmp_path, "resume": True}
     train(make(), 6, **settings)
     source = make()
     found = train(source, 11, **settings)
-    np.testing.assert_array_equal(found.losses, train(make(), 11, size=20).losses)
+    np.testing.assert_array_equal(found.losses, in_order)
     assert not isinstance(source, Grain) or source.was_set
 
 

@@ -43,8 +43,9 @@ def test_it_is_told_the_step_the_losses_since_the_last_call_and_the_parameters(w
     assert [len(losses) for _, losses, _ in notes.calls] == [5, 5, 2]
     np.testing.assert_array_equal(np.concatenate([losses for _, losses, _ in notes.calls]), whole.losses)
     np.testing.assert_array_equal(fitted.params["w"], whole.params["w"])
-    for step, _, params in notes.calls:  # of that step, and still there now
-        np.testing.assert_array_equal(params["w"], train(step).params["w"])
+    (_, _, params), _, (_, _, last) = notes.calls  # each of its step, and still there now
+    np.testing.assert_array_equal(params["w"], train(5).params["w"])
+    np.testing.assert_array_equal(last["w"], whole.params["w"])
 
 
 def test_it_is_told_averages_where_averages_are_returned():
@@ -54,14 +55,14 @@ def test_it_is_told_averages_where_averages_are_returned():
     assert sum(len(losses) for _, losses, _ in notes.calls) == 12
 
 
-def test_true_stops_with_what_was_trained(tmp_path):
+def test_true_stops_with_what_was_trained(tmp_path, whole):
     notes = Notes(lambda step: step >= 6)
     fitted = train(callback=notes, callback_every=3, checkpoint_dir=tmp_path)
     assert [step for step, *_ in notes.calls] == [3, 6]
     assert len(fitted.losses) == 6
     np.testing.assert_array_equal(fitted.params["w"], train(6).params["w"])
     # The same call goes on from there.
-    np.testing.assert_array_equal(train(checkpoint_dir=tmp_path, resume=True).losses, train().losses)
+    np.testing.assert_array_equal(train(checkpoint_dir=tmp_path, resume=True).losses, whole.losses)
 
 
 @pytest.mark.parametrize("kind", [KeyError, KeyboardInterrupt])

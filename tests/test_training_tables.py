@@ -55,14 +55,17 @@ TABLES = {
 }
 
 
+@pytest.fixture(scope="module", name="of_arrays")
+def _of_arrays():
+    return train(validation=nd.Validation(DATA, every=3))
+
+
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_of_numbers_is_its_array(name):
+def test_a_table_of_numbers_is_its_array(name, of_arrays):
     table = TABLES[name]()
-    np.testing.assert_array_equal(train(table).losses, train().losses)
     found = train(table, validation=nd.Validation(table, every=3))
-    np.testing.assert_array_equal(
-        found.validation_losses, train(validation=nd.Validation(DATA, every=3)).validation_losses
-    )
+    np.testing.assert_array_equal(found.losses, of_arrays.losses)
+    np.testing.assert_array_equal(found.validation_losses, of_arrays.validation_losses)
 
 
 def test_tables_in_a_tree_and_columns_of_integers_and_booleans_are_numbers():

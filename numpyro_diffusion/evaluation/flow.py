@@ -65,7 +65,7 @@ class ProbabilityFlow:
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> standard_normal = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,))
     >>> x = Diffusion(kernel, standard_normal, estimator=ProbabilityFlow(), rng_key=jax.random.key(0))
-    >>> round(float(x.log_prob(jnp.zeros(1))), 2)
+    >>> round(float(jax.jit(x.log_prob)(jnp.zeros(1))), 2)
     -0.92
 
     References: Song et al. 2021, Section 4.3.

@@ -57,7 +57,7 @@ class GaussianSkip:
     >>> kernel = nd.GaussianKernel(nd.schedules.log_snr(10), parameterization="x0", variance="denoiser")
     >>> network = GaussianSkip(kernel.schedule.log_snr[1:], width=8, depth=1)
     >>> function = nd.modules.HaikuFunction(network)
-    >>> params, _ = function.init(jax.random.key(0), jnp.ones(2), jnp.array(5), None)
+    >>> params, _ = jax.jit(function.init)(jax.random.key(0), jnp.ones(2), jnp.array(5), None)
     >>> prior = nd.Diffusion(kernel, nd.Transition(function, params, event_shape=(2,)))
     >>> nd.evaluation.importance_weighted(jax.random.key(1), prior, jnp.zeros((1, 2)), num_trajectories=1).nats
     -1.8378...

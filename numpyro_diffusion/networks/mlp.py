@@ -68,7 +68,8 @@ class StepReadoutMLP:
         depth: hidden layers; the paper has 3.
         event_dim: how many trailing dimensions of x are one event (flattened inside).
 
-    >>> params = hk.transform(StepReadoutMLP(num_steps=2000)).init(jax.random.key(0), jnp.ones(20), jnp.array(1))
+    >>> init = hk.transform(StepReadoutMLP(num_steps=2000)).init
+    >>> params = jax.eval_shape(init, jax.random.key(0), jnp.ones(20), jnp.array(1))
     >>> params["hidden_2"]["w"].shape, params["~"]["readout_w"].shape
     ((50, 50), (2000, 50, 20))
 

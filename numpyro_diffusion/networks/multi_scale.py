@@ -60,7 +60,8 @@ class MultiScaleConv:
         ValueError: for sizes that are no integers, or too small.
 
     >>> network = MultiScaleConv(num_steps=100, conv_layers=2, conv_width=8)
-    >>> params = hk.transform(network).init(jax.random.key(0), jnp.ones((16, 16, 1)), jnp.array(1))
+    >>> init = hk.transform(network).init
+    >>> params = jax.eval_shape(init, jax.random.key(0), jnp.ones((16, 16, 1)), jnp.array(1))
     >>> params["conv_0_scale_1"]["w"].shape, params["~"]["readout_w"].shape
     ((3, 3, 1, 8), (10, 20, 2))
 

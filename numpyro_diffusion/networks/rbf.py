@@ -24,7 +24,8 @@ class RBF:
         num_units: the paper has 16.
         event_dim: how many trailing dimensions of x are one event (flattened inside).
 
-    >>> params = hk.transform(RBF(num_steps=40)).init(jax.random.key(0), jnp.ones(2), jnp.array(1))
+    >>> init = hk.transform(RBF(num_steps=40)).init
+    >>> params = jax.eval_shape(init, jax.random.key(0), jnp.ones(2), jnp.array(1))
     >>> params["~"]["centres"].shape, params["~"]["readout_w"].shape
     ((16, 2), (40, 16, 4))
 

@@ -44,7 +44,8 @@ class UNet:
         ValueError: for sizes that are no integers, or too small, and for a width that is no multiple of 4.
 
     >>> network = UNet(num_steps=100, width=8, num_levels=2)
-    >>> params = hk.transform(network).init(jax.random.key(0), jnp.ones((8, 8, 1)), jnp.array(1))
+    >>> init = hk.transform(network).init
+    >>> params = jax.eval_shape(init, jax.random.key(0), jnp.ones((8, 8, 1)), jnp.array(1))
     >>> params["middle_0_first"]["w"].shape
     (3, 3, 8, 16)
     """

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from catalogue import CASES, FEW, close, draw, draws, over, scores
+from catalogue import CLASSES, FEW, STRUCTURES, close, draw, draws, over, scores
 
-CHAINS = [case for case in CASES if case.is_chain]
+CHAINS = [case for case in STRUCTURES if case.is_chain]
 FEW_BATCHED = [case for case in FEW if case.batch_shape]
 
 
@@ -56,7 +56,7 @@ def test_expanded_dimensions_are_drawn_anew(case):
     np.testing.assert_allclose(drawn.reshape(draws(case).shape), draws(case), rtol=1e-5, atol=1e-6)
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_expanding_keeps_class_and_event(case):
     law = case.make()
     wide = law.expand((4, *case.batch_shape))
@@ -91,7 +91,7 @@ def test_shrinking_by_expand_is_refused(case):
             wide.expand(shape)
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_refused_expansion_is_told_in_numpyro_s_words(case):
     """As NumPyro's users match it, whichever class they expand."""
     wide = case.make().expand((4, *case.batch_shape))
@@ -99,7 +99,7 @@ def test_a_refused_expansion_is_told_in_numpyro_s_words(case):
         wide.expand((5, *case.batch_shape))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_to_event_moves_batch_dimensions_to_the_event(case):
     law = case.make().expand((4, *case.batch_shape))
     joined = law.to_event(1)
@@ -115,7 +115,7 @@ def test_to_event_moves_batch_dimensions_to_the_event(case):
         law.to_event(3)
 
 
-@over(FEW_BATCHED)
+@over(CLASSES)
 def test_wrapping_does_not_change_the_draws(case):
     law = case.make()
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import pytest
-from catalogue import FEW, NUM_STEPS, affine, close, draw, estimated, floats, gaussian, over, scores
+from catalogue import CLASSES, FEW, NUM_STEPS, affine, close, estimated, floats, gaussian, over, scores
 from numpyro import handlers
 from numpyro.infer import Predictive
 from numpyro.infer.util import log_density
@@ -20,18 +20,26 @@ def site_model(case):
     return lambda: numpyro.sample("x", case.make())
 
 
-@over(FEW)
+@over(CLASSES)
 def test_a_seeded_site_draws_the_law_with_the_handler_s_key(case):
-    law = case.make()  # outside the model, where it takes no key for itself
-    site = handlers.trace(handlers.seed(lambda: numpyro.sample("x", law), jax.random.key(3))).get_trace()["x"]
-    key = jax.random.split(jax.random.key(3))[1]  # what the seed handler hands to its first site
-    close(site["value"], draw(law, key))
-    assert site["fn"].batch_shape == case.batch_shape
-    assert not site["is_observed"]
+    seen = []
+
+    @jax.jit
+    def both(law, key):  # the law from outside the model, where it takes no key for itself
+        site = handlers.trace(handlers.seed(lambda: numpyro.sample("x", law), key)).get_trace()["x"]
+        seen.append((site["fn"].batch_shape, site["is_observed"]))
+        return site["value"], law.sample(jax.random.split(key)[1])  # the key that is handed to the first site
+
+    close(*both(case.make(), jax.random.key(3)))
+    assert seen == [(case.batch_shape, False)]
 
 
 @over(SITES)
 def test_handlers_set_and_hide_the_value(case):
+    jax.eval_shape(lambda: check_handlers(case))  # nothing here depends on a number
+
+
+def check_handlers(case):
     model, value = site_model(case), case.value()
     seeded = handlers.seed(model, 0)
     drawn = handlers.trace(seeded).get_trace()
@@ -73,7 +81,7 @@ def test_densities_add_scale_and_mask(case):
     assert masked == 0
 
 
-@over(FEW)
+@over(CLASSES)
 def test_a_plate_draws_each_member_anew(case):
     def model():
         with numpyro.plate("member", 4, dim=-1 - len(case.batch_shape)):

@@ -9,9 +9,9 @@ import numpyro
 import optax
 import pytest
 from catalogue import (
-    CASES,
     FEW,
     NUM_STEPS,
+    STRUCTURES,
     affine,
     bernoulli,
     bits,
@@ -47,7 +47,7 @@ def check_same(case, law):
     np.testing.assert_array_equal(log_prob(law, case.value(2)), scores(case))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_flattening_and_rebuilding_keeps_everything(case):
     law = case.make()
     leaves, structure = jax.tree.flatten(law)
@@ -60,7 +60,7 @@ def test_flattening_and_rebuilding_keeps_everything(case):
     check_same(case, rebuilt)
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_rebuilding_asks_nothing_of_the_leaves(case):
     law = case.make()
     leaves, structure = jax.tree.flatten(law)
@@ -68,20 +68,20 @@ def test_rebuilding_asks_nothing_of_the_leaves(case):
         assert jax.tree.unflatten(structure, [placeholder] * len(leaves)).shape() == law.shape()
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_two_laws_built_alike_have_one_structure(case):
     assert jax.tree.structure(case.make()) == jax.tree.structure(case.make())
     assert hash(jax.tree.structure(case.make())) == hash(jax.tree.structure(case.make()))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_explicit_validation_survives_rebuilding(case):
     for validate_args in (True, False):
         law = jax.tree.map(lambda leaf: leaf, case.make(validate_args=validate_args))
         assert law._validate_args is validate_args
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_built_anew_compiles_once(case):
     traces = []
 
@@ -95,7 +95,7 @@ def test_a_law_built_anew_compiles_once(case):
     assert len(traces) == 1
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_comes_out_of_a_compiled_function_as_it_went_in(case):
     law = case.make()
     returned = jax.jit(lambda law: law)(law)
@@ -111,7 +111,7 @@ def test_a_law_built_inside_a_compiled_function_comes_out(case):
     close(log_prob(built, case.value(2)), scores(case))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_can_be_a_branch_and_a_carry(case):
     arrays = jax.tree.map(jnp.asarray, case.make())
 
@@ -122,7 +122,7 @@ def test_a_law_can_be_a_branch_and_a_carry(case):
     assert jax.eval_shape(both, arrays).shape() == case.batch_shape + case.event_shape
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_a_law_can_be_pickled(case):
     check_same(case, pickle.loads(pickle.dumps(case.make())))  # noqa: S301 - our own bytes
 
@@ -179,13 +179,20 @@ def _scaled(transition, gain):
 def test_vmap_over_one_field_is_a_loop(name):
     make, field, values, value = MAPPED[name]
     axes = vmap_over(make(values[0]), **{field: 0})
-    stacked = jax.jit(jax.vmap(make, out_axes=axes))(values)
-    assert stacked.shape() == make(values[0]).shape()
-    mapped = jax.jit(
-        jax.vmap(lambda law, key: (law.log_prob(value), law.sample(key)), in_axes=(axes, None)),
-    )(stacked, jax.random.key(0))
-    single = jax.jit(lambda field: (make(field).log_prob(value), make(field).sample(jax.random.key(0))))
-    looped = [jnp.stack(parts) for parts in zip(*(single(one) for one in values), strict=True)]
+    shapes = []
+
+    def scored_and_drawn(law):
+        return law.log_prob(value), law.sample(jax.random.key(0))
+
+    @jax.jit
+    def both(values):
+        stacked = jax.vmap(make, out_axes=axes)(values)
+        shapes.append(stacked.shape())
+        mapped = jax.vmap(scored_and_drawn, in_axes=(axes,))(stacked)
+        return mapped, jax.lax.map(lambda one: scored_and_drawn(make(one)), values)
+
+    mapped, looped = both(values)
+    assert shapes == [make(values[0]).shape()]
     for wanted, got in zip(looped, mapped, strict=True):
         close(got, wanted)
     assert np.unique(mapped[0]).size > 1 or field == "x_0"
@@ -195,7 +202,7 @@ def test_vmap_over_one_field_is_a_loop(name):
 def test_each_of_a_batch_has_its_own_argument(name):
     make, _, values, value = MAPPED[name]
     batched, looped = jax.jit(
-        lambda values: (make(values).log_prob(value), jnp.stack([make(one).log_prob(value) for one in values]))
+        lambda values: (make(values).log_prob(value), jax.lax.map(lambda one: make(one).log_prob(value), values))
     )(values)
     close(batched, looped)
     assert np.unique(batched).size > 1

@@ -25,7 +25,7 @@ from numpyro.infer.util import log_density
 
 from numpyro_diffusion import AllSteps, AsDensity, ForwardChain, ReverseChain, Transition
 
-LENGTH, MEMBERS = 4, 3
+LENGTH, MEMBERS = 3, 5
 T = NUM_STEPS
 
 # name: (the law given the carried vector, the data of the whole scan). The carry is the mean of the last value.

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import CASES, draws, over
+from catalogue import STRUCTURES, draws, over
 from numpyro.distributions import biject_to, constraints
 
-CHAINS = [case for case in CASES if case.is_chain]
+CHAINS = [case for case in STRUCTURES if case.is_chain]
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_the_support_has_the_event_s_rank_and_holds_the_draws(case):
     law, drawn = case.make(), draws(case)
     assert law.support.event_dim == len(case.event_shape)
@@ -20,7 +20,7 @@ def test_the_support_has_the_event_s_rank_and_holds_the_draws(case):
     assert inside.all()
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_one_coordinate_outside_is_outside_the_support(case):
     law = case.make()
     for outside in (np.nan, 0.5 if case.is_discrete else np.inf):
@@ -54,7 +54,7 @@ def test_bits_have_no_bijection(case):
         biject_to(case.make().support)
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_draws_are_reparametrised_when_real_and_not_when_bits(case):
     law, key = case.make(), jax.random.key(0)
     assert law.has_rsample == (not case.is_discrete)
@@ -67,7 +67,7 @@ def test_draws_are_reparametrised_when_real_and_not_when_bits(case):
         assert str(jax.make_jaxpr(law.rsample)(key)) == str(jax.make_jaxpr(law.sample)(key))
 
 
-@over(CASES)
+@over(STRUCTURES)
 def test_array_arguments_are_declared_as_numpyro_s_are(case):
     """By name, with what a constraint tells of them; where draws are reparametrised, each of them is."""
     law = case.make()

@@ -6,8 +6,8 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from catalogue import (
-    CASES,
     NUM_STEPS,
+    STRUCTURES,
     Affine,
     affine,
     affine_params,
@@ -33,7 +33,7 @@ from numpyro_diffusion import (
     schedules,
 )
 
-CHAINS = [case for case in CASES if case.is_chain]
+CHAINS = [case for case in STRUCTURES if case.is_chain]
 # One row for each class and kernel: validation looks at values, not at the law's details.
 VALIDATED = [
     case
