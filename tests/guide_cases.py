@@ -21,12 +21,26 @@ MODES_PRIOR = nd.Diffusion(KERNEL, MODES)
 def fit(guide, *args, num_steps=600, rate=0.05, num_particles=16):
     """Parameters after training."""
     svi = SVI(guide.model, guide, optax.adam(optax.cosine_decay_schedule(rate, num_steps)), Trace_ELBO(num_particles))
-    return svi.run(jax.random.key(0), num_steps, *args, progress_bar=False).params
+    guide._prepare(args, {})  # outside of jit
+
+    @jax.jit
+    def train():
+        start = svi.init(jax.random.key(0), *args)
+        return svi.get_params(jax.lax.scan(lambda state, _: svi.update(state, *args), start, length=num_steps)[0])
+
+    return train()
 
 
 def untrained(guide, *args):
-    sites = trace(seed(guide, 0)).get_trace(*args)
-    return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+    """Parameters before training."""
+
+    @jax.jit
+    def values():
+        sites = trace(seed(guide, 0)).get_trace(*args)
+        return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+
+    guide._prepare(args, {})  # outside of jit
+    return values()
 
 
 def random_correction(shape, seed=0):

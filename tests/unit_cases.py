@@ -1,5 +1,6 @@
 """Diffusion sites in the units and on the supports of data, with posteriors by quadrature over the chain's states."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -44,9 +45,15 @@ class Case(NamedTuple):
     def quadrature(self) -> tuple[float, np.ndarray, np.ndarray]:
         """Log evidence, and the means of :meth:`features` under the posterior and under the prior."""
         states, mass = states_and_mass(self.base)
-        x = jax.vmap(lambda state: self.transform(state))(states)
-        log_likelihood = np.asarray(jax.vmap(lambda x: self.likelihood(x).log_prob(self.y))(x), float)
-        joint = mass * np.exp(log_likelihood)
+
+        @jax.jit
+        @jax.vmap
+        def at(state: Any) -> tuple[Any, Any]:
+            x = self.transform(state)
+            return x, self.likelihood(x).log_prob(self.y)
+
+        x, log_likelihood = at(states)
+        joint = mass * np.exp(np.asarray(log_likelihood, float))
         values = self.features(x)
         return float(np.log(joint.sum())), joint @ values / joint.sum(), mass @ values
 
@@ -62,6 +69,7 @@ class Case(NamedTuple):
         return np.concatenate([x, x**2], axis=1)
 
 
+@functools.cache
 def states_and_mass(base: nd.Diffusion) -> tuple[Any, np.ndarray]:
     """A grid over all states (n, d) and what the prior has there, d = 1 or 2."""
     if base.event_shape == (1,):

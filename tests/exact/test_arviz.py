@@ -13,8 +13,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from guide_cases import untrained
 from numpyro.handlers import reparam
-from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.infer import HMC, MCMC, NUTS, Predictive
 
 import numpyro_diffusion as nd
 
@@ -22,6 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import arviz as az
 
+ONE_STEP = {"num_steps": 1, "trajectory_length": None}  # of HMC, where no claim is on how it moves
 T = 3
 KERNEL = nd.GaussianKernel(nd.schedules.log_snr(T), parameterization="x0", variance="denoiser")
 PRIOR = nd.Diffusion(KERNEL, nd.analytic.gaussian_mixture(KERNEL, jnp.zeros((1, 2)), 1.0, jnp.ones(1)))
@@ -39,7 +41,7 @@ def model(y=None):
 NONCENTRED = reparam(model, config={"x": nd.infer.DiffusionReparam()})
 KERNELS = {
     "NUTS": lambda: NUTS(NONCENTRED, max_tree_depth=3),
-    "DiffusionGibbs": lambda: nd.infer.DiffusionGibbs(NUTS(model, max_tree_depth=3), num_particles=4, twist="none"),
+    "DiffusionGibbs": lambda: nd.infer.DiffusionGibbs(HMC(model, **ONE_STEP), num_particles=4, twist="none"),
     "EllipticalSlice": lambda: nd.infer.EllipticalSlice(model),
 }
 FIELDS = {
@@ -65,7 +67,7 @@ def chains(request):
 
 @pytest.fixture(scope="module")
 def smc():
-    smc = nd.infer.TwistedSMC(model, 32, 16, "gaussian", keep_paths=True, progress_bar=False)
+    smc = nd.infer.TwistedSMC(model, 32, 16, "none", keep_paths=True, progress_bar=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few islands carry sigma
         smc.run(jax.random.key(0), Y)
@@ -75,8 +77,7 @@ def smc():
 @pytest.fixture(scope="module")
 def weighted():
     guide = nd.infer.AutoDiffusionGuide(model)
-    svi = numpyro.infer.SVI(guide.model, guide, numpyro.optim.Adam(0.01), numpyro.infer.Trace_ELBO())
-    params = svi.get_params(svi.init(jax.random.key(0), Y))
+    params = untrained(guide, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # untrained
         return guide.importance_weights(jax.random.key(1), params, 50, Y), guide, params
@@ -153,7 +154,7 @@ def test_event_dims_of_the_model_are_used_where_the_site_is_seen():
 
 def test_noises_that_were_not_kept_are_not_needed():
     """The reparameterised model's likelihood at x alone."""
-    mcmc = MCMC(NUTS(NONCENTRED, max_tree_depth=2), num_warmup=2, num_samples=4, progress_bar=False)
+    mcmc = MCMC(HMC(NONCENTRED, **ONE_STEP), num_warmup=2, num_samples=4, progress_bar=False)
     mcmc.run(jax.random.key(0), Y, extra_fields=("~z.x_noise",))
     draws = mcmc.get_samples(group_by_chain=True)
     assert "x_noise" not in draws
@@ -278,7 +279,7 @@ def subsampled():
         numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal()), 1.0), obs=jnp.zeros(2))
 
 
-def untrained(y):
+def with_parameter(y):
     sigma = numpyro.param("sigma", lambda key: 1.0)
     numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal()), sigma), obs=y)
 
@@ -321,7 +322,11 @@ DRAWS = {"x": np.zeros((4, 2)), "sigma": np.ones(4)}
         ),
         (lambda: nd.to_arviz({"x": DRAWS["x"]}, model=model, model_args=(Y,)), ValueError, r"got none of \['sigma'\]"),
         (lambda: nd.to_arviz({"x": np.zeros(4)}, model=subsampled), ValueError, "plate 'n' with 2 of 10"),
-        (lambda: nd.to_arviz({"x": np.zeros(4)}, model=untrained, model_args=(0.0,)), ValueError, "parameter 'sigma'"),
+        (
+            lambda: nd.to_arviz({"x": np.zeros(4)}, model=with_parameter, model_args=(0.0,)),
+            ValueError,
+            "parameter 'sigma'",
+        ),
     ],
 )
 @pytest.mark.usefixtures("no_type_checks")
@@ -331,7 +336,12 @@ def test_errors_say_what_was_wanted_and_what_came(call, error, message):
 
 
 def test_draws_of_a_potential_have_no_names():
-    mcmc = MCMC(NUTS(potential_fn=lambda x: x**2), num_warmup=1, num_samples=2, progress_bar=False)
+    mcmc = MCMC(
+        HMC(potential_fn=lambda x: x**2, **ONE_STEP),
+        num_warmup=1,
+        num_samples=2,
+        progress_bar=False,
+    )
     mcmc.run(jax.random.key(0), init_params=jnp.zeros(()))
     with pytest.raises(TypeError, match="Expected draws by site name; got Array"):
         nd.to_arviz(mcmc)

@@ -1,7 +1,6 @@
 """One call from a table to a prior in its units: right, or told, and never worse than the Gaussian it starts from."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -13,30 +12,35 @@ KERNEL = nd.GaussianKernel(nd.schedules.log_snr(5, 0.1, 20.0), parameterization=
 SMALL = {"kernel": KERNEL, "network": nd.networks.GaussianSkip(KERNEL.schedule.log_snr[1:], width=8, depth=1)}
 
 
+WEIGHTS = np.repeat([1.0, 0.0], [400, 200])
+
+
 def mixed_table():
-    """Scales of 1e-3 and 1e4, integers of N(128, 60) within 0..255, a constant, a NaN."""
+    """Scales of 1e-3 and 1e4, integers of N(128, 60) within 0..255, a constant, a NaN.
+
+    The last 200 rows, to which ``WEIGHTS`` give none, lie five standard deviations of 'small' higher."""
     rng = np.random.default_rng(0)
-    integers = np.clip(np.round(rng.normal(128, 60, 400)), 0, 255)
-    small = 1e-3 * rng.normal(size=400)
-    large = 5e4 + 1e4 * rng.normal(size=400) + 1e6 * small
-    rows = {"pixel": integers, "small": small, "always": np.full(400, 3.5), "large": large}
+    integers = np.clip(np.round(rng.normal(128, 60, 600)), 0, 255)
+    small = 1e-3 * (rng.normal(size=600) + np.where(WEIGHTS == 0, 5, 0))
+    large = 5e4 + 1e4 * rng.normal(size=600) + 1e6 * small
+    rows = {"pixel": integers, "small": small, "always": np.full(600, 3.5), "large": large}
     rows["small"][17] = np.nan
     return rows
 
 
 @pytest.fixture(scope="module")
 def learned():
-    return nd.learn_prior(mixed_table(), rng_key=jax.random.key(0), missing="drop", **QUICK, **SMALL)
+    return nd.learn_prior(mixed_table(), rng_key=jax.random.key(0), missing="drop", weights=WEIGHTS, **QUICK, **SMALL)
 
 
 def test_a_row_with_nan_is_refused_by_row_and_column():
-    with pytest.raises(ValueError, match=r"got nan in row 17, column 'small' \(1 of 400 rows .*missing='drop'"):
+    with pytest.raises(ValueError, match=r"got nan in row 17, column 'small' \(1 of 600 rows .*missing='drop'"):
         nd.learn_prior(mixed_table(), rng_key=jax.random.key(0), **QUICK)
 
 
-def test_draws_are_in_the_units_of_every_column(learned):
+def test_draws_are_in_the_units_of_every_column_and_of_the_rows_with_weight(learned):
     rows = np.stack(list(mixed_table().values()), 1)
-    rows = rows[np.isfinite(rows).all(1)]
+    rows = rows[np.isfinite(rows).all(1) & (WEIGHTS > 0)]
     draws = np.asarray(learned.distribution.sample(jax.random.key(1), (2000,)))
     assert learned.columns == ("pixel", "small", "always", "large")
     assert (draws[:, 2] == 3.5).all()
@@ -51,7 +55,8 @@ def test_draws_are_in_the_units_of_every_column(learned):
 def test_what_was_done_is_told(learned):
     text = str(learned.report)
     for words in (
-        "left out 1 of 400 rows",
+        "left out 1 of 600 rows",
+        "weights: 599 rows count as",
         "on a grid, uniform noise as wide as a step: 'pixel' (1)",
         "column 'always': constant: always 3.5",
         "standard deviations from 0.001",
@@ -83,29 +88,34 @@ def test_it_comes_back_from_a_file(learned, tmp_path):
     np.testing.assert_array_equal(loaded.sample(key, (5,)), learned.distribution.sample(key, (5,)))
 
 
-def test_its_code_does_the_same_by_hand():
-    rows = np.random.default_rng(1).normal(size=(60, 2)) @ np.array([[2.0, 1.0], [0.0, 0.5]]) + [10.0, -3.0]
-    learned = nd.learn_prior(rows, rng_key=jax.random.key(0), **QUICK)
+def test_positive_columns_are_respected_and_the_code_does_the_same_by_hand():
+    logs = np.random.default_rng(1).normal(size=(300, 2)) @ np.array([[1.0, 0.5], [0.0, 0.5]]) + [1.0, -3.0]
+    rows = np.exp(logs)
+    learned = nd.learn_prior(rows, rng_key=jax.random.key(0), support="positive", names=["a", "b"], **QUICK)
+    assert learned.columns == ("a", "b")
     assert learned.report.residual in (0, 0.25, 0.5, 0.75, 1)
     names = {"data": rows, "rng_key": jax.random.key(0), "report": learned.report}
     exec(learned.report.code, names)  # noqa: S102
-    draws = [prior.sample(jax.random.key(2), (5,)) for prior in (names["prior"], learned.distribution)]
-    np.testing.assert_allclose(*draws, rtol=0.02, atol=0.02)
+    sample = jax.jit(lambda prior: prior.sample(jax.random.key(2), (1000,)))
+    draws, by_hand = (np.log(np.asarray(sample(prior))) for prior in (learned.distribution, names["prior"]))
+    assert np.isfinite(draws).all()
+    np.testing.assert_allclose((draws.mean(0) - logs.mean(0)) / logs.std(0), 0, atol=5 / np.sqrt(240))
+    np.testing.assert_allclose(by_hand, draws, rtol=0.02, atol=0.02)
     trained = learned.fit.validation_losses
     np.testing.assert_allclose(names["result"].validation_losses, trained, rtol=1e-3)
 
 
-def test_a_residual_that_makes_validation_rows_less_likely_is_taken_away():
+def test_a_residual_that_makes_validation_rows_less_likely_is_taken_away(learned):
     """The network's last layer is set to noise: of all factors 0 is the best, and leaves the Gaussian."""
     from numpyro_diffusion.learning.train import _with_best_residual
-    from numpyro_diffusion.modules import HaikuFunction
 
-    z = np.random.default_rng(2).normal(size=(40, 2)).astype(np.float32)
-    function = HaikuFunction(SMALL["network"])
-    params, _ = function.init(jax.random.key(0), jnp.ones((1, 2)), jnp.ones(1, int), None)
-    noise = jax.random.normal(jax.random.key(1), params["output"]["w"].shape)
-    params["output"]["w"] = 3 * noise
-    prior = nd.Diffusion(KERNEL, nd.Transition(function, params, event_shape=(2,)))
+    trained = learned.distribution.base_dist
+    assert trained.event_shape == (3,)
+    z = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
+    output = trained.transition.params["output"]
+    noise = 3 * jax.random.normal(jax.random.key(1), output["w"].shape)
+    params = {**trained.transition.params, "output": {**output, "w": noise}}
+    prior = nd.Diffusion(KERNEL, nd.Transition(trained.transition.function, params, event_shape=(3,)))
     kept, factor = _with_best_residual(prior, z, jax.random.key(2))
     assert factor == 0
     found = nd.evaluation.importance_weighted(jax.random.key(3), kept, z, num_trajectories=1)
@@ -150,22 +160,6 @@ def test_a_share_that_is_beyond_the_quantiles_is_of_rows_with_noise_where_column
     tails = learned.report.tails
     assert tails.names == ("pixel", "small", "large")
     assert (tails.share < 0.1).all()
-
-
-def test_positive_columns_and_weights_are_respected():
-    rng = np.random.default_rng(4)
-    rows = np.exp(rng.normal(size=(300, 2)))
-    weights = (rows[:, 0] > 1).astype(float)  # the upper half alone
-    learned = nd.learn_prior(
-        rows, rng_key=jax.random.key(0), support="positive", weights=weights, names=["a", "b"], **QUICK, **SMALL
-    )
-    draws = np.log(np.asarray(learned.distribution.sample(jax.random.key(1), (1000,))))
-    assert np.isfinite(draws).all()
-    mean, scale = 0.798, 0.603  # of the upper half of a normal
-    np.testing.assert_allclose(draws[:, 0].mean(), mean, atol=5 * scale / np.sqrt(120))
-    np.testing.assert_allclose(draws[:, 1].mean(), 0, atol=5 / np.sqrt(120))
-    assert learned.columns == ("a", "b")
-    assert "weights: 300 rows count as" in str(learned.report)
 
 
 def test_images_of_integers_keep_their_units():

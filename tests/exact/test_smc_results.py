@@ -124,7 +124,6 @@ def test_the_users_model_runs_three_times_for_a_run_its_draws_and_all_others_of_
     assert len(RUNS) == 3
 
 
-@pytest.mark.optimised
 def test_a_run_can_be_compiled_and_mapped_over_data_sets():
     smc = TwistedSMC(model, 64, 2, progress_bar=False)
     data, keys = jnp.stack([Y, Y / 2, -Y]), jax.random.split(jax.random.key(0), 3)
