@@ -35,8 +35,9 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 nb_output_stderr = "warn"  # a page that shows a warning it did not mean to fails the build
 # For the kernels that run the pages: no page shows a progress bar, compilation is quick, and what one page compiled
-# another loads.
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+# another loads. While the first is still writing it, the other compiles it as well.
+_IGNORED = ("IProgress not found", "Error reading persistent compilation cache entry")
+os.environ["PYTHONWARNINGS"] = ",".join(f"ignore:{message}" for message in _IGNORED)
 sys.path.insert(0, str(ROOT / "tests"))
 xla_flags = importlib.import_module("xla_flags")
 if "XLA_FLAGS" not in os.environ and xla_flags.is_known(xla_flags.PAGES):
