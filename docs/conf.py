@@ -125,9 +125,10 @@ def share_pages(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None
     """With ``-j 2``, each of the two processes runs the cells of half of the pages."""
     runs = [name for name in docnames if "{code-cell}" in env.doc2path(name).read_text(encoding="utf-8")]
     others = [name for name in docnames if name not in runs]
+    half = -(-len(runs) // 2)  # the how-to pages; then the tutorials, which take as long
     size = len(make_chunks(docnames, app.parallel)[0]) if docnames else 0
-    fill = max(0, size - len(runs[::2]))
-    docnames[:] = runs[::2] + others[:fill] + runs[1::2] + others[fill:]
+    fill = max(0, size - half)
+    docnames[:] = runs[:half] + others[:fill] + runs[half:] + others[fill:]
 
 
 def setup(app: Sphinx) -> None:
