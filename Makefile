@@ -43,8 +43,8 @@ lint: $(STAMPS)/test  ## style, formatting, direction of imports
 types: $(STAMPS)/test  ## static types
 	$(BIN)/mypy
 
-docs: $(STAMPS)/docs  ## the documentation, in docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+docs: $(STAMPS)/docs  ## the documentation, every cell run, in docs/_build/html
+	$(BIN)/sphinx-build -j 2 -W --keep-going -b html docs docs/_build/html
 
 bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an hour)
 	$(BIN)/python benchmarks/paper_table.py --rows swiss_roll heartbeat

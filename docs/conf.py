@@ -3,7 +3,9 @@
 import importlib
 import importlib.metadata
 import os
+import pathlib
 import re
+import sys
 import types
 from typing import Any
 
@@ -11,7 +13,10 @@ from jax.typing import ArrayLike
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.util.parallel import make_chunks
 from sphinx.util.typing import stringify_annotation
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 project = "numpyro-diffusion"
 author = copyright = "The numpyro-diffusion contributors"  # noqa: A001 - Sphinx's name
@@ -28,7 +33,18 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # in the kernels: no page shows a progress bar
+nb_output_stderr = "warn"  # a page that shows a warning it did not mean to fails the build
+# For the kernels that run the pages: no page shows a progress bar, compilation is quick, and what one page compiled
+# another loads. While the first is still writing it, the other compiles it as well.
+_IGNORED = ("IProgress not found", "Error reading persistent compilation cache entry")
+os.environ["PYTHONWARNINGS"] = ",".join(f"ignore:{message}" for message in _IGNORED)
+sys.path.insert(0, str(ROOT / "tests"))
+xla_flags = importlib.import_module("xla_flags")
+if "XLA_FLAGS" not in os.environ and xla_flags.is_known(xla_flags.PAGES):
+    os.environ["XLA_FLAGS"] = xla_flags.PAGES
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "docs" / "_build" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -105,8 +121,19 @@ def shorten_signature(*event: Any) -> tuple[str | None, ...]:
     return tuple(text and text.replace(union, "ArrayLike") for text in event[-2:])
 
 
+def share_pages(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """With ``-j 2``, each of the two processes runs the cells of half of the pages."""
+    runs = [name for name in docnames if "{code-cell}" in env.doc2path(name).read_text(encoding="utf-8")]
+    others = [name for name in docnames if name not in runs]
+    half = -(-len(runs) // 2)  # the how-to pages; then the tutorials, which take as long
+    size = len(make_chunks(docnames, app.parallel)[0]) if docnames else 0
+    fill = max(0, size - half)
+    docnames[:] = runs[:half] + others[:fill] + runs[half:] + others[fill:]
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", mark_equations, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("env-check-consistency", check_reference)
+    app.connect("env-before-read-docs", share_pages)
