@@ -10,6 +10,8 @@ from .train import repeats_of
 
 __all__ = ["code_for"]
 
+_DOMAINS = ("domain", "_domain")
+
 
 def code_for(
     plan: Plan,
@@ -85,8 +87,10 @@ def _constructor(transform: Any) -> str:
     name = type(transform).__name__
     module = "nd.transforms" if type(transform).__module__.startswith("numpyro_diffusion") else "T"
     arrays, (names, settings) = transform.tree_flatten()
-    arguments = [f"{field}={_shown(value)}" for field, value in zip(names, arrays, strict=True)]
-    arguments += [f"{field}={value!r}" for field, value in settings.items() if field not in ("domain",)]
+    # The domain is where the chain lives: all numbers, as by default.
+    named = [(field, _shown(value)) for field, value in zip(names, arrays, strict=True) if field not in _DOMAINS]
+    named += [(field, repr(value)) for field, value in settings.items() if field not in _DOMAINS]
+    arguments = [f"{field}={value}" for field, value in named]
     return f"{module}.{name}({', '.join(arguments)})"
 
 

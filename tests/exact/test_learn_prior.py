@@ -1,9 +1,11 @@
 """One call from a table to a prior in its units: right, or told, and never worse than the Gaussian it starts from."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import transforms as T
 
 import numpyro_diffusion as nd
 
@@ -59,7 +61,7 @@ def test_what_was_done_is_told(learned):
         "weights: 599 rows count as",
         "on a grid, uniform noise as wide as a step: 'pixel' (1)",
         "column 'always': constant: always 3.5",
-        "standard deviations from 0.001",
+        "standard deviations from 0.0026",  # over all rows, those without weight too
         "minus one Gaussian",
         "minus Gaussian mixture",
         "minus independent product",
@@ -103,6 +105,29 @@ def test_positive_columns_are_respected_and_the_code_does_the_same_by_hand():
     np.testing.assert_allclose(by_hand, draws, rtol=0.02, atol=0.02)
     trained = learned.fit.validation_losses
     np.testing.assert_allclose(names["result"].validation_losses, trained, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        T.ExpTransform(),
+        T.SigmoidTransform(),
+        T.StickBreakingTransform(),
+        T.AffineTransform(np.array([0.1, -2.0]), np.array([3.0, 1e-3]), domain=dist.constraints.real),
+        T.LowerCholeskyAffine(np.array([0.1, -2.0]), np.array([[3.0, 0.0], [0.5, 1e-3]])),
+        nd.transforms.SinhArcsinh(np.array([0.1, 0.0]), np.array([1.0, 0.9])),
+        nd.transforms.BySupport(("real", "positive")),
+        nd.transforms.InsertConstants((None, 3.5, None)),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_the_code_of_a_transform_is_that_transform(transform):
+    from numpyro_diffusion.learning.code import _constructor
+
+    made = eval(_constructor(transform), {"T": T, "nd": nd, "jnp": jnp})  # noqa: S307
+    x = jnp.array([0.3, -1.2])
+    np.testing.assert_allclose(made(x), transform(x), rtol=1e-6)
+    assert made.domain.event_dim == transform.domain.event_dim
 
 
 def test_a_residual_that_makes_validation_rows_less_likely_is_taken_away(learned):
