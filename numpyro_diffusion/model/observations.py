@@ -176,7 +176,8 @@ def check_observed(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> N
         return
     consts = jax.make_jaxpr(look)(jax.random.key(0)).consts
     if is_concrete(consts) and any(has_nan(const) for const in consts):
-        observed, seen, log_probs = jax.device_get(jax.jit(look)(jax.random.key(0)))
+        with jax.ensure_compile_time_eval():  # where another function is traced, too
+            observed, seen, log_probs = jax.device_get(jax.jit(look)(jax.random.key(0)))
         refuse_nan(observed, seen, log_probs, event_dims)
 
 

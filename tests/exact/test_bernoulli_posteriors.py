@@ -72,11 +72,12 @@ Y = np.array([0.9, 0.2, 1.4])
 
 
 def enumerated(law, which):
-    """Log evidence, and the posterior probability of every state."""
+    """Log evidence, and the probability of every state, in the posterior and in the prior."""
+    before = bit_probabilities(law)
     with np.errstate(divide="ignore"):
         likelihood = np.exp(np.asarray(log_r(jnp.asarray(STATES), jnp.asarray(Y, float), which), float))
-    joint = bit_probabilities(law) * likelihood
-    return np.log(joint.sum()), joint / joint.sum()
+    joint = before * likelihood
+    return np.log(joint.sum()), joint / joint.sum(), before
 
 
 def check_states(smc, select, probability, before, element=None):
@@ -101,7 +102,7 @@ def test_four_particles_are_exact_when_bits_are_independent_and_the_likelihood_f
     law = prior(network, parameterization)
     smc = engine(model_of(law), 4, 8)
     smc.run(jax.random.key(0), jnp.asarray(Y, float), jnp.asarray(0))
-    log_evidence, _ = enumerated(law, 0)
+    log_evidence, _, _ = enumerated(law, 0)
     np.testing.assert_allclose(smc.log_evidence, log_evidence, atol=1e-5)
     assert smc.log_evidence_error < 1e-5
     np.testing.assert_allclose(smc.effective_sizes, 4.0, rtol=1e-4)
@@ -123,12 +124,12 @@ def test_coupled_bits_have_their_posterior_and_an_evidence_without_bias(paramete
     """3000 islands of 8 particles, so that a bias of a few particles would show."""
     law, smc = coupled_engine(parameterization, 8, 3000)
     smc.run(jax.random.key(which), jnp.asarray(Y, float), jnp.asarray(which))
-    log_evidence, probability = enumerated(law, which)
+    log_evidence, probability, before = enumerated(law, which)
     assert 1e-4 < smc.log_evidence_error < 0.02
     assert abs(smc.log_evidence - log_evidence) < 5 * smc.log_evidence_error
     draws = smc.get_samples()["x"]
     assert jnp.issubdtype(draws.dtype, jnp.integer)
-    check_states(smc, lambda samples: samples["x"], probability, bit_probabilities(law))
+    check_states(smc, lambda samples: samples["x"], probability, before)
 
 
 def test_one_step_of_bits_is_exact_up_to_where_it_starts():
@@ -136,9 +137,9 @@ def test_one_step_of_bits_is_exact_up_to_where_it_starts():
     law = prior(coupled_network, "x0", num_steps=1)
     smc = engine(model_of(law), 512, 16)
     smc.run(jax.random.key(0), jnp.asarray(Y, float), jnp.asarray(0))
-    log_evidence, probability = enumerated(law, 0)
+    log_evidence, probability, before = enumerated(law, 0)
     assert abs(smc.log_evidence - log_evidence) < 5 * smc.log_evidence_error < 0.05
-    check_states(smc, lambda samples: samples["x"], probability, bit_probabilities(law))
+    check_states(smc, lambda samples: samples["x"], probability, before)
 
 
 def test_a_plate_of_bits_is_filtered_element_by_element():
@@ -178,10 +179,11 @@ def test_a_gaussian_and_a_bernoulli_site_in_one_model(twist):
     smc = engine(model, 512, 64, halfway if twist == "function" else twist)
     smc.run(jax.random.key(0), jnp.asarray(2.8))
     means, variances = gaussian_moments(number)
-    joint = bit_probabilities(law) * norm.pdf(2.8, means[0, 0] + 2 * STATES.sum(1), np.sqrt(variances[0, 0] + 0.25))
+    before = bit_probabilities(law)
+    joint = before * norm.pdf(2.8, means[0, 0] + 2 * STATES.sum(1), np.sqrt(variances[0, 0] + 0.25))
     assert abs(smc.log_evidence - np.log(joint.sum())) < 5 * smc.log_evidence_error < 0.5
     joint = joint / joint.sum()
-    check_states(smc, lambda samples: samples["bits"], joint, bit_probabilities(law))
+    check_states(smc, lambda samples: samples["bits"], joint, before)
     gain = variances[0, 0] / (variances[0, 0] + 0.25)
     by_state = means[0, 0] + gain * (2.8 - means[0, 0] - 2 * STATES.sum(1))
     mean = joint @ by_state

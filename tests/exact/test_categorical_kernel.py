@@ -125,12 +125,17 @@ def frequencies(draws):
     return np.bincount(np.asarray(draws).reshape(-1, SIZE) @ np.array([K, 1]), minlength=K**SIZE) / len(draws)
 
 
+@functools.cache
+def engine(twist):
+    return TwistedSMC(model, 1000, 16, twist, progress_bar=False)
+
+
 @pytest.mark.parametrize("twist", ["tempered", "none"])
 @pytest.mark.parametrize("coupled", [0.0, 1.0])
 def test_particles_have_the_enumerated_posterior_and_evidence(twist, coupled):
     evidence, wanted = posterior(coupled)
-    smc = TwistedSMC(model, 1000, 16, twist, progress_bar=False)
-    smc.run(jax.random.key(0), coupled)
+    smc = engine(twist)
+    smc.run(jax.random.key(0), jnp.asarray(coupled))
     assert abs(smc.log_evidence - evidence) < 5 * smc.log_evidence_error
     assert smc.log_evidence_error < 0.02
     draws = smc.get_samples(num_samples=8000)["x"]
@@ -140,7 +145,8 @@ def test_particles_have_the_enumerated_posterior_and_evidence(twist, coupled):
 
 def test_gibbs_has_the_enumerated_posterior():
     _, wanted = posterior(1.0)
-    mcmc = MCMC(DiffusionGibbs(model, num_particles=8), num_warmup=100, num_samples=4000, progress_bar=False)
+    kernel = DiffusionGibbs(model, num_particles=8, twist="none")
+    mcmc = MCMC(kernel, num_warmup=100, num_samples=4000, progress_bar=False)
     mcmc.run(jax.random.key(0), 1.0, extra_fields=("moved",))
     x = np.asarray(mcmc.get_samples()["x"])
     for state in range(K**SIZE):

@@ -15,7 +15,7 @@ import optax
 import pytest
 from measured_errors import check, of_independent
 from numpyro.distributions import constraints
-from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from numpyro.infer import HMC, MCMC, SVI, Trace_ELBO
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
@@ -144,7 +144,7 @@ def test_estimates_are_the_density_of_a_normal(estimator):
     check(of_independent(found), wanted, refused=base)
 
 
-@pytest.mark.parametrize("twist", ["tempered", "gaussian", "none"])
+@pytest.mark.parametrize("twist", ["tempered", "gaussian"])
 def test_particles(twist):
     smc = TwistedSMC(model, 1000, 8, twist, progress_bar=False)
     smc.run(jax.random.key(0))
@@ -152,16 +152,20 @@ def test_particles(twist):
     check_posterior(np.asarray(smc.get_samples()["x"]), 8 * smc.min_ess)
 
 
-@pytest.mark.parametrize("make", [DiffusionGibbs, EllipticalSlice, lambda m: NUTS(reparametrised(m))])
+def gibbs(model):
+    return DiffusionGibbs(model, twist="none")
+
+
+def reparametrised(model):
+    return HMC(numpyro.handlers.reparam(model, config={"x": DiffusionReparam()}), trajectory_length=1.5)
+
+
+@pytest.mark.parametrize("make", [gibbs, EllipticalSlice, reparametrised])
 def test_markov_chains(make):
     mcmc = MCMC(make(model), num_warmup=200, num_samples=1000, progress_bar=False)
     mcmc.run(jax.random.key(0))
     draws = np.asarray(mcmc.get_samples()["x"])
     check_posterior(draws, float(numpyro.diagnostics.effective_sample_size(draws[None, :, 0])))
-
-
-def reparametrised(model):
-    return numpyro.handlers.reparam(model, config={"x": DiffusionReparam()})
 
 
 @pytest.mark.parametrize(
@@ -176,8 +180,8 @@ def reparametrised(model):
 )
 def test_guided_chains_are_weighted_to_the_evidence(guidance):
     chain = TiltedChain(PRIOR.chain, guidance)
-    path = jax.jit(lambda key: chain.sample(key, (20_000,)))(jax.random.key(0))
-    weights = np.exp(np.asarray(jax.jit(lambda path: chain.log_weight(path, log_r))(path)))
+    log_weight = jax.jit(lambda key: chain.log_weight(chain.sample(key, (20_000,)), log_r))
+    weights = np.exp(np.asarray(log_weight(jax.random.key(0))))
     assert abs(weights.mean() / np.exp(EVIDENCE) - 1) < 5 * weights.std() / weights.mean() / np.sqrt(20_000) + 0.01
 
 
