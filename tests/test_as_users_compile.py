@@ -105,7 +105,8 @@ def run_all(path):
     np.savez(path, **found)
 
 
-@pytest.fixture(scope="module")
+# Of the session: tests that a worker takes from another come apart, and a run of the whole costs minutes.
+@pytest.fixture(scope="session")
 def found(tmp_path_factory):
     path = tmp_path_factory.mktemp("found") / "found.npz"
     quick = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")

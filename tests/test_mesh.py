@@ -123,12 +123,12 @@ def finish(process):
     return json.loads(out.splitlines()[-1])
 
 
-@pytest.fixture(scope="module", name="two_devices")
+@pytest.fixture(scope="session", name="two_devices")
 def _two_devices(tmp_path_factory):
     return finish(start(tmp_path_factory.mktemp("devices"), 2))[0]
 
 
-@pytest.fixture(scope="module", name="two_processes")
+@pytest.fixture(scope="session", name="two_processes")
 def _two_processes(tmp_path_factory):
     """Whose sets have two orders."""
     with socket.socket() as free:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to
-from numpyro.handlers import reparam, seed, substitute, trace
+from numpyro.handlers import reparam, seed
 from numpyro.infer import init_to_sample
 
 from .._checks import expected
@@ -25,6 +25,7 @@ from .._typing import Array
 from ..wrappers import unwrap
 from .reparam import DiffusionReparam
 from .sites import check_proper, check_trained, latent_diffusion
+from .trace import trace_model
 
 __all__ = ["NormalReference", "Values"]
 
@@ -93,8 +94,7 @@ class NormalReference:
         return reparam(seed(self.model, key), config=_noises_for_diffusions)
 
     def _latent_sites(self, key: Array) -> list[tuple[str, Values]]:
-        model = substitute(self._noncentred(key), substitute_fn=_initial_value)
-        sites = trace(model).get_trace(*self.args, **self.kwargs)
+        sites = trace_model(self._noncentred(key), self.args, self.kwargs, fill=_initial_value)
         latent = [(n, site) for n, site in sites.items() if site["type"] == "sample" and not site["is_observed"]]
         _check_sites(sites, dict(latent))
         return latent

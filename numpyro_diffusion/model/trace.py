@@ -1,4 +1,4 @@
-"""One run of a NumPyro model, seen as its sites: the only place that runs a user's model."""
+"""One run of a NumPyro model, seen as its sites: whoever asks for the sites of a user's model asks here."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
