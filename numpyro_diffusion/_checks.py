@@ -24,6 +24,18 @@ def is_concrete(value: Any) -> bool:
     return not any(is_tracer(leaf) for leaf in jax.tree.leaves(value))
 
 
+def on_host(value: Any, dtype: Any = None) -> np.ndarray:
+    """An array of a finished run as NumPy's.
+
+    Raises:
+        TypeError: inside of ``jax.jit``, ``jax.grad`` or ``jax.vmap``, where it has no value yet.
+    """
+    if is_tracer(value):
+        cure = "Return the result from the compiled function, and read it there."
+        raise TypeError(expected("a result that is read outside of jax.jit, jax.grad and jax.vmap", "a tracer", cure))
+    return np.asarray(value, dtype)
+
+
 def first_index(bad: np.ndarray | np.bool_) -> tuple[int, ...]:
     """Where the first True stands, in row order."""
     return tuple(int(i) for i in np.argwhere(bad)[0])

@@ -6,8 +6,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from matplotlib import pyplot as plt
+from numpyro.distributions import transforms
 
 from numpyro_diffusion import (
     BernoulliKernel,
@@ -78,6 +80,25 @@ def test_trajectory_is_a_function_of_its_key_and_takes_a_diffusion():
     np.testing.assert_array_equal(first, same)
     assert not np.allclose(first[1], other[1])
     assert not np.allclose(first[3], other[3])
+
+
+def test_a_transformed_model_is_shown_in_the_units_of_the_data():
+    """The transform of every state; arrows from and to transformed states, and none outside of the support."""
+    key = jax.random.key(3)
+    plain = plots.trajectory(key, CHAIN, DATA)
+    scaled = dist.TransformedDistribution(Diffusion(KERNEL, SHIFTED), transforms.AffineTransform(128.0, 60.0))
+    axes = plots.trajectory(key, scaled, 128 + 60 * DATA)
+    for ax, expected in zip(axes[:2].flat, plain[:2].flat, strict=True):
+        np.testing.assert_allclose(points(ax), 128 + 60 * points(expected), rtol=1e-4, atol=1e-2)
+    for ax, expected in zip(axes[2], plain[2], strict=True):
+        for found, wanted, shift in zip(arrows(ax), arrows(expected), (128, 0), strict=True):
+            np.testing.assert_allclose(found, shift + 60 * wanted, rtol=1e-2, atol=0.1)
+    positive = dist.TransformedDistribution(Diffusion(KERNEL, SHIFTED), transforms.ExpTransform())
+    (ax,) = plots.drift(positive, [2], limits=(-1.0, 3.0), num_arrows=4)
+    starts, _ = arrows(ax)
+    assert len(starts) == 9
+    assert (starts > 0).all()
+    assert np.mean(plots.drift(scaled, [1])[0].get_xlim()) == pytest.approx(128, rel=1e-4)
 
 
 def test_drift_row_has_no_titles_where_they_repeat_the_first_row():
@@ -193,6 +214,9 @@ def _with(transition=NORMAL, kernel=KERNEL, **kwargs):
 SOLID = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(3,))
 GIVEN = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,), context_shape=())
 BITS = BernoulliKernel(schedules.constant_fraction(T))
+PRIOR = Diffusion(KERNEL, SHIFTED)
+POSITIVE = dist.TransformedDistribution(PRIOR, transforms.ExpTransform())
+SIMPLEX = dist.TransformedDistribution(PRIOR, transforms.StickBreakingTransform())
 KEY = jax.random.key(0)
 
 
@@ -203,7 +227,18 @@ KEY = jax.random.key(0)
         (lambda: plots.trajectory(KEY, CHAIN, jnp.zeros((5, 3))), ValueError, r"data of shape .*; got shape \(5, 3\)"),
         (lambda: plots.trajectory(KEY, CHAIN, jnp.zeros(2)), ValueError, r"data of shape .*; got shape \(2,\)"),
         (lambda: plots.trajectory(KEY, CHAIN, DATA.at[1].set(jnp.nan)), ValueError, "finite values for data"),
-        (lambda: plots.trajectory(KEY, NORMAL, DATA), TypeError, "Expected a Diffusion or a ReverseChain; got Trans"),
+        (
+            lambda: plots.trajectory(KEY, NORMAL, DATA),
+            TypeError,
+            "a Diffusion, a Trans.*Chain; got Trans",
+        ),
+        (
+            lambda: plots.trajectory(KEY, POSITIVE, DATA),
+            ValueError,
+            r"data in the support .*; got \[.* at index \d",
+        ),
+        (lambda: plots.drift(dist.MaskedDistribution(POSITIVE, True)), TypeError, "got <numpyro.*MaskedDistribution"),
+        (lambda: plots.drift(SIMPLEX), ValueError, r"event shape \(2,\).*; got \(3,\)"),
         (lambda: plots.trajectory(KEY, _with(stop=1), DATA), ValueError, "stop=1"),
         (lambda: plots.trajectory(KEY, _with(kernel=BITS), DATA), TypeError, "got BernoulliKernel. Use bit_raster"),
         (lambda: plots.trajectory(KEY, CHAIN, DATA, t=[0, T + 1]), ValueError, rf"integers in 0\.\.{T}; got \[0, 5\]"),

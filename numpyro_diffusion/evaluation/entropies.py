@@ -21,8 +21,7 @@ import numpy as np
 
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
-from ..diffusion import Diffusion
-from ._chunks import Chunk, Moments, chunks, moments_over_points, over_points, point_keys, points_of
+from ._chunks import Chunk, Model, Moments, chunks, moments_over_points, over_points, point_keys, states_of
 
 __all__ = ["EntropyBounds", "entropy_bounds"]
 
@@ -44,14 +43,15 @@ class EntropyBounds:
     model_standard_errors: np.ndarray
 
 
-def entropy_bounds(
-    rng_key: jax.Array, model: Diffusion | ReverseChain, x: ArrayLike, *, chunk_size: int = 512
-) -> EntropyBounds:
+def entropy_bounds(rng_key: jax.Array, model: Model, x: ArrayLike, *, chunk_size: int = 512) -> EntropyBounds:
     """The paper's bounds on the entropy of every reverse step, and the model's own entropies.
+
+    The entropies are those of the chain's states. A transform of the model takes the data to their states.
 
     Args:
         rng_key: JAX random key, of x^{t-1} and x^t given x^0.
-        model: parameters bound; a context for all points or one for each.
+        model: a Diffusion, a TransformedDistribution of one, or a ReverseChain; a context for all points or one for
+            each.
         x: data, shape (n, event...).
         chunk_size: points that are in memory at once.
 
@@ -67,12 +67,12 @@ def entropy_bounds(
 
     References: Sohl-Dickstein et al. 2015, Eq. 24.
     """
-    x = points_of(model, x)
+    points = states_of(model, x)
     gathered = Moments()
-    for chunk in chunks(model, x, chunk_size):
+    for chunk in chunks(points.model, points.states, chunk_size):
         gathered.add(chunk.size, *jax.device_get(_chunk(chunk, rng_key)))
     lower, upper, own = gathered.mean.T
-    if not model.kernel.is_discrete:
+    if not points.model.kernel.is_discrete:
         lower[0] = -np.inf  # H_q(X^0 | X^0), a point
     return EntropyBounds(lower, upper, own, gathered.standard_error[:, 2])
 

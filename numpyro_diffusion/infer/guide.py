@@ -39,6 +39,7 @@ from .._compat.numpyro import log_density
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..guidance import LearnedGuidance, StepCorrection
+from ..model.arguments import Static, as_static, join
 from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
 from ..model.sites import check_outside_scan, check_proper, latent_diffusion
@@ -60,6 +61,13 @@ class _Draw(NamedTuple):
     log_weight: Array
     guide_trace: dict[str, dict]
     model_trace: dict[str, dict]
+
+
+class _Program(NamedTuple):
+    """What is compiled for one set of model arguments, to be used again as long as they are the same."""
+
+    call: Static
+    run: Callable[..., tuple[dict[str, Array], Array]]
 
 
 class _Path(NamedTuple):
@@ -138,6 +146,7 @@ class AutoDiffusionGuide(AutoNormal):
         self._user_model = model
         self._paths: dict[str, _Path] = {}
         self._arguments: tuple[tuple, dict[str, Any]] = ((), {})
+        self._programs: dict[bool, _Program] = {}
         super().__init__(
             handlers.reparam(model, config=_reparam_latent),
             prefix=prefix,
@@ -180,9 +189,7 @@ class AutoDiffusionGuide(AutoNormal):
         """
         if not args and not kwargs:
             args, kwargs = self._arguments
-        self._prepare(args, kwargs)
-        keys = jax.random.split(rng_key, math.prod(sample_shape))
-        draws = jax.jit(jax.vmap(lambda key: self._draw(key, params, args, kwargs).values))(keys)
+        draws, _ = self._draws(rng_key, math.prod(sample_shape), params, args, kwargs, weighted=False)
         return {name: value.reshape(sample_shape + value.shape[1:]) for name, value in draws.items()}
 
     def importance_weights(
@@ -204,14 +211,7 @@ class AutoDiffusionGuide(AutoNormal):
                 weights that are NaN or all zero.
         """
         check_integer_at_least("num_samples", num_samples, 25, "Pareto k-hat needs the 5 largest weights of 25.")
-        self._prepare(args, kwargs)
-
-        def weighted(key: jax.Array) -> tuple[dict[str, Array], Array]:
-            draw = self._draw(key, params, args, kwargs)
-            _check_draw(draw)
-            return draw.values, draw.log_weight
-
-        samples, log_weights = jax.jit(jax.vmap(weighted))(jax.random.split(rng_key, num_samples))
+        samples, log_weights = self._draws(rng_key, num_samples, params, args, kwargs, weighted=True)
         return importance_result(
             samples, log_weights, "take more SVI steps, or TwistedSMC with proposal=guide.proposals(params)"
         )
@@ -243,6 +243,9 @@ class AutoDiffusionGuide(AutoNormal):
             values = {kind: params[full_name] for kind, full_name in self._parameter_names(name).items()}
             tilts[name] = LearnedGuidance(path.split(values)[0])
         return tilts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_programs": {}}
 
     def median(self, params: dict[str, Any]) -> dict[str, Array]:
         """Not known for a path.
@@ -287,6 +290,31 @@ class AutoDiffusionGuide(AutoNormal):
         if self.prototype_trace is None:
             with handlers.seed(rng_seed=0):
                 self._setup_prototype(*args, **kwargs)
+
+    def _draws(
+        self,
+        rng_key: jax.Array,
+        num_samples: int,
+        params: dict[str, Any],
+        args: tuple,
+        kwargs: dict[str, Any],
+        *,
+        weighted: bool,
+    ) -> tuple[dict[str, Array], Array]:
+        """Values and log weights of draws, checked if they are to be weights; compiled once for the same arguments."""
+        self._prepare(args, kwargs)
+        call = as_static(args, kwargs)
+
+        def one(key: jax.Array, params: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+            draw = self._draw(key, params, *join([None] * len(call.leaves), call))
+            if weighted:
+                _check_draw(draw)
+            return draw.values, draw.log_weight
+
+        known = self._programs.get(weighted)
+        if known is None or known.call != call:
+            self._programs[weighted] = known = _Program(call, jax.jit(jax.vmap(one, in_axes=(0, None))))
+        return known.run(jax.random.split(rng_key, num_samples), params)
 
     def _draw(self, key: jax.Array, params: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> _Draw:
         guide_key, model_key = jax.random.split(key)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_integer_at_least
+from .._checks import check_integer_at_least, on_host
 from .._typing import Array
 from .._weights import host_generator, log_mean_and_error, log_normalised, normalised, systematic
 from ..model.split import SplitModel
@@ -67,12 +67,12 @@ class SMCResult(NamedTuple):
     @property
     def log_evidence_by_element(self) -> np.ndarray:
         """Shape E; equal to ``log_evidence`` up to the shared terms when E is ()."""
-        return log_mean_and_error(np.asarray(self.cloud.log_evidence))[0]
+        return log_mean_and_error(on_host(self.cloud.log_evidence))[0]
 
     @property
     def effective_sizes(self) -> np.ndarray:
         """Shape (K, T + 1, E...), by level, before resampling."""
-        return np.asarray(self.cloud.effective_sizes)
+        return on_host(self.cloud.effective_sizes)
 
     @property
     def min_ess(self) -> float:
@@ -100,8 +100,8 @@ class SMCResult(NamedTuple):
 
     def log_evidence_by_island(self) -> np.ndarray:
         """Of all elements together, shape (K,), nats."""
-        log_evidence = np.asarray(self.cloud.log_evidence, np.float64)
-        return log_evidence.reshape(len(log_evidence), -1).sum(1) + np.asarray(self.shared)
+        log_evidence = on_host(self.cloud.log_evidence, np.float64)
+        return log_evidence.reshape(len(log_evidence), -1).sum(1) + on_host(self.shared)
 
     def check(self) -> None:
         """Refuse a run without an answer, and warn of what makes its draws unreliable.
@@ -110,8 +110,9 @@ class SMCResult(NamedTuple):
             ValueError: if a weight or a particle with a weight is NaN or infinite, or if for some element all particles
                 of all islands have weight zero; with the level and what it means.
         """
+        log_evidence = on_host(self.cloud.log_evidence)
         check_weights(self)
-        warn(self, float(np.max(log_mean_and_error(np.asarray(self.cloud.log_evidence))[1])))
+        warn(self, float(np.max(log_mean_and_error(log_evidence)[1])))
 
     def summary(self) -> str:
         """Evidence, effective sizes and the posterior's moments, in words."""
@@ -130,13 +131,13 @@ class SMCResult(NamedTuple):
         """
         count = len(self.shared) * self.num_particles if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
-        rng = host_generator(self.rng_key if rng_key is None else rng_key)
         by_element = bool(self.split.element_shape) and not self.islands_differ
-        evidence = np.asarray(self.cloud.log_evidence) if by_element else self.log_evidence_by_island()
-        islands, particles = _draw_particles(rng, np.asarray(self.cloud.log_weights), evidence, count)
+        evidence = on_host(self.cloud.log_evidence) if by_element else self.log_evidence_by_island()
+        rng = host_generator(self.rng_key if rng_key is None else rng_key)
+        islands, particles = _draw_particles(rng, on_host(self.cloud.log_weights), evidence, count)
         samples: dict[str, Any] = {name: _take(x, islands, particles) for name, x in self.cloud.x.items()}
         first_island = islands.reshape(count, -1)[:, 0]
-        samples |= {name: np.asarray(value)[first_island] for name, value in self.others.items()}
+        samples |= {name: on_host(value)[first_island] for name, value in self.others.items()}
         if self.split.has_outputs:
             samples |= _outputs(self.split, samples)
         if self.cloud.levels is not None:
@@ -149,10 +150,10 @@ class SMCResult(NamedTuple):
         Returns:
             Site name -> (K N, site shape...), and normalised log weights, (K N, E...).
         """
-        evidence = np.asarray(self.cloud.log_evidence)
+        evidence = on_host(self.cloud.log_evidence)
         if self.islands_differ or not self.split.element_shape:
             evidence = np.reshape(self.log_evidence_by_island(), (-1,) + (1,) * (evidence.ndim - 1))
-        within = log_normalised(np.asarray(self.cloud.log_weights), axis=1)
+        within = log_normalised(on_host(self.cloud.log_weights), axis=1)
         log_weights = within + np.expand_dims(log_normalised(evidence, axis=0), 1)
         flat = lambda x: jnp.asarray(np.reshape(x, (-1, *x.shape[2:])))  # noqa: E731
         values = {name: flat(x) for name, x in self.cloud.x.items()}
@@ -165,8 +166,8 @@ class SMCResult(NamedTuple):
     def _evidence(self) -> tuple[Any, Any]:
         if self.islands_differ or not self.split.element_shape:
             return log_mean_and_error(self.log_evidence_by_island())
-        by_element, errors = log_mean_and_error(np.asarray(self.cloud.log_evidence))
-        return by_element.sum() + np.asarray(self.shared)[0], np.sqrt((errors**2).sum())
+        by_element, errors = log_mean_and_error(on_host(self.cloud.log_evidence))
+        return by_element.sum() + on_host(self.shared)[0], np.sqrt((errors**2).sum())
 
     def _paths(self, islands: np.ndarray, particles: np.ndarray) -> dict[str, np.ndarray]:
         levels: Any = self.cloud.levels

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_integer_at_least, expected
+from .._checks import check_integer_at_least, expected, on_host
 from .._compat import arviz
 from .._typing import Array
 from .._weights import effective_size, host_generator, log_mean_exp, systematic
@@ -53,7 +53,7 @@ class ImportanceResult(NamedTuple):
         Returns:
             Site name -> (num_samples, site shape...).
         """
-        log_weights = np.asarray(self.log_weights, np.float64)
+        log_weights = on_host(self.log_weights, np.float64)
         count = log_weights.size if num_samples is None else num_samples
         count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
         rng = host_generator(jax.random.key(0) if rng_key is None else rng_key)
@@ -72,7 +72,7 @@ def importance_result(samples: dict[str, Array], log_weights: Array, cure: str) 
     Raises:
         ValueError: for weights that are NaN, infinite or all zero.
     """
-    values = np.asarray(log_weights)
+    values = on_host(log_weights)
     _check_weights(values)
     result = ImportanceResult(
         samples, log_weights, log_mean_exp(log_weights), effective_size(log_weights), pareto_k(values)

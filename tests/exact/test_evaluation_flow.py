@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from evaluation_cases import (
     MEANS,
@@ -191,6 +192,16 @@ def test_entropies_of_unit_gaussian_data_meet_their_upper_bound():
     np.testing.assert_allclose(found.lower[1:], upper[1:] + np.log(noise[1:-1] / noise[2:]), rtol=1e-4)
     assert found.lower[0] == -math.inf
     assert (found.lower < found.upper).all()
+
+
+def test_entropy_bounds_of_a_transformed_model_are_those_of_its_states():
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(4, 0.3, 20.0), variance="upper")
+    model = nd.Diffusion(kernel, nd.Transition(lambda params, x_t, t, context: 0.3 * x_t, None, (2,)))
+    x = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+    scaled = dist.TransformedDistribution(model, dist.transforms.AffineTransform(128.0, 60.0))
+    found, expected = entropy_bounds(KEY, scaled, 128 + 60 * x), entropy_bounds(KEY, model, x)
+    for name in ("lower", "upper", "model"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4)
 
 
 def test_entropy_bounds_of_bits_hold_the_enumerated_entropy():

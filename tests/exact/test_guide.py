@@ -327,6 +327,29 @@ def test_posterior_draws_and_predictions():
         assert (abs(predictive["y"].mean(0) - exact.mean(0)) < 5 * spread * np.sqrt(1 / 500 + 1 / 1000)).all()
 
 
+def test_draws_are_compiled_once_for_the_same_data_and_see_what_is_changed_in_place():
+    runs = []
+
+    def model(y):
+        runs.append(y)
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", GAUSSIAN_PRIOR), 1.0).to_event(1), obs=y)
+
+    guide = AutoDiffusionGuide(model)
+    y = np.zeros(2, np.float32)
+    params = untrained(guide, y)
+    draw = lambda key: guide.importance_weights(jax.random.key(key), params, 25, y)
+    first = draw(0)
+    traces = len(runs)
+    assert (draw(1).log_weights != first.log_weights).any()
+    assert len(runs) == traces
+    y[:] = 3
+    np.testing.assert_allclose(
+        draw(0).log_weights - first.log_weights, 3 * (first.samples["x"] - 1.5).sum(-1), rtol=1e-3
+    )
+    y[:] = 0
+    np.testing.assert_allclose(draw(0).log_weights, first.log_weights, rtol=1e-6)
+
+
 def test_constant_weights_have_no_tail_and_a_known_tail_is_found():
     assert pareto_k(np.full(100, -3.0, np.float32)) == 0.0
     weights = np.random.default_rng(0).pareto(1 / 0.9, (20, 20_000)) + 1

@@ -140,6 +140,25 @@ def test_a_run_can_be_compiled_and_mapped_over_data_sets():
         assert result.summary().splitlines()[0] == plain.summary().splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda result: result.log_evidence,
+        lambda result: result.log_evidence_error,
+        lambda result: result.log_evidence_by_element,
+        lambda result: result.min_ess,
+        lambda result: result.check(),
+        lambda result: result.summary(),
+        lambda result: result.get_samples(),
+        lambda result: result.get_weighted_samples(),
+    ],
+)
+def test_a_result_is_read_outside_of_the_compiled_function(read):
+    smc = TwistedSMC(model, 64, 2, progress_bar=False)
+    with pytest.raises(TypeError, match=r"Expected a result that is read outside of jax\.jit.*Return the result"):
+        jax.eval_shape(lambda key: read(smc.run(key, Y)), jax.random.key(0))
+
+
 def test_arrays_that_decide_the_shape_of_a_model_are_taken_as_they_are():
     """Group numbers whose largest gives the size of a plate: an array under jit has no largest. And names."""
 
