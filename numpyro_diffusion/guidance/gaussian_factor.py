@@ -20,6 +20,7 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from .base import Guided, check_normal, check_real
+from .units import affine_by_coordinate
 
 __all__ = ["ClampedNormal", "GaussianFactor"]
 
@@ -84,6 +85,19 @@ class GaussianFactor:
         self.noised = noised
         # Below this the variance may round to 0 beside the step's own.
         self.fixes = not (is_concrete(scale) and np.all(np.asarray(scale) > 1e-15))
+
+    def in_states(self, transforms: Any) -> "GaussianFactor":
+        """The same observation, given in the units of x = T(s), as one of the chain's states s.
+
+        Args:
+            transforms: T, as ``prior.transforms``: affine in each coordinate.
+
+        Raises:
+            ValueError: for a transform that is not affine (its factor is not Gaussian in s), or mixes coordinates.
+        """
+        shape = jnp.broadcast_shapes(jnp.shape(self.value), jnp.shape(self.scale))
+        offset, slope = affine_by_coordinate(transforms, shape)
+        return GaussianFactor((self.value - offset) / slope, self.scale / jnp.abs(slope), noised=self.noised)
 
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> Guided:
         cure = "For bits, PaperTilt is the exact product when r is one over bits."

@@ -8,7 +8,7 @@ is p(y | x^t) when x^0 given x^t is Gaussian with covariance C; compare :mod:`.r
 References: Song et al. 2023 (PiGDM); Rozet et al. 2024 (MMPS).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from .base import Guided, check_normal
 from .reconstruction import reconstruct
+from .units import affine_rows
 
 __all__ = ["Covariance", "MomentMatching"]
 
@@ -107,6 +108,19 @@ class MomentMatching:
         self.noise_scale = noise_scale
         self.covariance = covariance
         self.mask = mask
+
+    def in_states(self, transforms: Any) -> "MomentMatching":
+        """The same observation, given in the units of x = T(s), as one of the chain's states s.
+
+        Args:
+            transforms: T, as ``prior.transforms``: affine, also a whitening.
+
+        Raises:
+            ValueError: for a transform that is not affine: y is then not linear in s.
+        """
+        rows, offset = affine_rows(transforms, self.matrix)
+        options: Any = {"covariance": self.covariance, "mask": self.mask}
+        return MomentMatching(rows, self.value - offset, self.noise_scale, **options)
 
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> Guided:
         x_0, pull, step = reconstruct("MomentMatching", chain, x_t, t)

@@ -26,6 +26,7 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import Guided, as_numbers, as_pytree_function, checked_log_r, over_batch, state_changes
+from .units import of_states
 
 __all__ = ["PaperTilt"]
 
@@ -71,6 +72,10 @@ class PaperTilt:
         check_choice("exponent", exponent, Exponent)
         self.log_r = as_pytree_function("log_r(x)", log_r)
         self.exponent = exponent
+
+    def in_states(self, transforms: Any) -> "PaperTilt":
+        """The same r, given as a function of x = T(s), as one of the chain's states s; ``prior.transforms`` are T."""
+        return PaperTilt(of_states(self.log_r, transforms), self.exponent)
 
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> Guided:
         kernel, step = chain.kernel, chain.reverse(x_t, t)

@@ -25,6 +25,7 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import Guided, as_pytree_function, check_real, checked_log_r, over_batch
+from .units import of_states
 
 __all__ = ["ReconstructionGuidance", "reconstruct"]
 
@@ -62,6 +63,10 @@ class ReconstructionGuidance:
     def __init__(self, log_r: Callable[[Array], ArrayLike], strength: ArrayLike = 1.0) -> None:
         self.log_r = as_pytree_function("log_r(x)", log_r)
         self.strength = strength
+
+    def in_states(self, transforms: Any) -> "ReconstructionGuidance":
+        """The same r, given as a function of x = T(s), as one of the chain's states s; ``prior.transforms`` are T."""
+        return ReconstructionGuidance(of_states(self.log_r, transforms), self.strength)
 
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> Guided:
         x_0, pull, step = reconstruct("ReconstructionGuidance", chain, x_t, t)
