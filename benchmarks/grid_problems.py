@@ -28,7 +28,7 @@ WIDTH, HALF_SIDE = 0.04, 22.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GridLaw:
-    """A law on square cells of side WIDTH.
+    """A distribution on square cells of side WIDTH.
 
     Attributes:
         centres: shape (cells, 2).
@@ -57,7 +57,7 @@ class GridProblem:
 
     Attributes:
         base: whose prior is used; its own observation is not.
-        likelihood: from x, shape (..., 2), to the law of y.
+        likelihood: from x, shape (..., 2), to the distribution of y.
         y: the observation.
     """
 

@@ -49,7 +49,7 @@ class Marginal:
 
     @cached_property
     def standard_deviation(self) -> float:
-        """Of the law on the grid."""
+        """Of the distribution on the grid."""
         shares, centres = np.diff(self.cumulative), 0.5 * (self.grid[1:] + self.grid[:-1])
         mean = shares @ centres
         return math.sqrt(shares @ (centres - mean) ** 2)
@@ -64,7 +64,7 @@ class Marginal:
         return self.quantiles(np.random.default_rng(seed).uniform(size=count))
 
     def distance(self, draws: Any) -> float:
-        """The first Wasserstein distance of draws to this law, in its standard deviations."""
+        """The first Wasserstein distance of draws to this distribution, in its standard deviations."""
         draws = np.sort(np.asarray(draws, np.float64).ravel())
         levels = (np.arange(len(draws)) + 0.5) / len(draws)
         return float(np.abs(draws - self.quantiles(levels)).mean()) / self.standard_deviation
@@ -104,10 +104,10 @@ class JointProblem:
     def model(self, prior: dist.Distribution) -> Callable[..., None]:
         """The plain NumPyro model, to be run on ``y``."""
         matrix, sigma = jnp.asarray(self.base.matrix, float), jnp.asarray(self.base.sigma, float)
-        name, law = self.unknown, PRIOR[self.unknown]
+        name, prior = self.unknown, PRIOR[self.unknown]
 
         def model(y: Any = None) -> None:
-            value = numpyro.sample(name, law)
+            value = numpyro.sample(name, prior)
             mean = numpyro.sample("x", prior) @ matrix.T
             observed = dist.Normal(value * mean, sigma) if name == "amplitude" else dist.Normal(mean, value)
             numpyro.sample("y", observed.to_event(1), obs=y)

@@ -162,12 +162,12 @@ class MixtureProblem:
         return np.log(self.weights) - 0.5 * (squares + log_det + len(self.y) * math.log(2 * math.pi))
 
 
-def linear_model(law: dist.Distribution, matrix: np.ndarray, sigma: float) -> Callable[..., None]:
-    """The model x ~ law, y ~ Normal(A x, sigma), to be run on ``y``."""
+def linear_model(prior: dist.Distribution, matrix: np.ndarray, sigma: float) -> Callable[..., None]:
+    """The model x ~ prior, y ~ Normal(A x, sigma), to be run on ``y``."""
     matrix, sigma = jnp.asarray(matrix, float), jnp.asarray(sigma, float)
 
     def model(y: Any = None) -> None:
-        x = numpyro.sample("x", law)
+        x = numpyro.sample("x", prior)
         numpyro.sample("y", dist.Normal(x @ matrix.T, sigma).to_event(1), obs=y)
 
     return model
@@ -269,7 +269,7 @@ def log_sum_exp(values: np.ndarray) -> np.ndarray:
     return (largest + np.log(np.exp(values - largest).sum(-1, keepdims=True)))[..., 0]
 
 
-def draw(law: dist.Distribution, seed: int, count: int) -> np.ndarray:
+def draw(prior: dist.Distribution, seed: int, count: int) -> np.ndarray:
     """Draws of a distribution as a float64 array, compiled."""
-    sample = jax.jit(lambda law, key: law.sample(key, (count,)))
-    return np.asarray(sample(law, jax.random.key(seed)), np.float64)
+    sample = jax.jit(lambda prior, key: prior.sample(key, (count,)))
+    return np.asarray(sample(prior, jax.random.key(seed)), np.float64)

@@ -165,7 +165,7 @@ def kernel_and_network(kind: str, row: Images, budget: Budget) -> tuple[nd.Gauss
 
 
 def train(kind: str, row: Images, budget: Budget, images: Any, seed: int, folder: Path) -> tuple[nd.Diffusion, float]:
-    """The trained law, and seconds of training that this process took."""
+    """The trained prior, and seconds of training that this process took."""
     kernel, network = kernel_and_network(kind, row, budget)
     event_shape = images.shape[1:]
 
@@ -255,7 +255,7 @@ def parzen(
     """Parzen windows on grey levels in [0, 1], as the literature has them; real images through the same code beside."""
     start = time.perf_counter()
     keys = jax.random.split(jax.random.key(seed + 2), max(1, budget.samples // 100))
-    draw = jax.jit(lambda law, key: law.sample(key, (100,)))
+    draw = jax.jit(lambda prior, key: prior.sample(key, (100,)))
     drawn = np.concatenate([np.asarray(draw(prior, key)) for key in keys])
     samples = np.clip(np.asarray(scaling.invert(drawn)) / 256, 0, 1)
     test, validation = (np.asarray(part, np.float32) / 256 for part in (test[: budget.held_out], train_images[:500]))

@@ -45,7 +45,7 @@ def train(
     seed: int,
     estimator: Any = nd.RandomStep(),  # noqa: B008 - frozen
 ) -> tuple[nd.Diffusion, float]:
-    """Fit one diffusion; the trained law and the seconds it took, compilation included."""
+    """Fit one diffusion; the trained prior and the seconds it took, compilation included."""
 
     def model(x: jax.Array, size: int) -> None:
         kernel = kernel_of()
@@ -181,7 +181,7 @@ def heartbeat(seed: int, svi_steps: int, diffusion_steps: int = 2000) -> list[di
     x = nd.datasets.heartbeat(jax.random.key(seed + 2), 5000)
     bound = nd.evaluation.bound(jax.random.key(seed + 3), prior, x, num_draws=1)
     iw, iw_seconds = tighter(prior, x[:200], seed + 5)
-    draws = np.asarray(jax.jit(lambda law, key: law.sample(key, (10_000,)))(prior, jax.random.key(seed + 4)))
+    draws = np.asarray(jax.jit(lambda prior, key: prior.sample(key, (10_000,)))(prior, jax.random.key(seed + 4)))
     beats = np.arange(20) % 5 == np.arange(5)[:, None]
     valid = float((draws[:, None] == beats).all(-1).any(-1).mean())
     settings = {"T": diffusion_steps, "svi_steps": svi_steps, "seed": seed}

@@ -8,7 +8,7 @@ distance between exact and exact draws; the ratio is taken for each problem and 
 is in the record). The second measure is the total variation of the weights of the modes.
 
 The denoiser is exact, the number of steps is not infinite: what is measured contains the difference between the T-step
-model's posterior and the data law's.
+model's posterior and the data distribution's.
 """
 
 import argparse

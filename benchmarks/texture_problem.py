@@ -92,7 +92,7 @@ def network(kernel: nd.GaussianKernel, **settings: Any) -> nd.networks.MultiScal
 
 
 def learn(strips: list[jax.Array], svi_steps: int, batch_size: int, seed: int, folder: Path | None) -> nd.Diffusion:
-    """The law of patches."""
+    """The distribution of patches."""
     key_patches, key_fit = jax.random.split(jax.random.key(seed))
     kernel = nd.GaussianKernel(nd.schedules.log_snr(NUM_STEPS, SIGMA_MIN, 100.0))
     convolutions = network(kernel)

@@ -250,15 +250,15 @@ def _prior_of(prior: Prior, name: str, shape: Shape) -> dist.Distribution:
     if isinstance(prior, Mapping):
         if name not in prior:
             raise KeyError(expected(f"a prior for {name!r}", sorted(prior), "Add it, or pass one prior for all."))
-        law = prior[name]
+        distribution = prior[name]
     elif isinstance(prior, dist.Distribution):
-        law = prior
+        distribution = prior
     else:
-        law = prior(name, shape)
-    if law.shape() != shape:
-        if law.shape() != ():
+        distribution = prior(name, shape)
+    if distribution.shape() != shape:
+        if distribution.shape() != ():
             raise ValueError(
-                expected(f"a prior of shape {shape} or () for {name!r}", law.shape(), "Use .expand(shape).")
+                expected(f"a prior of shape {shape} or () for {name!r}", distribution.shape(), "Use .expand(shape).")
             )
-        law = law.expand(shape)
-    return law.to_event(len(law.batch_shape))
+        distribution = distribution.expand(shape)
+    return distribution.to_event(len(distribution.batch_shape))

@@ -148,7 +148,7 @@ class Case:
 
     @property
     def is_chain(self) -> bool:
-        """Whether the class is one of the package's chains (and not a law of single numbers)."""
+        """Whether the class is one of the package's chains (and not a distribution of single numbers)."""
         return self.name.split()[0] in ("forward", "reverse", "tilted", "diffusion")
 
     def value(self, *leading: int, seed: int = 0) -> jax.Array:
@@ -349,7 +349,7 @@ CASES = [
         is_discrete=True,
         is_estimate=True,
     ),
-    # laws of single numbers
+    # distributions of single numbers
     Case("bernoulli-logits batch", lambda **k: BernoulliLogits(floats(3), **k), (3,), (), is_discrete=True),
 ]
 
@@ -406,15 +406,15 @@ def over(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def draw(law: Any, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-    """law.sample as a compiled function of the law."""
-    return law.sample(key, sample_shape)
+def draw(distribution: Any, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+    """distribution.sample as a compiled function of the distribution."""
+    return distribution.sample(key, sample_shape)
 
 
 @jax.jit
-def log_prob(law: Any, value: Any) -> jax.Array:
-    """law.log_prob as a compiled function of the law."""
-    return law.log_prob(value)
+def log_prob(distribution: Any, value: Any) -> jax.Array:
+    """distribution.log_prob as a compiled function of the distribution."""
+    return distribution.log_prob(value)
 
 
 def draws(case: Case) -> np.ndarray:

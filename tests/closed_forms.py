@@ -1,7 +1,7 @@
-"""Chains whose law of x^0 is known, in float64 and without any engine: what posteriors are compared with.
+"""Chains whose distribution of x^0 is known, in float64 and without any engine: what posteriors are compared with.
 
-All are laws of the T-step model itself: the networks are wrong on purpose, so that an engine that
-finds the data law instead is found out.
+All are distributions of the T-step model itself: the networks are wrong on purpose, so that an engine that
+finds the data distribution instead is found out.
 """
 
 import itertools
@@ -70,8 +70,8 @@ def density_on_grid(prior: nd.Diffusion, grid: np.ndarray) -> np.ndarray:
     points = jnp.asarray(grid[:, None], float)
     density = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
     for t in range(prior.kernel.num_steps, 0, -1):
-        law = prior.chain.conditional(points, t)
-        mean, scale = np.asarray(law.mean, float), np.sqrt(np.asarray(law.variance, float))
+        distribution = prior.chain.conditional(points, t)
+        mean, scale = np.asarray(distribution.mean, float), np.sqrt(np.asarray(distribution.variance, float))
         step = np.exp(-0.5 * ((grid - mean) / scale) ** 2) / (scale * np.sqrt(2 * np.pi))
         density = width * density @ step
     return density

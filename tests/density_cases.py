@@ -20,9 +20,9 @@ UNNAMED = r"Expected a named estimate of log p\(x\^0\) .*; got estimator=None.*R
 DATA = jnp.asarray([[1.2], [1.6]])
 
 
-def latent(law):
+def latent(distribution):
     def model():
-        x = numpyro.sample("x", law)
+        x = numpyro.sample("x", distribution)
         numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=1.0)
 
     return model

@@ -23,10 +23,10 @@ def bits_model(rate=0.3, num_steps=NUM_STEPS):
     return nd.Diffusion(kernel, nd.Transition(bits_network, jnp.asarray(0.8), (NUM_BITS,)))
 
 
-def enumerated_bits(law):
-    """Every vector of bits and its probability under a law of single bits."""
+def enumerated_bits(distribution):
+    """Every vector of bits and its probability under a distribution of single bits."""
     states = jnp.asarray(all_bits(NUM_BITS))
-    return states, np.exp(np.asarray(law.log_prob(states).sum(-1), float))
+    return states, np.exp(np.asarray(distribution.log_prob(states).sum(-1), float))
 
 
 def wavy_network(params, x_t, t, context):

@@ -58,8 +58,8 @@ def density_on_grid(transition, grid):
     """The exact density of a one-dimensional chain's x^0, by passing it down the steps on a grid."""
     density = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
     for t in range(T, 0, -1):
-        law = nd.ReverseChain(KERNEL, transition).reverse(jnp.asarray(grid, float)[:, None], t)
-        loc, scale = np.asarray(law.loc, float), np.asarray(law.scale, float)
+        distribution = nd.ReverseChain(KERNEL, transition).reverse(jnp.asarray(grid, float)[:, None], t)
+        loc, scale = np.asarray(distribution.loc, float), np.asarray(distribution.scale, float)
         steps = np.exp(-0.5 * ((grid - loc) / scale) ** 2) / (scale * np.sqrt(2 * np.pi))
         density = density @ steps * (grid[1] - grid[0])
     return density

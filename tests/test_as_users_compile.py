@@ -153,7 +153,7 @@ def test_a_trained_guide_with_its_weights(found):
 
 
 def test_fit_finds_the_best_affine_denoiser(found):
-    """The regression of x^0 on x^t, whatever the law of the rows: slope a s^2 / (a^2 s^2 + v), through both means."""
+    """The regression of x^0 on x^t, however the rows are distributed: slope a s^2 / (a^2 s^2 + v)."""
     data = rows()[:, 0].astype(float)
     alpha_bar = found["fit alpha_bar"][1:]
     signal = np.sqrt(alpha_bar)

@@ -44,7 +44,7 @@ def test_a_row_that_was_not_run_says_so():
 
 
 def test_a_row_is_trained_measured_and_resumed(tmp_path, monkeypatch, capsys):
-    """K is that of the trained law in bits per pixel, and a second run trains no more."""
+    """K is that of the trained distribution in bits per pixel, and a second run trains no more."""
     data = np.asarray(jax.random.normal(jax.random.key(0), (40, 4, 4, 3)))
     row = images.Images("noise", lambda seed: (3 + 2 * data[:30], 3 + 2 * data[30:]), 1.0, 2.0, SMALL)
     budget = images.Budget(3, 4, 5, held_out=10, samples=0)

@@ -218,10 +218,10 @@ def test_grid_agrees_with_the_closed_form_of_a_linear_likelihood():
 @pytest.mark.parametrize("name", grids.NAMES)
 def test_nonlinear_posteriors_lie_inside_their_grid(name):
     for seed in range(2):
-        law = grids.grid_problem(seed, name).posterior
-        edge = abs(law.centres).max(-1) > grids.HALF_SIDE - 1
-        assert np.isfinite(law.log_evidence)
-        assert np.exp(law.log_mass[edge] - law.log_evidence).sum() < 1e-6
+        distribution = grids.grid_problem(seed, name).posterior
+        edge = abs(distribution.centres).max(-1) > grids.HALF_SIDE - 1
+        assert np.isfinite(distribution.log_evidence)
+        assert np.exp(distribution.log_mass[edge] - distribution.log_evidence).sum() < 1e-6
 
 
 def test_gaussian_chain_has_the_moments_of_its_draws():
@@ -230,8 +230,8 @@ def test_gaussian_chain_has_the_moments_of_its_draws():
     kernel = nd.GaussianKernel(schedule, parameterization="x0", variance="denoiser")
     loc = np.array([1.0, -3.0])
     mean, variance = gaussian_chain.chain_moments(schedule, loc, 0.7)
-    law = nd.Diffusion(kernel, nd.analytic.gaussian_mixture(kernel, loc[None], 0.7, np.ones(1)))
-    x = problems.draw(law, 0, 100_000)
+    distribution = nd.Diffusion(kernel, nd.analytic.gaussian_mixture(kernel, loc[None], 0.7, np.ones(1)))
+    x = problems.draw(distribution, 0, 100_000)
     assert (abs(x.mean(0) - mean) < 5 * math.sqrt(variance / len(x))).all()
     assert (abs(x.var(0) - variance) < 5 * variance * math.sqrt(2 / len(x))).all()
     assert abs(mean - loc).max() > 0.2

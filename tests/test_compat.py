@@ -45,10 +45,10 @@ def asked():
     Nosy.asked.clear()
 
 
-def wrapped(law=None):
+def wrapped(distribution=None):
     """In as many wrappers as are on the way to an asker elsewhere."""
-    law = Nosy() if law is None else law
-    shifted = dist.TransformedDistribution(law.expand((2,)), dist.transforms.AffineTransform(1.0, 2.0))
+    distribution = Nosy() if distribution is None else distribution
+    shifted = dist.TransformedDistribution(distribution.expand((2,)), dist.transforms.AffineTransform(1.0, 2.0))
     return dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [shifted.to_event(1)] * 2).mask(jnp.ones((), bool))
 
 
@@ -289,7 +289,7 @@ def test_scan_promotes_the_batch_shape_of_stacked_leaves():
     class Stacked(dist.Normal):
         pass
 
-    names.promote_batch_shape.register(Stacked, lambda law: "ours")
+    names.promote_batch_shape.register(Stacked, lambda distribution: "ours")
     assert names.promote_batch_shape(Stacked()) == "ours"
 
 

@@ -79,10 +79,10 @@ def test_conditional_network_gets_its_context_and_gradients_reach_it():
     context = jnp.ones((5, 3))
 
     def loss(context):
-        law = nd.Diffusion(
+        distribution = nd.Diffusion(
             ONE_OUTPUT, transition, context=context, estimator=nd.RandomStep(), rng_key=jax.random.key(0)
         )
-        return law.log_prob(jnp.zeros((5, 2))).sum()
+        return distribution.log_prob(jnp.zeros((5, 2))).sum()
 
     gradient = jax.grad(loss)(context)
     assert gradient.shape == (5, 3)

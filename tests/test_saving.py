@@ -376,7 +376,7 @@ def test_a_transformed_prior_comes_back(name, path):
     assert repr(loaded.support) == repr(prior.support)
     x = draw(prior, KEY, (2,))
     assert np.array_equal(draw(loaded, KEY, (2,)), x)
-    one, other = (wrapped_diffusion(law) for law in (loaded, prior))
+    one, other = (wrapped_diffusion(distribution) for distribution in (loaded, prior))
     assert np.array_equal(one.state(x), other.state(x))
 
 

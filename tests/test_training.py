@@ -114,9 +114,9 @@ def test_rows_may_be_a_pytree():
             numpyro.sample("x", nd.Diffusion(KERNEL, transition, context=batch["c"]), obs=batch["x"])
 
     fitted = nd.fit(paired, {"x": DATA, "c": 2 * DATA}, rng_key=jax.random.key(0), **SETTINGS)
-    laws = fitted.distribution("x", context=jnp.zeros((3, 1)))
-    assert (laws.batch_shape, laws.event_shape) == ((3,), (1,))
-    assert jax.eval_shape(lambda key: laws.sample(key, (2,)), jax.random.key(1)).shape == (2, 3, 1)
+    distributions = fitted.distribution("x", context=jnp.zeros((3, 1)))
+    assert (distributions.batch_shape, distributions.event_shape) == ((3,), (1,))
+    assert jax.eval_shape(lambda key: distributions.sample(key, (2,)), jax.random.key(1)).shape == (2, 3, 1)
     with pytest.raises(ValueError, match=r"a context of trailing shape \(1,\); got None"):
         fitted.distribution("x")
 

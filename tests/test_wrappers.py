@@ -28,7 +28,7 @@ HOLDERS = [
 def test_a_diffusion_is_found_inside_of_every_wrapper(make):
     found = find_diffusions(make())
     assert found
-    assert all(isinstance(law, Diffusion) for law in found)
+    assert all(isinstance(distribution, Diffusion) for distribution in found)
 
 
 @pytest.mark.parametrize(("cls", "field"), HOLDERS, ids=[f"{cls.__name__}.{field}" for cls, field in HOLDERS])
@@ -85,40 +85,40 @@ def test_two_diffusions_are_both_found_and_one_twice_once():
 
 @pytest.mark.parametrize("make", SHAPES.values(), ids=SHAPES)
 def test_expand_and_to_event_are_seen_through_with_their_shape(make):
-    law, batch_shape = unwrap(make())
-    assert isinstance(law, Diffusion)
-    assert batch_shape + law.event_shape == make().shape()
+    distribution, batch_shape = unwrap(make())
+    assert isinstance(distribution, Diffusion)
+    assert batch_shape + distribution.event_shape == make().shape()
 
 
 @pytest.mark.parametrize("name", [*OTHERS, *WITHOUT_INVERSE])
 def test_what_changes_the_distribution_is_not_seen_through(name):
-    law = {**OTHERS, **WITHOUT_INVERSE}[name]()
-    assert not isinstance(unwrap(law)[0], Diffusion)
-    assert wrapped_diffusion(law) is None
-    assert obstacle(law) in name
+    distribution = {**OTHERS, **WITHOUT_INVERSE}[name]()
+    assert not isinstance(unwrap(distribution)[0], Diffusion)
+    assert wrapped_diffusion(distribution) is None
+    assert obstacle(distribution) in name
 
 
 @pytest.mark.parametrize("make", [*SHAPES.values(), *TRANSFORMED.values()], ids=[*SHAPES, *TRANSFORMED])
 def test_what_is_seen_through_is_a_function_of_the_state(make):
     """The state has the shape of a draw of the chain; its value has the site's, and leads back to it."""
-    law = make()
-    wrapped = wrapped_diffusion(law)
+    distribution = make()
+    wrapped = wrapped_diffusion(distribution)
     states = jax.random.normal(jax.random.key(0), wrapped.state_shape)
     assert wrapped.chain.sample(jax.random.key(1)).shape[: len(wrapped.batch_shape)] == wrapped.batch_shape
     value = wrapped.value(states)
-    assert value.shape == law.shape()
+    assert value.shape == distribution.shape()
     np.testing.assert_allclose(wrapped.state(value), states, atol=1e-4)
 
 
 def test_transforms_act_from_the_inside_out_through_every_wrapper():
     inner = dist.TransformedDistribution(PRIOR, AffineTransform(1.0, 2.0)).expand((3,)).to_event(1)
-    law = dist.TransformedDistribution(inner, ExpTransform())
-    wrapped = wrapped_diffusion(law)
+    distribution = dist.TransformedDistribution(inner, ExpTransform())
+    wrapped = wrapped_diffusion(distribution)
     assert wrapped.state_shape == (3, 1)
     np.testing.assert_allclose(wrapped.value(jnp.ones((3, 1))), np.exp(3.0) * np.ones((3, 1)), rtol=1e-6)
 
 
 def test_the_state_of_a_simplex_has_one_number_less():
-    law = dist.TransformedDistribution(NUMBER.expand((4, 2)).to_event(1), StickBreakingTransform())
-    wrapped = wrapped_diffusion(law)
-    assert (law.shape(), wrapped.state_shape, wrapped.batch_shape) == ((4, 3), (4, 2), (4, 2))
+    distribution = dist.TransformedDistribution(NUMBER.expand((4, 2)).to_event(1), StickBreakingTransform())
+    wrapped = wrapped_diffusion(distribution)
+    assert (distribution.shape(), wrapped.state_shape, wrapped.batch_shape) == ((4, 3), (4, 2), (4, 2))

@@ -76,7 +76,7 @@ def log_weight(chain, path, log_r=None):
 
 @jax.jit
 def step_law(chain, x_t, t):
-    """The law of x^{t-1} given x^t, for each coordinate."""
+    """The distribution of x^{t-1} given x^t, for each coordinate."""
     return chain.conditional(x_t, t).base_dist
 
 

@@ -79,13 +79,13 @@ def states_of(model: Model, x: ArrayLike) -> Points:
     if wrapped is None or not wrapped.transforms:
         states = points_of(model, x)
         return Points(model, states, np.zeros(len(states)), size)
-    law: Any = model
-    check_trailing_shape("x", x, law.event_shape, "Pass data of shape (n, event...).")
-    if wrapped.batch_shape != law.batch_shape:
+    transformed: Any = model
+    check_trailing_shape("x", x, transformed.event_shape, "Pass data of shape (n, event...).")
+    if wrapped.batch_shape != transformed.batch_shape:
         raise ValueError(
             expected(
                 "a transformed diffusion of which a data point is one state",
-                f"states of batch_shape {wrapped.batch_shape} in a model of batch_shape {law.batch_shape}",
+                f"states of batch_shape {wrapped.batch_shape} in a model of batch_shape {transformed.batch_shape}",
                 "Score each of them by itself: drop to_event.",
             )
         )
@@ -108,7 +108,7 @@ def states_of(model: Model, x: ArrayLike) -> Points:
                 "Check the data's units, and move values off the edges of the support.",
             )
         )
-    log_det = -np.asarray(wrapped.log_abs_det(jnp.asarray(states), law.event_dim), np.float64)
+    log_det = -np.asarray(wrapped.log_abs_det(jnp.asarray(states), transformed.event_dim), np.float64)
     base: Any = wrapped.diffusion.expand(wrapped.batch_shape)
     return Points(base, points_of(base, states), np.broadcast_to(log_det, len(states)), size)
 

@@ -73,8 +73,8 @@ def observe_entries(name: str, x: ArrayLike, values: Any, scale: ArrayLike, *, e
     _check_values(name, values, scale)
     values = jnp.broadcast_to(jnp.asarray(values, x.dtype), x.shape)
     seen = ~jnp.isnan(values)
-    law = dist.Normal(x, jnp.where(seen, jnp.asarray(scale, x.dtype), 1)).mask(seen).to_event(event_dim)
-    return jnp.asarray(numpyro.sample(name, law, obs=values))
+    likelihood = dist.Normal(x, jnp.where(seen, jnp.asarray(scale, x.dtype), 1)).mask(seen).to_event(event_dim)
+    return jnp.asarray(numpyro.sample(name, likelihood, obs=values))
 
 
 def _numbers(name: str, values: Any) -> ArrayLike:

@@ -162,8 +162,8 @@ class AutoDiffusionGuide(AutoNormal):
 
         def draw_path(name: str, fn: dist.Distribution, value: Array | None) -> tuple[None, Array]:
             wrapped: Any = wrapped_diffusion(fn)
-            law = self._noise_law(name, wrapped.chain)
-            values[f"{name}_noise"] = numpyro.sample(f"{name}_noise", law)
+            noises = self._noise_distribution(name, wrapped.chain)
+            values[f"{name}_noise"] = numpyro.sample(f"{name}_noise", noises)
             return None, wrapped.value(wrapped.chain.from_noise(values[f"{name}_noise"]))
 
         def is_hidden(message: dict[str, Any]) -> bool:
@@ -273,7 +273,7 @@ class AutoDiffusionGuide(AutoNormal):
     def _parameter_names(self, name: str) -> dict[str, str]:
         return {kind: f"{name}_{self.prefix}_{kind}" for kind in StepCorrection._fields}
 
-    def _noise_law(self, name: str, chain: ReverseChain) -> dist.Distribution:
+    def _noise_distribution(self, name: str, chain: ReverseChain) -> dist.Distribution:
         """The guide's distribution of a site's noises, of the shape that DiffusionReparam gives them."""
         path = self._paths[name]
         values = {}
@@ -282,8 +282,8 @@ class AutoDiffusionGuide(AutoNormal):
             values[kind] = numpyro.param(
                 full_name, path.initial(kind), constraint=constraint, event_dim=path.noise_event_dim
             )
-        law = GuidedNoise(chain, *path.split(values), path_gradient=self._path_gradient)
-        return law.to_event(path.noise_event_dim - len(law.event_shape))
+        noises = GuidedNoise(chain, *path.split(values), path_gradient=self._path_gradient)
+        return noises.to_event(path.noise_event_dim - len(noises.event_shape))
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the sites outside of any transformation, if no one has."""

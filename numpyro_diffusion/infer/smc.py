@@ -277,7 +277,7 @@ class _Proposed:
     def look(self, target: Target, constants: PyTree, x: States, step: Array) -> tuple[Array, TiltedStep]:
         log_psi, move = self.twist.look(target, constants, x, step)
         if not isinstance(move, TiltedStep):
-            move = TiltedStep(move.laws, {})
+            move = TiltedStep(move.steps, {})
         tilted = dict(move.tilted)
         for name, guidance in self.proposal.items():
             guided = guide_step(guidance, target.chains[name], x[name], target.level(name, step)).step
@@ -290,4 +290,4 @@ class _Proposed:
                     )
                 )
             tilted[name] = as_rows(guided, x[name].shape)
-        return log_psi, TiltedStep(move.laws, tilted)
+        return log_psi, TiltedStep(move.steps, tilted)

@@ -60,11 +60,11 @@ class _Substitute(Messenger):
 
     def process_message(self, msg: dict) -> None:
         if msg["type"] == "sample" and msg["name"] in self.given.paths:
-            path, law = self.given.paths[msg["name"]], msg["fn"]
-            wrapped: Any = wrapped_diffusion(law)
+            path, fn = self.given.paths[msg["name"]], msg["fn"]
+            wrapped: Any = wrapped_diffusion(fn)
             chain = wrapped.chain if self.given.matter else None
             msg["value"] = wrapped.value(path[0])
-            msg["fn"] = _GivenPath(chain, path, msg["value"], law.batch_shape, law.event_shape)
+            msg["fn"] = _GivenPath(chain, path, msg["value"], fn.batch_shape, fn.event_shape)
             msg["is_observed"] = True
 
 

@@ -110,8 +110,8 @@ class _CancelStandardNormals(Messenger):
     def process_message(self, msg: Values) -> None:
         # A scaled site is a power of its density: no longer N(0, 1).
         if msg["type"] == "sample" and not msg["is_observed"] and msg["scale"] is None:
-            law, _ = unwrap(msg["fn"])
-            if type(law) is dist.Normal and _is_number(law.loc, 0) and _is_number(law.scale, 1):
+            fn, _ = unwrap(msg["fn"])
+            if type(fn) is dist.Normal and _is_number(fn.loc, 0) and _is_number(fn.scale, 1):
                 self.cancelled.add(msg["name"])
                 msg["fn"] = msg["fn"].mask(False)
 

@@ -181,27 +181,27 @@ def site_log_prob(site: dict) -> Array:
     Raises:
         ValueError: if the value does not fit the distribution's shape.
     """
-    value, law = site["value"], site["fn"]
-    if not _fits(jnp.shape(value), law):
+    value, fn = site["value"], site["fn"]
+    if not _fits(jnp.shape(value), fn):
         raise ValueError(
             expected(
-                f"a value of shape {law.shape()} at site {site['name']!r}",
+                f"a value of shape {fn.shape()} at site {site['name']!r}",
                 f"shape {jnp.shape(value)}",
                 "Check the observation against the distribution that the model gives it.",
             )
         )
     intermediates = site["intermediates"]
-    log_prob = law.log_prob(value, intermediates) if intermediates else law.log_prob(value)
+    log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     return log_prob if site["scale"] is None else site["scale"] * log_prob
 
 
-def _fits(shape: Shape, law: dist.Distribution) -> bool:
+def _fits(shape: Shape, fn: dist.Distribution) -> bool:
     """Whether a value has the distribution's event shape, and one of the two batch shapes broadcasts to the other."""
-    split = len(shape) - law.event_dim
-    if split < 0 or shape[split:] != law.event_shape:
+    split = len(shape) - fn.event_dim
+    if split < 0 or shape[split:] != fn.event_shape:
         return False
     try:
-        return jnp.broadcast_shapes(shape[:split], law.batch_shape) in (shape[:split], law.batch_shape)
+        return jnp.broadcast_shapes(shape[:split], fn.batch_shape) in (shape[:split], fn.batch_shape)
     except ValueError:
         return False
 

@@ -23,11 +23,11 @@ class Step(Protocol):
     """How particles move down one level.
 
     Attributes:
-        laws: p, by site.
+        steps: p, by site.
     """
 
     @property
-    def laws(self) -> dict[str, Any]: ...
+    def steps(self) -> dict[str, Any]: ...
 
     def sample(self, key: jax.Array) -> States:
         """Next states."""
@@ -36,33 +36,33 @@ class Step(Protocol):
         """Log p(x^{t-1} | x^t) - log q(x^{t-1} | x^t), shape (N, E...)."""
 
 
-@register_pytree(data=("laws", "tilted"), static=())
+@register_pytree(data=("steps", "tilted"), static=())
 class TiltedStep:
     """Independent coordinates: q is another distribution of the same kind.
 
     Args:
-        laws: p, by site.
+        steps: p, by site.
         tilted: q, by site; a site that is missing moves by p.
     """
 
-    laws: dict[str, Any]
+    steps: dict[str, Any]
     tilted: dict[str, Any]
 
-    def __init__(self, laws: dict[str, Any], tilted: dict[str, Any]) -> None:
-        self.laws = laws
+    def __init__(self, steps: dict[str, Any], tilted: dict[str, Any]) -> None:
+        self.steps = steps
         self.tilted = tilted
 
     def sample(self, key: jax.Array) -> States:
-        keys = jax.random.split(key, len(self.laws))
+        keys = jax.random.split(key, len(self.steps))
         return {
-            name: self.tilted.get(name, law).sample(key)
-            for (name, law), key in zip(sorted(self.laws.items()), keys, strict=True)
+            name: self.tilted.get(name, step).sample(key)
+            for (name, step), key in zip(sorted(self.steps.items()), keys, strict=True)
         }
 
     def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
         total: Array = jnp.zeros(())
         for name, tilted in self.tilted.items():
-            difference = log_ratio(self.laws[name], tilted, x_previous[name])
+            difference = log_ratio(self.steps[name], tilted, x_previous[name])
             total = total + jnp.where(target.moves(name, step), target.by_element(difference), 0.0)
         return total
 
@@ -84,13 +84,13 @@ class MixedStep:
         self.trust = trust
 
     @property
-    def laws(self) -> dict[str, Any]:
-        return self.inner.laws
+    def steps(self) -> dict[str, Any]:
+        return self.inner.steps
 
     def sample(self, key: jax.Array) -> States:
         key_choice, key_inner, key_plain = jax.random.split(key, 3)
         trusted = jax.random.uniform(key_choice, self.trust.shape) < self.trust
-        moved, plain = self.inner.sample(key_inner), TiltedStep(self.laws, {}).sample(key_plain)
+        moved, plain = self.inner.sample(key_inner), TiltedStep(self.steps, {}).sample(key_plain)
         return {n: jnp.where(expand_right(trusted, x.ndim - trusted.ndim), x, plain[n]) for n, x in moved.items()}
 
     def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
@@ -98,7 +98,7 @@ class MixedStep:
         return -jnp.logaddexp(jnp.log1p(-self.trust), jnp.log(self.trust) - inner)
 
 
-@register_pytree(data=("laws", "slope", "residual", "remaining"), static=("sizes",))
+@register_pytree(data=("steps", "slope", "residual", "remaining"), static=("sizes",))
 class ConditionedStep:
     r"""Gaussian coordinates conditioned on m numbers that are taken to be linear in them.
 
@@ -108,38 +108,38 @@ class ConditionedStep:
         log p/q = log N(residual; 0, remaining + slope s^2 slope^T) - log N(residual - slope (x - mean); 0, remaining)
 
     Args:
-        laws: p, Normal by site.
+        steps: p, Normal by site.
         slope: (N, E..., m, D), D the coordinates of all sites of one element.
         residual: (N, E..., m).
         remaining: (N, E..., m, m), positive definite.
         sizes: D of each site, in sorted order of names.
     """
 
-    laws: dict[str, Any]
+    steps: dict[str, Any]
     slope: Array
     residual: Array
     remaining: Array
     sizes: tuple[int, ...]
 
     def __init__(
-        self, laws: dict[str, Any], slope: Array, residual: Array, remaining: Array, sizes: tuple[int, ...]
+        self, steps: dict[str, Any], slope: Array, residual: Array, remaining: Array, sizes: tuple[int, ...]
     ) -> None:
-        self.laws, self.slope, self.residual, self.remaining, self.sizes = laws, slope, residual, remaining, sizes
+        self.steps, self.slope, self.residual, self.remaining, self.sizes = steps, slope, residual, remaining, sizes
 
     def sample(self, key: jax.Array) -> States:
         key_x, key_y = jax.random.split(key)
-        scale = self._flat({name: law.scale for name, law in self.laws.items()})
+        scale = self._flat({name: step.scale for name, step in self.steps.items()})
         deviation = scale * jax.random.normal(key_x, scale.shape, scale.dtype)
         noise = jax.random.normal(key_y, self.residual.shape, scale.dtype)
         seen = _apply(self.slope, deviation) + _apply(cholesky(self.remaining), noise)
         gain = jnp.einsum("...md,...d->...md", self.slope, scale**2)
         correction = solve(self._total(scale), self.residual - seen)
         deviation = deviation + jnp.einsum("...md,...m->...d", gain, correction)
-        return {name: self.laws[name].loc + part for name, part in self._parts(deviation).items()}
+        return {name: self.steps[name].loc + part for name, part in self._parts(deviation).items()}
 
     def log_ratio(self, target: Target, x_previous: States, step: Array) -> Array:
-        scale = self._flat({name: law.scale for name, law in self.laws.items()})
-        deviation = self._flat({name: x_previous[name] - law.loc for name, law in self.laws.items()})
+        scale = self._flat({name: step.scale for name, step in self.steps.items()})
+        deviation = self._flat({name: x_previous[name] - step.loc for name, step in self.steps.items()})
         left = self.residual - _apply(self.slope, deviation)
         return normal_log_density(self.residual, self._total(scale)) - normal_log_density(left, self.remaining)
 
@@ -153,8 +153,8 @@ class ConditionedStep:
 
     def _parts(self, flat: Array) -> States:
         parts, start = {}, 0
-        for (name, law), size in zip(sorted(self.laws.items()), self.sizes, strict=True):
-            parts[name] = flat[..., start : start + size].reshape(jnp.shape(law.loc))
+        for (name, step), size in zip(sorted(self.steps.items()), self.sizes, strict=True):
+            parts[name] = flat[..., start : start + size].reshape(jnp.shape(step.loc))
             start += size
         return parts
 

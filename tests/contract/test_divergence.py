@@ -71,7 +71,7 @@ def test_it_passes_numpyro_s_wrappers():
 
     @jax.jit
     def all_pairs(forward, reverse):
-        wide = lambda law: dist.ExpandedDistribution(law, (4, 3))
+        wide = lambda distribution: dist.ExpandedDistribution(distribution, (4, 3))
         return {
             "plain": kl_divergence(forward, reverse),
             "expanded forward": kl_divergence(wide(forward), reverse),

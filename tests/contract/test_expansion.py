@@ -12,11 +12,11 @@ FEW_BATCHED = [case for case in FEW if case.batch_shape]
 
 
 @jax.jit
-def scores_of_wrapped(law, value, mask):
+def scores_of_wrapped(distribution, value, mask):
     return {
-        "expanded and joined": law.expand((2, *law.batch_shape)).to_event(1).log_prob(value),
-        "masked": law.mask(mask).log_prob(value),
-        "all masked": law.mask(False).log_prob(value),
+        "expanded and joined": distribution.expand((2, *distribution.batch_shape)).to_event(1).log_prob(value),
+        "masked": distribution.mask(mask).log_prob(value),
+        "all masked": distribution.mask(False).log_prob(value),
     }
 
 
@@ -32,9 +32,9 @@ def test_expanding_joining_and_masking_score_as_the_law_itself(case):
 
 
 @jax.jit
-def scores_of_expanded(law, value):
-    shape = (2, *law.batch_shape)
-    return law.expand(shape).log_prob(value), dist.ExpandedDistribution(law, shape).log_prob(value)
+def scores_of_expanded(distribution, value):
+    shape = (2, *distribution.batch_shape)
+    return distribution.expand(shape).log_prob(value), dist.ExpandedDistribution(distribution, shape).log_prob(value)
 
 
 @over([case for case in FEW if not case.is_estimate])
@@ -58,15 +58,15 @@ def test_expanded_dimensions_are_drawn_anew(case):
 
 @over(STRUCTURES)
 def test_expanding_keeps_class_and_event(case):
-    law = case.make()
-    wide = law.expand((4, *case.batch_shape))
-    assert wide.shape() == (4, *law.shape())
-    assert wide.event_shape == law.event_shape
-    assert law.shape() == case.batch_shape + case.event_shape, "expand changed the law itself"
-    assert wide.expand((5, 4, *case.batch_shape)).shape() == (5, 4, *law.shape())
-    assert law.expand_by((4,)).shape() == wide.shape()
-    assert law.expand(law.batch_shape) is law
-    assert type(wide) is type(law) or not case.is_chain
+    distribution = case.make()
+    wide = distribution.expand((4, *case.batch_shape))
+    assert wide.shape() == (4, *distribution.shape())
+    assert wide.event_shape == distribution.event_shape
+    assert distribution.shape() == case.batch_shape + case.event_shape, "expand changed the distribution itself"
+    assert wide.expand((5, 4, *case.batch_shape)).shape() == (5, 4, *distribution.shape())
+    assert distribution.expand_by((4,)).shape() == wide.shape()
+    assert distribution.expand(distribution.batch_shape) is distribution
+    assert type(wide) is type(distribution) or not case.is_chain
     assert jax.eval_shape(wide.log_prob, case.value()).shape == (4, *case.batch_shape)
     assert jax.eval_shape(wide.log_prob, case.value(2, 1)).shape == (2, 4, *case.batch_shape)
 
@@ -101,27 +101,27 @@ def test_a_refused_expansion_is_told_in_numpyro_s_words(case):
 
 @over(STRUCTURES)
 def test_to_event_moves_batch_dimensions_to_the_event(case):
-    law = case.make().expand((4, *case.batch_shape))
-    joined = law.to_event(1)
-    assert joined.shape() == law.shape()
-    assert joined.batch_shape == law.batch_shape[:-1]
-    assert joined.event_shape == (law.batch_shape[-1], *case.event_shape)
+    distribution = case.make().expand((4, *case.batch_shape))
+    joined = distribution.to_event(1)
+    assert joined.shape() == distribution.shape()
+    assert joined.batch_shape == distribution.batch_shape[:-1]
+    assert joined.event_shape == (distribution.batch_shape[-1], *case.event_shape)
     assert joined.support.event_dim == 1 + len(case.event_shape)
     assert joined.support.is_discrete == case.is_discrete
-    assert joined.has_rsample == law.has_rsample
-    assert law.to_event(0) is law
-    assert law.to_event().batch_shape == ()
+    assert joined.has_rsample == distribution.has_rsample
+    assert distribution.to_event(0) is distribution
+    assert distribution.to_event().batch_shape == ()
     with pytest.raises(ValueError, match="reinterpreted_batch_ndims"):
-        law.to_event(3)
+        distribution.to_event(3)
 
 
 @over(CLASSES)
 def test_wrapping_does_not_change_the_draws(case):
-    law = case.make()
+    distribution = case.make()
 
     @jax.jit
-    def all_wrapped(law, key):
-        return law.to_event(1).sample(key, (16,)), law.mask(jnp.zeros(3, bool)).sample(key, (16,))
+    def all_wrapped(distribution, key):
+        return distribution.to_event(1).sample(key, (16,)), distribution.mask(jnp.zeros(3, bool)).sample(key, (16,))
 
-    for drawn in all_wrapped(law, jax.random.key(1)):
+    for drawn in all_wrapped(distribution, jax.random.key(1)):
         np.testing.assert_array_equal(drawn, draws(case))

@@ -9,9 +9,9 @@ from catalogue import CASES, FEW, NUM_STEPS, affine, floats, gaussian, over, pul
 from numpyro_diffusion import ForwardChain, GaussianKernel, ReverseChain, Transition, schedules
 
 
-def split(law):
-    """The floating-point leaves of a law, and how to put others in their place."""
-    leaves, structure = jax.tree.flatten(law)
+def split(distribution):
+    """The floating-point leaves of a distribution, and how to put others in their place."""
+    leaves, structure = jax.tree.flatten(distribution)
     is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
     numbers = [jnp.asarray(leaf, float) for leaf, real in zip(leaves, is_float, strict=True) if real]
 
@@ -26,8 +26,8 @@ def split(law):
 
 @over(CASES)
 def test_gradients_of_log_prob_are_finite_and_not_all_zero(case):
-    law, value = case.make(), case.value()
-    numbers, join = split(law)
+    distribution, value = case.make(), case.value()
+    numbers, join = split(distribution)
 
     @jax.jit
     def gradients(numbers, value):
@@ -91,7 +91,7 @@ def test_draws_of_bits_carry_no_gradient(case):
     assert tangent.dtype == jax.dtypes.float0
 
 
-# a law as a function of one argument, the argument, a value of the law
+# a distribution as a function of one argument, the argument, a value of the distribution
 ARGUMENTS = {
     "context": (
         lambda context: ReverseChain(gaussian(), affine((2,), 2, (2,)), context=context),

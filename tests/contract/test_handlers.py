@@ -12,7 +12,7 @@ from numpyro.infer.util import log_density
 
 from numpyro_diffusion import AllSteps, Diffusion, ReverseChain, haiku_module, networks
 
-# One unbatched chain, one batched marginal, one of bits: a handler sees only a site, whatever its law.
+# One unbatched chain, one batched marginal, one of bits: a handler sees only a site, whatever its distribution.
 SITES = [case for case in FEW if "haiku" in case.name or "all-steps" in case.name or "stop" in case.name]
 
 
@@ -25,10 +25,10 @@ def test_a_seeded_site_draws_the_law_with_the_handler_s_key(case):
     seen = []
 
     @jax.jit
-    def both(law, key):  # the law from outside the model, where it takes no key for itself
-        site = handlers.trace(handlers.seed(lambda: numpyro.sample("x", law), key)).get_trace()["x"]
+    def both(distribution, key):  # the distribution from outside the model, where it takes no key for itself
+        site = handlers.trace(handlers.seed(lambda: numpyro.sample("x", distribution), key)).get_trace()["x"]
         seen.append((site["fn"].batch_shape, site["is_observed"]))
-        return site["value"], law.sample(jax.random.split(key)[1])  # the key that is handed to the first site
+        return site["value"], distribution.sample(jax.random.split(key)[1])  # the key that is handed to the first site
 
     close(*both(case.make(), jax.random.key(3)))
     assert seen == [(case.batch_shape, False)]
@@ -111,21 +111,21 @@ def test_a_plate_of_the_batch_s_own_size_changes_nothing(case):
 def test_a_subsampled_plate_scales_the_density():
     contexts, data = floats(6, 2), floats(6, NUM_STEPS + 1, 2, seed=1)
 
-    def law(context):
+    def distribution(context):
         return ReverseChain(gaussian(), affine((2,), 2, (2,)), context=context)
 
     def model():
         with numpyro.plate("member", 6, subsample_size=3):
             context = numpyro.subsample(contexts, event_dim=1)
             batch = numpyro.subsample(data, event_dim=2)
-            numpyro.sample("x", law(context), obs=batch)
+            numpyro.sample("x", distribution(context), obs=batch)
 
     @jax.jit
     def density(key):
         total, trace = log_density(handlers.seed(model, key), (), {}, {})
         return total, trace["member"]["value"]
 
-    each = jax.jit(lambda: law(contexts).log_prob(data))()
+    each = jax.jit(lambda: distribution(contexts).log_prob(data))()
     total, members = density(jax.random.key(0))
     assert np.unique(members).size == 3
     close(total, 2 * each[members].sum())
@@ -167,8 +167,8 @@ def test_predictive_draws_from_the_prior_with_given_parameters():
 def test_predictive_passes_posterior_draws_into_the_law():
     def model():
         context = numpyro.sample("context", numpyro.distributions.Normal(jnp.zeros(2), 1).to_event(1))
-        law = estimated(gaussian(), affine((2,), 2, (2,)), AllSteps(), context=context)
-        numpyro.sample("x", law)
+        distribution = estimated(gaussian(), affine((2,), 2, (2,)), AllSteps(), context=context)
+        numpyro.sample("x", distribution)
 
     contexts = 5.0 * floats(4, 2)
     drawn = Predictive(model, posterior_samples={"context": contexts})(jax.random.key(0))

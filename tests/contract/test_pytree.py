@@ -41,31 +41,31 @@ from numpyro_diffusion import (
 )
 
 
-def check_same(case, law):
-    """The law draws and scores as the case's, to the last bit."""
-    np.testing.assert_array_equal(draw(law, jax.random.key(1), (16,)), draws(case))
-    np.testing.assert_array_equal(log_prob(law, case.value(2)), scores(case))
+def check_same(case, distribution):
+    """The distribution draws and scores as the case's, to the last bit."""
+    np.testing.assert_array_equal(draw(distribution, jax.random.key(1), (16,)), draws(case))
+    np.testing.assert_array_equal(log_prob(distribution, case.value(2)), scores(case))
 
 
 @over(STRUCTURES)
 def test_flattening_and_rebuilding_keeps_everything(case):
-    law = case.make()
-    leaves, structure = jax.tree.flatten(law)
+    distribution = case.make()
+    leaves, structure = jax.tree.flatten(distribution)
     rebuilt = jax.tree.unflatten(structure, leaves)
-    assert type(rebuilt) is type(law)
+    assert type(rebuilt) is type(distribution)
     assert (rebuilt.batch_shape, rebuilt.event_shape) == (case.batch_shape, case.event_shape)
     assert jax.tree.structure(rebuilt) == structure
     assert all(one is other for one, other in zip(jax.tree.leaves(rebuilt), leaves, strict=True))
-    assert {name for name, value in vars(law).items() if value is not None} <= set(vars(rebuilt))
+    assert {name for name, value in vars(distribution).items() if value is not None} <= set(vars(rebuilt))
     check_same(case, rebuilt)
 
 
 @over(STRUCTURES)
 def test_rebuilding_asks_nothing_of_the_leaves(case):
-    law = case.make()
-    leaves, structure = jax.tree.flatten(law)
+    distribution = case.make()
+    leaves, structure = jax.tree.flatten(distribution)
     for placeholder in (object(), None, 0, jnp.zeros((7, 7))):
-        assert jax.tree.unflatten(structure, [placeholder] * len(leaves)).shape() == law.shape()
+        assert jax.tree.unflatten(structure, [placeholder] * len(leaves)).shape() == distribution.shape()
 
 
 @over(STRUCTURES)
@@ -77,8 +77,8 @@ def test_two_laws_built_alike_have_one_structure(case):
 @over(STRUCTURES)
 def test_explicit_validation_survives_rebuilding(case):
     for validate_args in (True, False):
-        law = jax.tree.map(lambda leaf: leaf, case.make(validate_args=validate_args))
-        assert law._validate_args is validate_args
+        distribution = jax.tree.map(lambda leaf: leaf, case.make(validate_args=validate_args))
+        assert distribution._validate_args is validate_args
 
 
 @over(STRUCTURES)
@@ -86,9 +86,9 @@ def test_a_law_built_anew_compiles_once(case):
     traces = []
 
     @jax.jit
-    def size(law):
-        traces.append(law)
-        return jnp.zeros(law.shape()).sum()
+    def size(distribution):
+        traces.append(distribution)
+        return jnp.zeros(distribution.shape()).sum()
 
     for _ in range(3):
         size(case.make())
@@ -97,9 +97,9 @@ def test_a_law_built_anew_compiles_once(case):
 
 @over(STRUCTURES)
 def test_a_law_comes_out_of_a_compiled_function_as_it_went_in(case):
-    law = case.make()
-    returned = jax.jit(lambda law: law)(law)
-    assert jax.tree.structure(returned) == jax.tree.structure(law)
+    distribution = case.make()
+    returned = jax.jit(lambda distribution: distribution)(distribution)
+    assert jax.tree.structure(returned) == jax.tree.structure(distribution)
     check_same(case, returned)
 
 
@@ -116,8 +116,13 @@ def test_a_law_can_be_a_branch_and_a_carry(case):
     arrays = jax.tree.map(jnp.asarray, case.make())
 
     def both(arrays):
-        chosen = jax.lax.cond(True, lambda law: law, lambda law: jax.tree.map(lambda leaf: leaf, law), arrays)
-        return jax.lax.scan(lambda law, _: (law, None), chosen, None, length=2)[0]
+        chosen = jax.lax.cond(
+            True,
+            lambda distribution: distribution,
+            lambda distribution: jax.tree.map(lambda leaf: leaf, distribution),
+            arrays,
+        )
+        return jax.lax.scan(lambda distribution, _: (distribution, None), chosen, None, length=2)[0]
 
     assert jax.eval_shape(both, arrays).shape() == case.batch_shape + case.event_shape
 
@@ -127,7 +132,7 @@ def test_a_law_can_be_pickled(case):
     check_same(case, pickle.loads(pickle.dumps(case.make())))  # noqa: S301 - our own bytes
 
 
-# vmap over one field equals a loop: (build the law of one value, the field's name, the values, one value of the law)
+# vmap over one field equals a loop: (build it of one value, the field's name, the values, one value of its support)
 STACK = 4
 MAPPED = {
     "contexts": (
@@ -181,8 +186,8 @@ def test_vmap_over_one_field_is_a_loop(name):
     axes = vmap_over(make(values[0]), **{field: 0})
     shapes = []
 
-    def scored_and_drawn(law):
-        return law.log_prob(value), law.sample(jax.random.key(0))
+    def scored_and_drawn(distribution):
+        return distribution.log_prob(value), distribution.sample(jax.random.key(0))
 
     @jax.jit
     def both(values):

@@ -28,7 +28,7 @@ from numpyro_diffusion import AllSteps, AsDensity, ForwardChain, ReverseChain, T
 LENGTH, MEMBERS = 3, 5
 T = NUM_STEPS
 
-# name: (the law given the carried vector, the data of the whole scan). The carry is the mean of the last value.
+# name: (what is sampled given the carried vector, the data of the whole scan). The carry is the last value's mean.
 BODIES = {
     "forward": (lambda carry: ForwardChain(gaussian(), carry), floats(LENGTH, T, 2)),
     "reverse with context": (
@@ -54,7 +54,7 @@ BODIES = {
     ),
 }
 
-# The same in a plate of three: the data have one more axis, and the law a batch or none (then the plate expands it).
+# The same in a plate of three: the data have one more axis, and the site a batch or none (then the plate expands it).
 PLATED = {
     "batched by the context": (
         lambda carry: ReverseChain(gaussian(), affine((2,), 2, (2,)), context=carry),
@@ -97,8 +97,8 @@ def scanned(make, start, event_dim, plate):
     def written_out(values):
         carry, total = start, 0.0
         for value in values:
-            law = make(carry)
-            total = total + (law.expand((MEMBERS,)) if plate else law).log_prob(value).sum()
+            distribution = make(carry)
+            total = total + (distribution.expand((MEMBERS,)) if plate else distribution).log_prob(value).sum()
             carry = carry_of(value)
         return total
 
@@ -148,7 +148,7 @@ def test_a_site_in_a_scan_draws_each_step_anew(name):
     assert np.unique(value).size == value.size
     assert scores.shape == (LENGTH, MEMBERS)
     close(scores.sum(), wanted)
-    # The site's own law, stacked over the steps, is again a law that leaves and enters compiled functions.
+    # The site's own distribution, stacked over the steps, is again one that leaves and enters compiled functions.
     assert drawn.shape == (2, *values.shape)
     assert np.unique(drawn).size == drawn.size
 

@@ -12,27 +12,29 @@ BATCHED = [case for case in STRUCTURES if case.batch_shape == (3,)]
 
 @over(CASES)
 def test_batch_and_event_shape_are_those_of_the_arguments(case):
-    law = case.make()
-    assert law.batch_shape == case.batch_shape
-    assert law.event_shape == case.event_shape
-    assert law.event_dim == len(case.event_shape)
-    assert law.shape((4,)) == (4, *case.batch_shape, *case.event_shape)
+    distribution = case.make()
+    assert distribution.batch_shape == case.batch_shape
+    assert distribution.event_shape == case.event_shape
+    assert distribution.event_dim == len(case.event_shape)
+    assert distribution.shape((4,)) == (4, *case.batch_shape, *case.event_shape)
 
 
 @over(CASES)
 def test_a_draw_has_sample_then_batch_then_event_shape(case):
-    law = case.make()
+    distribution = case.make()
     for sample_shape in ((), (2,), (2, 3)):
-        drawn = jax.eval_shape(lambda shape=sample_shape: law.sample(jax.random.key(0), shape))
+        drawn = jax.eval_shape(lambda shape=sample_shape: distribution.sample(jax.random.key(0), shape))
         assert drawn.shape == sample_shape + case.batch_shape + case.event_shape
         assert jnp.issubdtype(drawn.dtype, jnp.integer if case.is_discrete else jnp.floating)
 
 
 @over(STRUCTURES)
 def test_a_law_is_called_as_numpyro_s_sample_primitive_does(case):
-    law, shape = case.make(), (2, *case.batch_shape, *case.event_shape)
+    distribution, shape = case.make(), (2, *case.batch_shape, *case.event_shape)
     call = {"rng_key": jax.random.key(0), "sample_shape": (2,)}
-    drawn, (intermediate, nothing) = jax.eval_shape(lambda: (law(**call), law(**call, sample_intermediates=True)))
+    drawn, (intermediate, nothing) = jax.eval_shape(
+        lambda: (distribution(**call), distribution(**call, sample_intermediates=True))
+    )
     assert drawn.shape == shape
     assert intermediate == drawn
     assert nothing == []
@@ -52,9 +54,9 @@ def test_draws_differ_along_every_sample_and_batch_axis(case):
 
 @over(STRUCTURES)
 def test_the_same_key_draws_the_same_and_another_does_not(case):
-    law, drawn = case.make(), draws(case)
-    np.testing.assert_array_equal(draw(law, jax.random.key(1), (16,)), drawn)
-    assert (np.asarray(draw(law, jax.random.key(2), (16,))) != drawn).any()
+    distribution, drawn = case.make(), draws(case)
+    np.testing.assert_array_equal(draw(distribution, jax.random.key(1), (16,)), drawn)
+    assert (np.asarray(draw(distribution, jax.random.key(2), (16,))) != drawn).any()
 
 
 @over(CLASSES)
@@ -64,10 +66,10 @@ def test_legacy_and_typed_keys_draw_the_same(case):
 
 @over(CHAINS)
 def test_what_is_no_key_is_refused(case):
-    law = case.make()
+    distribution = case.make()
     for not_a_key in (None, jnp.zeros(2), jnp.zeros((3, 2), jnp.uint32)):
         with pytest.raises(TypeError, match="Expected a JAX random key; got"):
-            law.sample(not_a_key)
+            distribution.sample(not_a_key)
 
 
 def test_a_number_is_no_key(no_type_checks):
@@ -77,19 +79,21 @@ def test_a_number_is_no_key(no_type_checks):
 
 @over(CASES)
 def test_log_prob_has_the_shape_of_the_value_without_its_event(case):
-    law = case.make()
+    distribution = case.make()
     for leading in ((), (4, 2)):
-        scored = jax.eval_shape(law.log_prob, case.value(*leading))
+        scored = jax.eval_shape(distribution.log_prob, case.value(*leading))
         assert scored.shape == leading + case.batch_shape
         assert scored.dtype == jnp.zeros(()).dtype
 
 
 @over(BATCHED)
 def test_a_value_without_batch_dimensions_is_scored_for_each_of_the_batch(case):
-    law = case.make()
+    distribution = case.make()
     for value in (case.value()[0], case.value()[:1]):
-        assert jax.eval_shape(law.log_prob, value).shape == (3,)
-        assert jax.eval_shape(law.log_prob, value[None]).shape == ((1, 3) if value.ndim > law.event_dim else (3,))
+        assert jax.eval_shape(distribution.log_prob, value).shape == (3,)
+        assert jax.eval_shape(distribution.log_prob, value[None]).shape == (
+            (1, 3) if value.ndim > distribution.event_dim else (3,)
+        )
 
 
 @over([case for case in FEW if case.batch_shape])
@@ -114,19 +118,19 @@ def test_log_prob_compiled_is_log_prob_eager(case):
 
 @over([case for case in CHAINS if case.event_shape])
 def test_a_value_of_the_wrong_event_shape_is_refused(case):
-    law = case.make()
-    for wrong in (jnp.zeros((*law.shape()[:-1], law.shape()[-1] + 1)), jnp.zeros(())):
+    distribution = case.make()
+    for wrong in (jnp.zeros((*distribution.shape()[:-1], distribution.shape()[-1] + 1)), jnp.zeros(())):
         with pytest.raises(ValueError, match=r"Expected trailing dimensions .* for a value of \w+; got shape"):
-            law.log_prob(wrong)
+            distribution.log_prob(wrong)
 
 
 @over(BATCHED)
 def test_a_value_of_another_batch_size_is_refused(case):
-    law, value = case.make(), case.value()
+    distribution, value = case.make(), case.value()
     with pytest.raises((ValueError, TypeError), match=r"(?i)broadcast|shapes"):
-        jax.eval_shape(law.log_prob, jnp.concatenate([value, value]))
+        jax.eval_shape(distribution.log_prob, jnp.concatenate([value, value]))
 
 
 def test_log_prob_of_a_python_number_is_that_of_the_array():
-    law = next(case for case in FEW if case.event_shape == ()).make()
-    close(log_prob(law, 0.5), log_prob(law, jnp.asarray(0.5)))
+    distribution = next(case for case in FEW if case.event_shape == ()).make()
+    close(log_prob(distribution, 0.5), log_prob(distribution, jnp.asarray(0.5)))

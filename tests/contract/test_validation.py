@@ -1,4 +1,4 @@
-"""Values outside the support, and arguments that make no law: errors that name what was wanted and what came."""
+"""Values outside the support, and arguments that make no distribution: errors name what was wanted and what came."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from numpyro_diffusion import (
 )
 
 CHAINS = [case for case in STRUCTURES if case.is_chain]
-# One row for each class and kernel: validation looks at values, not at the law's details.
+# One row for each class and kernel: validation looks at values, not at the distribution's details.
 VALIDATED = [
     case
     for case in CHAINS
@@ -70,10 +70,10 @@ def test_a_concrete_value_outside_the_support_is_refused(case):
 
 @over(VALIDATED)
 def test_a_traced_value_outside_the_support_has_density_zero(case):
-    law = case.make(validate_args=True)
+    distribution = case.make(validate_args=True)
     value = jnp.asarray(case.value(2), float)
     wrong = spoil(value, 0.5 if case.is_discrete else np.inf)
-    right, scored = np.asarray(log_prob(law, value)), np.asarray(log_prob(law, wrong))
+    right, scored = np.asarray(log_prob(distribution, value)), np.asarray(log_prob(distribution, wrong))
     outside = np.zeros(scored.shape, bool)
     outside[(-1,) * scored.ndim] = True
     assert (scored[outside] == -np.inf).all()
@@ -85,8 +85,8 @@ def test_a_traced_value_outside_the_support_has_density_zero(case):
 
 @over([case for case in VALIDATED if not case.is_estimate])
 def test_without_validation_nothing_is_refused(case):
-    law = case.make(validate_args=False)
-    scored = np.asarray(law.log_prob(spoil(case.value(2), 0.5 if case.is_discrete else np.inf)))
+    distribution = case.make(validate_args=False)
+    scored = np.asarray(distribution.log_prob(spoil(case.value(2), 0.5 if case.is_discrete else np.inf)))
     np.testing.assert_allclose(scored[0], scores(case)[0], rtol=1e-5)
 
 

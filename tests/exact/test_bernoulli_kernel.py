@@ -116,9 +116,9 @@ def test_values_and_gradients_are_finite_at_both_ends_and_for_extreme_outputs(nu
 
 
 def test_log_prob_is_finite_and_exact_at_large_logits():
-    law = BernoulliLogits(jnp.asarray([40.0, -40.0, 700.0]))
-    np.testing.assert_allclose(law.log_prob(1), [-np.exp(-40.0), -40.0, -np.exp(-700.0)], rtol=1e-12)
-    np.testing.assert_allclose(law.log_prob(jnp.asarray(0)), [-40.0, -np.exp(-40.0), -700.0], rtol=1e-12)
+    distribution = BernoulliLogits(jnp.asarray([40.0, -40.0, 700.0]))
+    np.testing.assert_allclose(distribution.log_prob(1), [-np.exp(-40.0), -40.0, -np.exp(-700.0)], rtol=1e-12)
+    np.testing.assert_allclose(distribution.log_prob(jnp.asarray(0)), [-40.0, -np.exp(-40.0), -700.0], rtol=1e-12)
 
 
 def test_stationary_law_broadcasts_a_rate_for_each_coordinate():

@@ -36,7 +36,7 @@ def denoiser_of_independent_bits(params, x_t, t, context):
 
 
 def step_back_of_stationary_bits(params, x_t, t, context):
-    """Logits of x^{t-1} when every x^t has the law of pure noise: a reversible chain."""
+    """Logits of x^{t-1} when every x^t has the distribution of pure noise: a reversible chain."""
     chance = (1 - params["beta"][t]) * x_t + params["beta"][t] * RATE
     return jnp.log(chance) - jnp.log1p(-chance)
 
@@ -56,9 +56,9 @@ def log_r(x, y, which):
     return jnp.where(which == 0, apart, jnp.where(which == 1, total, odd))
 
 
-def model_of(law):
+def model_of(distribution):
     def model(y, which):
-        x = numpyro.sample("x", law)
+        x = numpyro.sample("x", distribution)
         numpyro.factor("likelihood", log_r(x, y, which))
 
     return model
@@ -71,9 +71,9 @@ def engine(model, num_particles, num_islands, twist="tempered", **options):
 Y = np.array([0.9, 0.2, 1.4])
 
 
-def enumerated(law, which):
+def enumerated(distribution, which):
     """Log evidence, and the probability of every state, in the posterior and in the prior."""
-    before = bit_probabilities(law)
+    before = bit_probabilities(distribution)
     with np.errstate(divide="ignore"):
         likelihood = np.exp(np.asarray(log_r(jnp.asarray(STATES), jnp.asarray(Y, float), which), float))
     joint = before * likelihood
@@ -99,10 +99,10 @@ def check_states(smc, select, probability, before, element=None):
 def test_four_particles_are_exact_when_bits_are_independent_and_the_likelihood_factorises(network, parameterization):
     """Every weight is one: evidence without variance. It takes all of it: independent bits whose denoiser is exact (for
     "logits": of the chance of pure noise), b_T = 1, and a likelihood that factorises."""
-    law = prior(network, parameterization)
-    smc = engine(model_of(law), 4, 8)
+    distribution = prior(network, parameterization)
+    smc = engine(model_of(distribution), 4, 8)
     smc.run(jax.random.key(0), jnp.asarray(Y, float), jnp.asarray(0))
-    log_evidence, _, _ = enumerated(law, 0)
+    log_evidence, _, _ = enumerated(distribution, 0)
     np.testing.assert_allclose(smc.log_evidence, log_evidence, atol=1e-5)
     assert smc.log_evidence_error < 1e-5
     np.testing.assert_allclose(smc.effective_sizes, 4.0, rtol=1e-4)
@@ -113,8 +113,8 @@ def test_four_particles_are_exact_when_bits_are_independent_and_the_likelihood_f
 
 @functools.cache
 def coupled_engine(parameterization, num_particles, num_islands):
-    law = prior(coupled_network, parameterization)
-    return law, engine(model_of(law), num_particles, num_islands)
+    distribution = prior(coupled_network, parameterization)
+    return distribution, engine(model_of(distribution), num_particles, num_islands)
 
 
 @pytest.mark.filterwarnings("ignore:The effective size fell")  # 8 particles: the smallest of 3000 islands is one
@@ -122,9 +122,9 @@ def coupled_engine(parameterization, num_particles, num_islands):
 @pytest.mark.parametrize("parameterization", ["x0", "logits"])
 def test_coupled_bits_have_their_posterior_and_an_evidence_without_bias(parameterization, which):
     """3000 islands of 8 particles, so that a bias of a few particles would show."""
-    law, smc = coupled_engine(parameterization, 8, 3000)
+    distribution, smc = coupled_engine(parameterization, 8, 3000)
     smc.run(jax.random.key(which), jnp.asarray(Y, float), jnp.asarray(which))
-    log_evidence, probability, before = enumerated(law, which)
+    log_evidence, probability, before = enumerated(distribution, which)
     assert 1e-4 < smc.log_evidence_error < 0.02
     assert abs(smc.log_evidence - log_evidence) < 5 * smc.log_evidence_error
     draws = smc.get_samples()["x"]
@@ -134,27 +134,27 @@ def test_coupled_bits_have_their_posterior_and_an_evidence_without_bias(paramete
 
 def test_one_step_of_bits_is_exact_up_to_where_it_starts():
     """T = 1: the only step is the exact product; what varies is E[r | x^1] over the particles' starts."""
-    law = prior(coupled_network, "x0", num_steps=1)
-    smc = engine(model_of(law), 512, 16)
+    distribution = prior(coupled_network, "x0", num_steps=1)
+    smc = engine(model_of(distribution), 512, 16)
     smc.run(jax.random.key(0), jnp.asarray(Y, float), jnp.asarray(0))
-    log_evidence, probability, before = enumerated(law, 0)
+    log_evidence, probability, before = enumerated(distribution, 0)
     assert abs(smc.log_evidence - log_evidence) < 5 * smc.log_evidence_error < 0.05
     check_states(smc, lambda samples: samples["x"], probability, before)
 
 
 def test_a_plate_of_bits_is_filtered_element_by_element():
-    law = prior(coupled_network, "x0", num_steps=2)
+    distribution = prior(coupled_network, "x0", num_steps=2)
     y = jnp.asarray(np.stack([Y, 1 - Y]), float)
 
     def model(y):
         with numpyro.plate("n", 2):
-            x = numpyro.sample("x", law)
+            x = numpyro.sample("x", distribution)
             numpyro.sample("y", dist.Normal(x.sum(-1), 0.5), obs=y.sum(-1))
 
     smc = engine(model, 256, 16)
     smc.run(jax.random.key(0), y)
     assert smc.elements_reason.startswith("element by element, (2,)")
-    probability = bit_probabilities(law)
+    probability = bit_probabilities(distribution)
     for i in range(2):
         joint = probability * norm.pdf(float(y[i].sum()), STATES.sum(1), 0.5)
         assert abs(smc.log_evidence_by_element[i] - np.log(joint.sum())) < 5 * smc.log_evidence_error < 0.2
@@ -165,11 +165,11 @@ def test_a_plate_of_bits_is_filtered_element_by_element():
 def test_a_gaussian_and_a_bernoulli_site_in_one_model(twist):
     """Chains of length 3 and 2; x is summed out in closed form for every state of the bits."""
     number = affine_prior(nd.schedules.log_snr(3, 0.3, 10.0), [0.5])
-    law = prior(coupled_network, "x0", num_steps=2)
+    distribution = prior(coupled_network, "x0", num_steps=2)
 
     def model(y):
         x = numpyro.sample("x", number)
-        bits = numpyro.sample("bits", law)
+        bits = numpyro.sample("bits", distribution)
         numpyro.sample("y", dist.Normal(x[0] + 2.0 * bits.sum(), 0.5), obs=y)
 
     def halfway(x_t, t, x_0, log_r):
@@ -179,7 +179,7 @@ def test_a_gaussian_and_a_bernoulli_site_in_one_model(twist):
     smc = engine(model, 512, 64, halfway if twist == "function" else twist)
     smc.run(jax.random.key(0), jnp.asarray(2.8))
     means, variances = gaussian_moments(number)
-    before = bit_probabilities(law)
+    before = bit_probabilities(distribution)
     joint = before * norm.pdf(2.8, means[0, 0] + 2 * STATES.sum(1), np.sqrt(variances[0, 0] + 0.25))
     assert abs(smc.log_evidence - np.log(joint.sum())) < 5 * smc.log_evidence_error < 0.5
     joint = joint / joint.sum()

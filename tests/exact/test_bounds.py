@@ -143,8 +143,8 @@ def linear_gaussian_evidence(kernel, gain):
     """Variance of x^0 when each reverse step is linear: x^{t-1} = m_t x^t + s_t eps."""
     variance = 1.0
     for t in range(kernel.num_steps, 0, -1):
-        law = kernel.reverse(jnp.asarray(gain), jnp.asarray(1.0), t)
-        variance = float(law.loc) ** 2 * variance + float(law.variance)
+        distribution = kernel.reverse(jnp.asarray(gain), jnp.asarray(1.0), t)
+        variance = float(distribution.loc) ** 2 * variance + float(distribution.variance)
     return variance
 
 
@@ -196,8 +196,8 @@ def test_bound_for_a_gaussian_chain_equals_gauss_hermite_quadrature():
         for t in range(1, 4):
             marginal = kernel.marginal(jnp.asarray(x_0), t)
             x_t = marginal.loc + marginal.scale * nodes[0]
-            law = kernel.reverse(wavy_network(0.7, x_t, jnp.asarray(t), None), x_t, t)
-            exact += float((weights * kernel.bound_term(law, x_t, x_0, t)).sum())
+            distribution = kernel.reverse(wavy_network(0.7, x_t, jnp.asarray(t), None), x_t, t)
+            exact += float((weights * kernel.bound_term(distribution, x_t, x_0, t)).sum())
         values = AllSteps(20_000)(jax.random.key(7), ReverseChain(kernel, transition), jnp.full((40,), x_0))
         assert abs(values.mean() - exact) < 5 * values.std() / np.sqrt(40)
         values = RandomStep()(jax.random.key(8), ReverseChain(kernel, transition), jnp.full((400_000,), x_0))
@@ -281,8 +281,8 @@ def test_forty_thousand_rows_agree_with_float64_numpy():
     total = -0.5 * (wide[:, 4] ** 2 + np.log(2 * np.pi)).sum(-1)
     for t in range(1, 5):
         with enable_x64(True):
-            law = kernel.reverse(wide[:, t] @ matrix.T, wide[:, t], t)
-            scale, loc = np.asarray(law.scale), np.asarray(law.loc)
+            distribution = kernel.reverse(wide[:, t] @ matrix.T, wide[:, t], t)
+            scale, loc = np.asarray(distribution.scale), np.asarray(distribution.loc)
         total += (-0.5 * ((wide[:, t - 1] - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)).sum(-1)
     np.testing.assert_allclose(compiled, total, rtol=2e-4)
 

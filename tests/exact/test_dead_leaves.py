@@ -1,4 +1,4 @@
-"""Dead leaves: covered, of the law they claim at every pixel, with the covariance of the closed form.
+"""Dead leaves: covered, of the distribution they claim at every pixel, with the covariance of the closed form.
 
 Error budget: 20,000 images from a fixed key, every statistic within 5 of its exact standard errors.
 """

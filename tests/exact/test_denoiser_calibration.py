@@ -33,7 +33,7 @@ def overstated(params, x_t, t, context):
 def careless(params, x_t, t, context):
     """Exact but at the three noisiest levels, where it is noise larger than the prior, of mean near 0.
 
-    There the reverse step hardly depends on it: the law of x^0 is nearly that of the exact denoiser.
+    There the reverse step hardly depends on it: the distribution of x^0 is nearly that of the exact denoiser.
     """
     return jnp.where(t > 5, 3 * jnp.sin(5 * x_t), exact(params, x_t, t, context))
 

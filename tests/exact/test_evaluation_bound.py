@@ -26,8 +26,8 @@ def enumerated_terms(model, x_0):
     terms = []
     for t in range(1, kernel.num_steps + 1):
         x_t, probabilities = enumerated_bits(kernel.marginal(jnp.asarray(x_0), t))
-        law = nd.ReverseChain(kernel, model.transition).reverse(x_t, t)
-        terms.append(probabilities @ np.asarray(kernel.bound_term(law, x_t, x_0, t).sum(-1)))
+        distribution = nd.ReverseChain(kernel, model.transition).reverse(x_t, t)
+        terms.append(probabilities @ np.asarray(kernel.bound_term(distribution, x_t, x_0, t).sum(-1)))
     top, end = kernel.marginal(jnp.asarray(x_0), kernel.num_steps), kernel.stationary((2,))
     return -float(kernel.kl(top, end).sum()), np.array(terms)
 
@@ -51,8 +51,8 @@ def test_every_term_of_k_for_a_gaussian_chain_equals_quadrature():
         for t in range(1, 4):
             marginal = kernel.marginal(jnp.asarray(x_0), t)
             x_t = marginal.loc + marginal.scale * nodes[:, None]
-            law = nd.ReverseChain(kernel, model.transition).reverse(x_t, t)
-            exact = (weights / math.sqrt(2 * math.pi)) @ kernel.bound_term(law, x_t, x_0, t).sum(-1)
+            distribution = nd.ReverseChain(kernel, model.transition).reverse(x_t, t)
+            exact = (weights / math.sqrt(2 * math.pi)) @ kernel.bound_term(distribution, x_t, x_0, t).sum(-1)
             assert abs(found.step_terms[t - 1] - exact) < 5 * found.step_standard_errors[t - 1]
 
 

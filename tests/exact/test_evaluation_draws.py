@@ -1,4 +1,4 @@
-"""Distances of draws, Parzen windows and calibration against their definitions and known laws.
+"""Distances of draws, Parzen windows and calibration against their definitions and known distributions.
 
 Random tests have fixed keys; an average passes when it lies within 5 standard errors, a p-value above 1e-5.
 """

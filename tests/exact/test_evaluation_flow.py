@@ -95,9 +95,9 @@ def test_flow_is_a_lower_bound_when_the_last_step_is_wrong():
 
 def test_flow_is_an_estimator_of_diffusion():
     model = mixture_model(20)
-    law = nd.Diffusion(model.kernel, model.transition, estimator=ProbabilityFlow(), rng_key=KEY)
+    distribution = nd.Diffusion(model.kernel, model.transition, estimator=ProbabilityFlow(), rng_key=KEY)
     x = mixture_draws(20).astype(np.float32)
-    values = jax.jit(law.log_prob)(x.reshape(2, 10, 2))
+    values = jax.jit(distribution.log_prob)(x.reshape(2, 10, 2))
     assert values.shape == (2, 10)
     check_values(values, mixture_log_density(x))
     assert hash(ProbabilityFlow()) == hash(ProbabilityFlow())
@@ -114,8 +114,8 @@ def check_values(found, wanted):
 @pytest.mark.slow
 def test_gradients_of_the_flow_are_the_datas_scores():
     model, x = mixture_model(40), mixture_draws(12).astype(np.float32)
-    law = nd.Diffusion(model.kernel, model.transition, estimator=ProbabilityFlow(), rng_key=KEY)
-    found = jax.jit(jax.grad(lambda x: law.log_prob(x).sum()))(x)
+    distribution = nd.Diffusion(model.kernel, model.transition, estimator=ProbabilityFlow(), rng_key=KEY)
+    found = jax.jit(jax.grad(lambda x: distribution.log_prob(x).sum()))(x)
     check_values(found, jax.vmap(jax.grad(exact_log_density))(x))
 
 
@@ -130,23 +130,23 @@ def test_flow_takes_a_context_for_each_point():
     swapped = probability_flow(KEY, wavy_model(5, contexts[jnp.array([1, 0, 2])]), x, chunk_size=1)
     assert found.per_point[2] == swapped.per_point[2]
     assert (np.abs(found.per_point - swapped.per_point)[:2] > 0.01).all()
-    law = nd.Diffusion(
+    distribution = nd.Diffusion(
         wavy_model(5).kernel,
         wavy_model(5, contexts).transition,
         context=contexts,
         estimator=ProbabilityFlow(),
         rng_key=KEY,
     )
-    assert law.log_prob(x).shape == (3,)
+    assert distribution.log_prob(x).shape == (3,)
 
 
 def test_bits_do_not_flow():
     with pytest.raises(TypeError, match="a kernel of real states for the probability flow; got BernoulliKernel"):
         probability_flow(KEY, bits_model(), np.zeros((1, 2), int))
     bits = bits_model()
-    law = nd.Diffusion(bits.kernel, bits.transition, estimator=ProbabilityFlow(), rng_key=KEY)
+    distribution = nd.Diffusion(bits.kernel, bits.transition, estimator=ProbabilityFlow(), rng_key=KEY)
     with pytest.raises(TypeError, match="a kernel of real states for the probability flow"):
-        law.log_prob(np.zeros(2, int))
+        distribution.log_prob(np.zeros(2, int))
 
 
 def test_schedules_without_a_flow_are_refused():
@@ -229,6 +229,6 @@ def test_entropy_bounds_of_bits_hold_the_enumerated_entropy():
         assert found.lower[t - 1] == pytest.approx(forward + spread[0] - spread[1], abs=1e-4)
 
 
-def enumerated_entropy(law):
-    probabilities = enumerated_bits(law)[1]
+def enumerated_entropy(distribution):
+    probabilities = enumerated_bits(distribution)[1]
     return float(-(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum())

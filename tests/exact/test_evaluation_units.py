@@ -104,12 +104,12 @@ def exact(rng_key, model, x):
 @pytest.mark.parametrize(("width", "low"), [(1.0, 0.0), (1.0, -0.5), (0.1, 0.0)])
 def test_the_probability_of_integers_is_bounded_by_the_mass_of_their_bins(no_type_checks, width, low):
     """Two numbers of N(3 w, (2 w)^2). Jensen's inequality costs slope^2 / 24 nats each, by log p's slope in the bin."""
-    law = dist.Normal(3 * width, 2 * width)
+    distribution = dist.Normal(3 * width, 2 * width)
     k = np.array([[0, 2], [3, 3], [5, 1]])
     settings = {"width": width, "low": low * width, "num_noises": 2000, "estimate": exact}
-    found = evaluation.integer_log_likelihood(KEY, law, k * width, **settings)
+    found = evaluation.integer_log_likelihood(KEY, distribution, k * width, **settings)
     edge = (k + low) * width
-    mass = np.log(np.asarray(law.cdf(edge + width) - law.cdf(edge), float)).sum(1)
+    mass = np.log(np.asarray(distribution.cdf(edge + width) - distribution.cdf(edge), float)).sum(1)
     slope = (k + low + 0.5 - 3) / 4
     # The noise moves log p by slope / sqrt(12): 2000 draws leave .005 at most.
     np.testing.assert_allclose(found.per_point, mass - (slope**2 / 24).sum(1), atol=0.02)

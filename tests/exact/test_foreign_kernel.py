@@ -65,16 +65,16 @@ class Scaled(nd.Kernel):
     def denoised(self, output, x_t, t):
         return output[0]
 
-    def tilt(self, law, slope):
-        return normal(law.loc + law.scale**2 * slope, law.scale)
+    def tilt(self, distribution, slope):
+        return normal(distribution.loc + distribution.scale**2 * slope, distribution.scale)
 
     def kl(self, bridge, reverse):
         ratio = bridge.scale / reverse.scale
         log_ratio = jnp.log(jnp.where(ratio > 0, ratio, 1.0))
         return 0.5 * (ratio**2 - 1 + ((bridge.loc - reverse.loc) / reverse.scale) ** 2) - log_ratio
 
-    def from_noise(self, law, noise):
-        return law.loc + law.scale * noise
+    def from_noise(self, distribution, noise):
+        return distribution.loc + distribution.scale * noise
 
     def _mean(self, x_t, x_0, t):
         beta, noise = self._at("beta", t), self._at("noise_variance", t)
@@ -140,7 +140,7 @@ def test_estimates_are_the_density_of_a_normal(estimator):
     x = jnp.array([[-3.0], [1.0], [4.0]])
     keys = jax.random.split(jax.random.key(0), 20)
     found = jax.jit(jax.vmap(lambda key: estimator(key, PRIOR.chain, x)))(keys)
-    wanted, base = (law.log_prob(x)[:, 0] for law in (dist.Normal(MEAN, SPREAD), dist.Normal(0.0, S)))
+    wanted, base = (distribution.log_prob(x)[:, 0] for distribution in (dist.Normal(MEAN, SPREAD), dist.Normal(0.0, S)))
     check(of_independent(found), wanted, refused=base)
 
 

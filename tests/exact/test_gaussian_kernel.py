@@ -81,11 +81,13 @@ def test_paper_form_is_equation_64_and_65_and_its_denoised_value_reproduces_the_
     for t in range(1, kernel.num_steps + 1):
         beta = kernel.schedule.beta[t]
         sigma = 1 / (1 + np.exp(-(z_variance + np.log(beta / (1 - beta)))))
-        law = kernel.reverse((z_mean, z_variance), x_t, t)
-        np.testing.assert_allclose(law.variance, sigma, rtol=1e-6)  # z is softly limited: identity to z^3 / 300
-        np.testing.assert_allclose(law.loc, (x_t - z_mean) * (1 - law.variance) + z_mean, rtol=1e-12)
+        distribution = kernel.reverse((z_mean, z_variance), x_t, t)
+        np.testing.assert_allclose(
+            distribution.variance, sigma, rtol=1e-6
+        )  # z is softly limited: identity to z^3 / 300
+        np.testing.assert_allclose(distribution.loc, (x_t - z_mean) * (1 - distribution.variance) + z_mean, rtol=1e-12)
         denoised = kernel.denoised((z_mean, z_variance), x_t, t)
-        np.testing.assert_allclose(kernel.bridge(x_t, denoised, t).loc, law.loc, rtol=1e-9)
+        np.testing.assert_allclose(kernel.bridge(x_t, denoised, t).loc, distribution.loc, rtol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 20.0])
@@ -115,18 +117,18 @@ def test_variance_lies_between_its_bounds_and_is_positive_at_every_step(name):
 
 def test_denoiser_variance_is_the_law_of_total_variance():
     kernel = GaussianKernel(SCHEDULES["log_snr"], parameterization="x0", variance="denoiser")
-    # Data N(0, s^2): moments of x^0 given x^t are conjugate, and so is the law of x^{t-1} given x^t.
+    # Data N(0, s^2): moments of x^0 given x^t are conjugate, and so is the distribution of x^{t-1} given x^t.
     scale, x_t = 0.6, np.array(1.3)
     for t in range(1, kernel.num_steps + 1):
         alpha_bar, noise = kernel.schedule.alpha_bar[t], kernel.schedule.noise_variance[t]
         posterior = scale**2 * noise / (alpha_bar * scale**2 + noise)
         mean = posterior * np.sqrt(alpha_bar) / noise * x_t
-        law = kernel.reverse((mean, posterior), x_t, t)
+        distribution = kernel.reverse((mean, posterior), x_t, t)
         before = kernel.schedule.alpha_bar[t - 1] * scale**2 + kernel.schedule.noise_variance[t - 1]
         step = kernel.step(1.0, t)
         variance = 1 / (1 / before + step.loc**2 / step.variance)
-        np.testing.assert_allclose(law.variance, variance, rtol=1e-10)
-        np.testing.assert_allclose(law.loc, variance * step.loc / step.variance * x_t, rtol=1e-10)
+        np.testing.assert_allclose(distribution.variance, variance, rtol=1e-10)
+        np.testing.assert_allclose(distribution.loc, variance * step.loc / step.variance * x_t, rtol=1e-10)
 
 
 def test_kl_agrees_with_numpyro_and_is_accurate_when_the_laws_are_close():
@@ -141,11 +143,11 @@ def test_kl_agrees_with_numpyro_and_is_accurate_when_the_laws_are_close():
 
 def test_tilt_of_a_gaussian_step_is_the_conjugate_posterior_for_a_log_linear_factor():
     kernel = GaussianKernel(SCHEDULES["log_snr"])
-    law, slope = dist.Normal(0.4, 0.5), 1.7
+    distribution, slope = dist.Normal(0.4, 0.5), 1.7
     grid = np.linspace(-8, 8, 20001)
-    weights = np.exp(law.log_prob(grid) + slope * grid)
+    weights = np.exp(distribution.log_prob(grid) + slope * grid)
     weights /= weights.sum()
-    tilted = kernel.tilt(law, slope)
+    tilted = kernel.tilt(distribution, slope)
     mean = (weights * grid).sum()
     np.testing.assert_allclose(tilted.loc, mean, rtol=1e-8)
     np.testing.assert_allclose(tilted.variance, (weights * (grid - mean) ** 2).sum(), rtol=1e-8)
@@ -155,9 +157,9 @@ def test_bound_term_is_minus_kl_and_the_log_density_at_the_first_step():
     kernel = GaussianKernel(SCHEDULES["log_snr"])
     x_t, x_0 = np.array(0.3), np.array(-0.4)
     for t in range(1, kernel.num_steps + 1):
-        law = kernel.reverse((jnp.asarray(0.2), jnp.asarray(0.1)), x_t, t)
-        term = kernel.bound_term(law, x_t, x_0, t)
-        wanted = law.log_prob(x_0) if t == 1 else -kl_divergence(kernel.bridge(x_t, x_0, t), law)
+        distribution = kernel.reverse((jnp.asarray(0.2), jnp.asarray(0.1)), x_t, t)
+        term = kernel.bound_term(distribution, x_t, x_0, t)
+        wanted = distribution.log_prob(x_0) if t == 1 else -kl_divergence(kernel.bridge(x_t, x_0, t), distribution)
         np.testing.assert_allclose(term, wanted, rtol=1e-10)
 
 
@@ -169,9 +171,9 @@ def test_gradients_are_finite_where_b_is_one_and_at_the_first_step(parameterizat
 
         def value(beta, output, x_t, x_0, t):
             kernel = GaussianKernel(schedules.Schedule.from_beta(beta), parameterization=parameterization)
-            law = kernel.reverse((output, output), x_t, t)
+            distribution = kernel.reverse((output, output), x_t, t)
             return (
-                kernel.bound_term(law, x_t, x_0, t)
+                kernel.bound_term(distribution, x_t, x_0, t)
                 + kernel.marginal(x_0, t).loc
                 + kernel.step(x_0, t).scale
                 + kernel.bridge(x_t, x_0, t).loc

@@ -32,10 +32,12 @@ from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, Reconstru
 def test_reconstruction_guidance_adds_the_slope_through_the_network():
     chain, _ = gaussian_prior(4)
     x_t, t = jnp.array([0.4, -1.0]), 3
-    law, guided = (step_law(c, x_t, t) for c in (chain, TiltedChain(chain, ReconstructionGuidance(quadratic, 0.5))))
+    distribution, guided = (
+        step_law(c, x_t, t) for c in (chain, TiltedChain(chain, ReconstructionGuidance(quadratic, 0.5)))
+    )
     slope = jax.grad(lambda x_t: quadratic(chain.transition(x_t, t)[0]))(x_t)
-    np.testing.assert_allclose(guided.loc, law.loc + 0.5 * law.scale**2 * slope, rtol=1e-6)
-    np.testing.assert_array_equal(guided.scale, law.scale)
+    np.testing.assert_allclose(guided.loc, distribution.loc + 0.5 * distribution.scale**2 * slope, rtol=1e-6)
+    np.testing.assert_array_equal(guided.scale, distribution.scale)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +52,12 @@ def test_moment_matching_has_the_posterior_s_mean_at_every_step_for_a_gaussian_p
         tilt = MomentMatching(matrix, value, noise, covariance=covariance)
         x_t = jnp.array([0.4, -1.0])
         for t in range(1, 6):
-            law = step_law(TiltedChain(chain, tilt), x_t, t)
+            distribution = step_law(TiltedChain(chain, tilt), x_t, t)
             estimate = np.asarray(chain.transition(x_t, t)[0])
             spread = matrix @ posterior[t] @ matrix.T + np.diag(noise**2)
             moved = estimate + posterior[t] @ matrix.T @ np.linalg.solve(spread, value - matrix @ estimate)
-            np.testing.assert_allclose(law.mean, chain.kernel.bridge(x_t, moved, t).mean, rtol=1e-7)
-            np.testing.assert_array_equal(law.scale, step_law(chain, x_t, t).scale)
+            np.testing.assert_allclose(distribution.mean, chain.kernel.bridge(x_t, moved, t).mean, rtol=1e-7)
+            np.testing.assert_array_equal(distribution.scale, step_law(chain, x_t, t).scale)
 
 
 def indefinite_network(params, x_t, t, context):

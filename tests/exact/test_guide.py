@@ -265,9 +265,9 @@ def test_a_tilt_and_the_guide_make_the_same_path_of_the_same_normal_numbers():
     guide, params = trained_gaussian()
     tilt = jax.tree.map(jnp.asarray, guide.proposals(params)["x"])  # through a pytree round trip
     assert isinstance(tilt, LearnedGuidance)
-    law = trace(seed(substitute(guide, params), 1)).get_trace(OBSERVED)["x_noise"]["fn"]
+    distribution = trace(seed(substitute(guide, params), 1)).get_trace(OBSERVED)["x_noise"]["fn"]
     standard = jax.random.normal(jax.random.key(2), (7, 2, T + 1, 2))
-    noise = law.sample(jax.random.key(2), (7,))
+    noise = distribution.sample(jax.random.key(2), (7,))
     x_t = noise[:, :, T]
     step_law = jax.jit(lambda tilt, x_t, t: tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t))
     for t in range(T, 0, -1):
@@ -307,9 +307,12 @@ def test_a_tilt_without_correction_is_the_reverse_step():
     tilt = LearnedGuidance(StepCorrection(gain=zero, inflation=one, shift=zero, scale=one))
     x_t = jax.random.normal(jax.random.key(0), (4, 2))
     for t in (1, T):
-        law, prior = tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t), nd.ReverseChain(KERNEL, GAUSSIAN).reverse(x_t, t)
-        np.testing.assert_array_equal(law.loc, prior.loc)
-        np.testing.assert_array_equal(law.scale, prior.scale)
+        distribution, prior = (
+            tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t),
+            nd.ReverseChain(KERNEL, GAUSSIAN).reverse(x_t, t),
+        )
+        np.testing.assert_array_equal(distribution.loc, prior.loc)
+        np.testing.assert_array_equal(distribution.scale, prior.scale)
 
 
 def test_posterior_draws_and_predictions():

@@ -1,4 +1,4 @@
-"""GuidedNoise: the law of a chain's noises under a correction, its density and its path gradient."""
+"""GuidedNoise: the distribution of a chain's noises under a correction, its density and its path gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,21 @@ from numpyro_diffusion.noise.charts import GuidedNoise
 
 def test_where_training_starts_the_guide_is_the_prior():
     guide = AutoDiffusionGuide(lambda: numpyro.sample("x", GAUSSIAN_PRIOR))
-    law = trace(seed(guide, 1)).get_trace()["x_noise"]["fn"]
+    distribution = trace(seed(guide, 1)).get_trace()["x_noise"]["fn"]
     key, standard = jax.random.key(2), jax.random.normal(jax.random.key(2), (3, T + 1, 2))
     expected = dist.Normal(0, 1).log_prob(standard).sum((-1, -2))
     for path_gradient in (False, True):
-        law = GuidedNoise(law.chain, law.correction, law.start, path_gradient=path_gradient)
+        distribution = GuidedNoise(
+            distribution.chain, distribution.correction, distribution.start, path_gradient=path_gradient
+        )
         (noise, intermediates), alone = jax.jit(
-            lambda law: (law.sample_with_intermediates(key, (3,)), law.sample(key, (3,)))
-        )(law)
+            lambda distribution: (distribution.sample_with_intermediates(key, (3,)), distribution.sample(key, (3,)))
+        )(distribution)
         # The same numbers, made by two programs: equal to the last digit of float32.
         np.testing.assert_allclose(noise, standard, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(alone, standard, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(law.log_prob(noise, intermediates), expected, rtol=1e-6)
-    np.testing.assert_allclose(law.log_prob(standard), expected, rtol=1e-6)
+        np.testing.assert_allclose(distribution.log_prob(noise, intermediates), expected, rtol=1e-6)
+    np.testing.assert_allclose(distribution.log_prob(standard), expected, rtol=1e-6)
 
 
 def test_density_is_that_of_the_path_by_change_of_variables():
@@ -38,8 +40,8 @@ def test_density_is_that_of_the_path_by_change_of_variables():
         kernel = nd.GaussianKernel(nd.schedules.log_snr(3, 0.3, 10.0), parameterization="x0", variance="denoiser")
         transition = nd.analytic.gaussian_mixture(kernel, jnp.asarray([[1.0], [-1.5]]), 0.3, jnp.ones(2))
         correction, start = random_correction((3, 1)), random_start((1,))
-        law = GuidedNoise(nd.ReverseChain(kernel, transition), correction, start)
-        noise = law.sample(jax.random.key(0))
+        distribution = GuidedNoise(nd.ReverseChain(kernel, transition), correction, start)
+        noise = distribution.sample(jax.random.key(0))
 
         @jax.jit
         def path_of(noise):
@@ -55,17 +57,17 @@ def test_density_is_that_of_the_path_by_change_of_variables():
             mean = prior.loc + prior.scale * (shift + gain * prior.loc)
             log_q += dist.Normal(mean, jnp.sqrt(variance)).log_prob(path[t - 1]).sum()
         log_det = jnp.linalg.slogdet(jax.jit(jax.jacobian(path_of))(noise).reshape(4, 4))[1]
-        np.testing.assert_allclose(law.log_prob(noise), log_q + log_det, rtol=1e-10)
-        draw, intermediates = law.sample_with_intermediates(jax.random.key(1), (5,))
-        np.testing.assert_allclose(law.log_prob(draw, intermediates), law.log_prob(draw), rtol=1e-10)
+        np.testing.assert_allclose(distribution.log_prob(noise), log_q + log_det, rtol=1e-10)
+        draw, intermediates = distribution.sample_with_intermediates(jax.random.key(1), (5,))
+        np.testing.assert_allclose(distribution.log_prob(draw, intermediates), distribution.log_prob(draw), rtol=1e-10)
 
 
 def test_batches_are_independent_and_have_their_own_corrections():
     correction, start = random_correction((3, T, 2)), random_start((3, 2))
     chain = nd.ReverseChain(KERNEL, GAUSSIAN)
-    law = GuidedNoise(chain.expand((3,)), correction, start)
-    noise = law.sample(jax.random.key(0), (4,))
-    log_prob = law.log_prob(noise)
+    distribution = GuidedNoise(chain.expand((3,)), correction, start)
+    noise = distribution.sample(jax.random.key(0), (4,))
+    log_prob = distribution.log_prob(noise)
     assert noise.shape == (4, 3, T + 1, 2)
     assert log_prob.shape == (4, 3)
     one = GuidedNoise(chain, jax.tree.map(lambda x: x[1], correction), jax.tree.map(lambda x: x[1], start))
@@ -77,9 +79,9 @@ def test_path_gradient_leaves_out_a_part_whose_mean_is_zero_and_no_value_changes
     start = random_start((1,))
 
     def log_prob(correction, key, path_gradient):
-        law = GuidedNoise(chain, correction, start, path_gradient=path_gradient)
-        noise, intermediates = law.sample_with_intermediates(key)
-        return law.log_prob(noise, intermediates)
+        distribution = GuidedNoise(chain, correction, start, path_gradient=path_gradient)
+        noise, intermediates = distribution.sample_with_intermediates(key)
+        return distribution.log_prob(noise, intermediates)
 
     keys = jax.random.split(jax.random.key(0), 20_000)
     both = jax.vmap(jax.value_and_grad(log_prob), in_axes=(None, 0, None))

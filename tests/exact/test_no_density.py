@@ -52,27 +52,27 @@ def test_nuts_refuses_a_latent_diffusion_inside_of_every_wrapper(make):
         NUTS(latent(make())).init(KEY, 0, None, (), {})
 
 
-def with_a_bit(law):
+def with_a_bit(distribution):
     def model():
         numpyro.sample("k", dist.Bernoulli(0.5))
-        latent(law)()
+        latent(distribution)()
 
     return model
 
 
-def with_a_subsample(law):
+def with_a_subsample(distribution):
     def model():
-        x = numpyro.sample("x", law)
+        x = numpyro.sample("x", distribution)
         with numpyro.plate("n", 4, subsample_size=2):
             numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=jnp.zeros(2))
 
     return model
 
 
-def with_another(law):
+def with_another(distribution):
     def model():
         numpyro.sample("z", dist.Normal())
-        latent(law)()
+        latent(distribution)()
 
     return model
 
@@ -171,17 +171,17 @@ def test_any_joint_density_refuses_it():
 
 
 def test_a_named_estimate_is_refused_as_well():
-    law = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.ImportanceWeighted(64), rng_key=KEY)
+    distribution = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.ImportanceWeighted(64), rng_key=KEY)
     with pytest.raises(ValueError, match=NO_DENSITY):
-        NUTS(latent(law)).init(KEY, 0, None, (), {})
+        NUTS(latent(distribution)).init(KEY, 0, None, (), {})
 
 
 def test_a_factor_of_a_model_is_refused_under_mcmc():
-    law = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
+    distribution = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
 
     def model():
         z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 10.0).to_event(1))
-        numpyro.factor("x", law.log_prob(z))
+        numpyro.factor("x", distribution.log_prob(z))
 
     with pytest.raises(ValueError, match="no log_prob of a Diffusion as a factor of a model with latent sites"):
         NUTS(model).init(KEY, 0, None, (), {})
@@ -220,8 +220,8 @@ def test_as_density_takes_the_named_estimate_for_the_density(is_wrapped):
     named = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
     told = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AsDensity(nd.AllSteps()), rng_key=KEY)
 
-    def wrapped(law):
-        return dist.TransformedDistribution(law, AffineTransform(100.0, 5.0)) if is_wrapped else law
+    def wrapped(distribution):
+        return dist.TransformedDistribution(distribution, AffineTransform(100.0, 5.0)) if is_wrapped else distribution
 
     def model():
         numpyro.sample("x", wrapped(told))
@@ -323,9 +323,9 @@ def test_training_on_an_observed_site_needs_no_name(loss):
 
 
 def test_a_named_estimate_is_used_as_named_in_training():
-    law = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(3), rng_key=KEY)
-    found = evaluate(lambda: numpyro.sample("x", law, obs=DATA[0]), no_guide)
-    np.testing.assert_allclose(found, -law.log_prob(DATA[0]), rtol=1e-5)
+    distribution = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(3), rng_key=KEY)
+    found = evaluate(lambda: numpyro.sample("x", distribution, obs=DATA[0]), no_guide)
+    np.testing.assert_allclose(found, -distribution.log_prob(DATA[0]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", [conditional, by_network], ids=["context", "weights"])
@@ -363,9 +363,9 @@ def test_a_prior_asked_for_its_density_names_the_estimates(ask):
 
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
 def test_a_wrapped_prior_asked_for_its_density_names_the_estimates(make):
-    law = make()
+    distribution = make()
     with pytest.raises(ValueError, match=UNNAMED):
-        law.log_prob(jnp.full(law.shape(), 1.0))
+        distribution.log_prob(jnp.full(distribution.shape(), 1.0))
 
 
 @pytest.mark.filterwarnings(r"ignore:Expected sqrt\(abar_T\)")  # two steps leave the data visible
@@ -384,8 +384,8 @@ def test_what_fit_returns_is_a_prior():
 
 
 def test_log_likelihood_wants_a_name():
-    def model(law):
-        numpyro.sample("x", law, obs=DATA[0])
+    def model(distribution):
+        numpyro.sample("x", distribution, obs=DATA[0])
 
     named = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
     with pytest.raises(ValueError, match=UNNAMED):
@@ -401,7 +401,7 @@ def test_the_dependence_of_sites_is_found_without_a_density():
 
 def test_rows_under_vmap_share_their_noise_and_rows_of_a_batch_do_not():
     """A sharp bit: vmap hands every row the same key, so equal rows get equal estimates, each of them unbiased."""
-    law = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.RandomStep(), rng_key=KEY)
+    distribution = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.RandomStep(), rng_key=KEY)
     rows = jnp.ones((4, 1))
-    assert np.unique(jax.vmap(law.log_prob)(rows)).size == 1
-    assert np.unique(law.log_prob(rows)).size == 4
+    assert np.unique(jax.vmap(distribution.log_prob)(rows)).size == 1
+    assert np.unique(distribution.log_prob(rows)).size == 4

@@ -24,11 +24,11 @@ MESSAGE = r"observed values of site 'y' that are numbers; got NaN at index \(1, 
 def model(y, masked=False):
     with numpyro.plate("n", 3):
         x = numpyro.sample("x", PRIOR)
-        law = dist.Normal(x, 0.5)
+        distribution = dist.Normal(x, 0.5)
         if masked:
-            law = law.mask(~jnp.isnan(y))
+            distribution = distribution.mask(~jnp.isnan(y))
             y = jnp.nan_to_num(y)
-        numpyro.sample("y", law.to_event(1), obs=y)
+        numpyro.sample("y", distribution.to_event(1), obs=y)
 
 
 def smc(*arguments):

@@ -1,4 +1,4 @@
-"""DiffusionReparam: the same law, the exact posterior, on any model unchanged."""
+"""DiffusionReparam: the same distribution, the exact posterior, on any model unchanged."""
 
 import jax
 import jax.numpy as jnp

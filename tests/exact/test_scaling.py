@@ -77,8 +77,8 @@ def test_a_checkpointed_gradient_is_the_same(num_steps, stop):
     noise = jax.random.normal(jax.random.key(3), (5, *chain.event_shape))
 
     def squares(transition, noise, checkpoint):
-        law = nd.ReverseChain(prior.kernel, transition, stop=stop)
-        return (law.from_noise(noise, checkpoint=checkpoint) ** 2).sum()
+        distribution = nd.ReverseChain(prior.kernel, transition, stop=stop)
+        return (distribution.from_noise(noise, checkpoint=checkpoint) ** 2).sum()
 
     plain, again = (
         jax.grad(squares, argnums=(0, 1), allow_int=True)(prior.transition, noise, flag) for flag in (False, True)

@@ -1,4 +1,4 @@
-"""SplitModel: which sites are diffusions, what multiplies their law, and which elements can be filtered apart."""
+"""SplitModel: which sites are diffusions, what multiplies their distribution, and which elements are filtered apart."""
 
 import jax
 import jax.numpy as jnp

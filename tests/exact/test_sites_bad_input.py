@@ -54,10 +54,10 @@ def untrained():
     numpyro.sample("x", nd.Diffusion(PAIR.kernel, nd.Transition(lambda p, x, t, c: p * x, slope, (2,))))
 
 
-def observed(law, shape):
+def observed(distribution, shape):
     def model():
         x = numpyro.sample("x", PAIR)
-        numpyro.sample("y", law(x), obs=jnp.zeros(shape))
+        numpyro.sample("y", distribution(x), obs=jnp.zeros(shape))
 
     return model
 
@@ -138,7 +138,7 @@ def test_more_data_than_dimensions_broadcast_as_in_numpyro():
 
 
 def test_a_model_that_is_not_defined_everywhere_is_split_all_the_same():
-    """Its laws are invalid at random states, where NumPyro says so; what only looks at the model may not care."""
+    """Its distributions are invalid at random states, where NumPyro says so; what only looks may not care."""
 
     def model(y):
         shift = numpyro.sample("shift", dist.Normal(0.0, 1.0))

@@ -100,7 +100,7 @@ def test_conjugate_posterior_of_new_data_by_jit_model_args():
 
 
 def test_two_modes_have_their_weights():
-    """Against importance sampling from the T-step model, exact for it, and the posterior of the data's law."""
+    """Against importance sampling from the T-step model, exact for it, and the posterior of the data's distribution."""
     kernel = nd.GaussianKernel(nd.schedules.log_snr(20, 0.05, 50.0), parameterization="x0", variance="denoiser")
     means, weights, scale, slope, y = np.array([[-1.5, 0.0], [1.5, 0.5]]), np.array([0.3, 0.7]), 0.5, np.ones(2), -0.5
     prior = nd.Diffusion(kernel, nd.analytic.gaussian_mixture(kernel, means, scale, weights))

@@ -1,6 +1,6 @@
 """TwistedSMC against the T-step model's own posterior and evidence, in closed form or by quadrature.
 
-The networks of ``affine_prior`` are wrong on purpose: what is found is the posterior of the chain, not of the data law.
+The networks of ``affine_prior`` are wrong on purpose: what is found is the posterior of the chain, not of the data.
 Unless it says otherwise, an evidence is compared within 5 of its standard errors over 16 islands or more.
 """
 
@@ -140,8 +140,10 @@ def test_a_proposal_moves_the_particles_and_changes_nothing_else():
     smc = engine(vector_model, "tempered", proposal={"x": tilt})
     smc.run(jax.random.key(0), jnp.asarray(Y, float))
     check_gaussian(smc)
-    law = tilt(PAIR.chain, jnp.zeros(2), 3).step
-    assert (np.abs(law.mean - PAIR.chain.conditional(jnp.zeros(2), 3).mean) > 0.1).all()  # the proposal is another law
+    distribution = tilt(PAIR.chain, jnp.zeros(2), 3).step
+    assert (
+        np.abs(distribution.mean - PAIR.chain.conditional(jnp.zeros(2), 3).mean) > 0.1
+    ).all()  # the proposal is another distribution
 
 
 @pytest.mark.parametrize(("noised", "scale"), [(False, 3.0), (True, 0.5)])

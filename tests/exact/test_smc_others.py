@@ -124,7 +124,7 @@ def test_given_unknowns_keep_their_prior_in_the_evidence():
 
 @pytest.mark.parametrize("twist", ["tempered", "gaussian"])
 def test_an_unknown_whose_law_depends_on_x(twist):
-    """x -> b ~ N(x, 1) -> y ~ N(b, 1/2): drawn at a random x, weighted by what its law is at the particle's x."""
+    """x -> b ~ N(x, 1) -> y ~ N(b, 1/2): drawn at a random x, weighted by its density at the particle's x."""
 
     def chain_model(y):
         x = numpyro.sample("x", NUMBER)

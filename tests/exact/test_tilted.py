@@ -116,10 +116,15 @@ def test_weights_are_accurate_in_single_precision():
 
 def test_the_ratio_of_two_laws_is_the_difference_of_their_log_densities():
     with enable_x64(True):
-        law, proposal = dist.Normal(jnp.array([0.0, 1.0, 2.0]), 0.5), dist.Normal(jnp.array([0.3, 1.0, -1.0]), 0.7)
+        distribution, proposal = (
+            dist.Normal(jnp.array([0.0, 1.0, 2.0]), 0.5),
+            dist.Normal(jnp.array([0.3, 1.0, -1.0]), 0.7),
+        )
         value = jnp.array([0.2, -0.4, 3.0])
         np.testing.assert_allclose(
-            log_ratio(law, proposal, value), law.log_prob(value) - proposal.log_prob(value), rtol=1e-12
+            log_ratio(distribution, proposal, value),
+            distribution.log_prob(value) - proposal.log_prob(value),
+            rtol=1e-12,
         )
 
 

@@ -39,17 +39,19 @@ def test_the_tilt_by_an_exponential_is_the_exact_product(exponent):
     x_t, t = jnp.array([0.4, -1.0]), jnp.array(3)
     x = jnp.array([[0.0, 0.0], [1.0, -1.0], [0.3, 2.0]])
     power = {"constant": 1.0, "annealed": (4 - 2) / 4}[exponent]
-    law, product = step_law(chain, x_t, t), step_law(tilted, x_t, t)
-    rest = (product.log_prob(x) - law.log_prob(x) - power * 0.7 * x).sum(-1)
+    distribution, product = step_law(chain, x_t, t), step_law(tilted, x_t, t)
+    rest = (product.log_prob(x) - distribution.log_prob(x) - power * 0.7 * x).sum(-1)
     np.testing.assert_allclose(rest, rest[0], atol=1e-4)
 
 
 def test_the_paper_s_tilt_moves_the_mean_up_the_slope_at_the_mean():
     chain, _ = gaussian_prior(4)
     x_t = jnp.array([0.4, -1.0])
-    law, tilted = (step_law(one, x_t, 2) for one in (chain, TiltedChain(chain, PaperTilt(quadratic))))
-    np.testing.assert_allclose(tilted.loc, law.loc + law.scale**2 * (1.0 - law.loc), rtol=1e-6)
-    np.testing.assert_array_equal(tilted.scale, law.scale)
+    distribution, tilted = (step_law(one, x_t, 2) for one in (chain, TiltedChain(chain, PaperTilt(quadratic))))
+    np.testing.assert_allclose(
+        tilted.loc, distribution.loc + distribution.scale**2 * (1.0 - distribution.loc), rtol=1e-6
+    )
+    np.testing.assert_array_equal(tilted.scale, distribution.scale)
 
 
 # The exact product ---------------------------------------------------------------------------------
@@ -74,11 +76,11 @@ def test_every_step_is_the_product_with_the_factor(noised):
 def test_what_was_not_observed_is_not_moved_and_may_be_missing():
     chain, _ = gaussian_prior(4)
     x_t = jnp.array([[0.4, -1.0], [2.0, 0.0]])
-    law = step_law(chain, x_t, 2)
+    distribution = step_law(chain, x_t, 2)
     tilted = TiltedChain(chain, GaussianFactor(jnp.array([jnp.nan, 3.0]), jnp.array([jnp.inf, 0.0])))
     product = step_law(tilted, x_t, 2)
-    np.testing.assert_array_equal(product.loc[:, 0], law.loc[:, 0])
-    np.testing.assert_array_equal(product.scale[:, 0], law.scale[:, 0])
+    np.testing.assert_array_equal(product.loc[:, 0], distribution.loc[:, 0])
+    np.testing.assert_array_equal(product.scale[:, 0], distribution.scale[:, 0])
     np.testing.assert_array_equal(product.loc[:, 1], 3.0)
     np.testing.assert_array_equal(product.scale[:, 1], 0.0)
 
@@ -99,15 +101,15 @@ def test_under_a_flat_prior_the_noised_factor_is_the_posterior_s_own():
     with enable_x64(True):
         kernel = nd.GaussianKernel(nd.schedules.log_snr(4, 0.1, 1.0), parameterization="x0", variance="denoiser")
         prior = nd.analytic.gaussian_mixture(kernel, jnp.zeros((1, 1)), 1000.0, jnp.ones(1))
-        law = GaussianFactor(1.5, 0.7, noised=True)(nd.ReverseChain(kernel, prior), jnp.array([0.8]), 3).step
+        distribution = GaussianFactor(1.5, 0.7, noised=True)(nd.ReverseChain(kernel, prior), jnp.array([0.8]), 3).step
         power, noise = kernel.schedule.alpha_bar[3], kernel.schedule.noise_variance[3]
         # x^0 | x^3, y by precisions: of x^3 abar / v, of y 1 / 0.49, of the prior 1e-6.
         precision = power / noise + 1 / 0.49 + 1e-6
         mean = (np.sqrt(power) * 0.8 / noise + 1.5 / 0.49) / precision
         gain = kernel.bridge(jnp.zeros(1), jnp.ones(1), 3).mean
         bridge = kernel.bridge(jnp.array([0.8]), jnp.array([mean]), 3)
-        np.testing.assert_allclose(law.mean, bridge.mean, rtol=1e-5)
-        np.testing.assert_allclose(law.variance, bridge.variance + gain**2 / precision, rtol=1e-5)
+        np.testing.assert_allclose(distribution.mean, bridge.mean, rtol=1e-5)
+        np.testing.assert_allclose(distribution.variance, bridge.variance + gain**2 / precision, rtol=1e-5)
 
 
 def test_inpainting_by_the_noised_factor_weighs_to_the_conditional():
@@ -157,11 +159,11 @@ def test_gradients_of_a_factor_are_finite_at_its_edges():
 
 
 def test_a_clamped_normal_is_normal_where_it_is_free():
-    law = ClampedNormal(jnp.array([0.5, 1.0]), jnp.array([2.0, 0.0]), validate_args=True)
+    distribution = ClampedNormal(jnp.array([0.5, 1.0]), jnp.array([2.0, 0.0]), validate_args=True)
     wanted = dist.Normal(0.5, 2.0).log_prob(0.1)
-    np.testing.assert_allclose(law.log_prob(jnp.array([0.1, 1.0])), [wanted, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(law.log_prob(jnp.array([0.1, 1.5])), [wanted, -jnp.inf], rtol=1e-6)
-    assert law.sample(jax.random.key(0))[1] == 1.0
+    np.testing.assert_allclose(distribution.log_prob(jnp.array([0.1, 1.0])), [wanted, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(distribution.log_prob(jnp.array([0.1, 1.5])), [wanted, -jnp.inf], rtol=1e-6)
+    assert distribution.sample(jax.random.key(0))[1] == 1.0
 
 
 # Bits ----------------------------------------------------------------------------------------------
@@ -198,12 +200,12 @@ def test_the_last_step_is_the_posterior_given_x_1_when_r_is_a_product_over_bits(
 def test_a_coupled_r_is_flipped_one_bit_at_a_time_around_the_likeliest_bits():
     chain = bits_chain()
     x_1 = jnp.array([1, 0, 1])
-    law, tilted = (step_law(c, x_1, 1) for c in (chain, TiltedChain(chain, PaperTilt(coupled))))
-    centre = np.asarray(law.probs > 0.5, np.float32)
+    distribution, tilted = (step_law(c, x_1, 1) for c in (chain, TiltedChain(chain, PaperTilt(coupled))))
+    centre = np.asarray(distribution.probs > 0.5, np.float32)
     for bit in range(3):
         low, high = centre.copy(), centre.copy()
         low[bit], high[bit] = 0, 1
-        wanted = law.logits[bit] + coupled(jnp.asarray(high)) - coupled(jnp.asarray(low))
+        wanted = distribution.logits[bit] + coupled(jnp.asarray(high)) - coupled(jnp.asarray(low))
         assert tilted.logits[bit] == pytest.approx(float(wanted), abs=1e-5)
     posterior = last_step(chain, x_1) * np.exp(np.asarray(jax.vmap(coupled)(jnp.asarray(BITS, float))))
     off = last_step(TiltedChain(chain, PaperTilt(coupled)), x_1) - posterior / posterior.sum()
@@ -214,11 +216,11 @@ def test_a_known_bit_is_set_and_a_hopeless_one_left():
     known = PaperTilt(lambda x: jnp.where(x[0] == 1, 0.0, -jnp.inf))
     chain = bits_chain()
     x_1 = jnp.array([0, 1, 0])
-    law, tilted = (step_law(c, x_1, 1) for c in (chain, TiltedChain(chain, known)))
+    distribution, tilted = (step_law(c, x_1, 1) for c in (chain, TiltedChain(chain, known)))
     assert tilted.probs[0] == 1
     # With bit 0 at its likeliest value, 0, r is 0 whatever the other bits are: it says nothing of them.
-    assert law.probs[0] < 0.5
-    np.testing.assert_allclose(tilted.logits[1:], law.logits[1:], rtol=1e-6)
+    assert distribution.probs[0] < 0.5
+    np.testing.assert_allclose(tilted.logits[1:], distribution.logits[1:], rtol=1e-6)
     drawn = draw(TiltedChain(chain, known), jax.random.key(0), (20,))
     assert (drawn[:, :-1, 0] == 1).all()
     assert jnp.isfinite(log_prob(TiltedChain(chain, known), drawn)).all()

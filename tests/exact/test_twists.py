@@ -76,7 +76,7 @@ def linear(y):
 
 
 def target_and_states(model, *args):
-    """The law, and six states of its diffusion site."""
+    """The distribution, and six states of its diffusion site."""
     target = target_of(split_model(model, args, {}), {})
     states = {name: jax.random.normal(jax.random.key(1), (6, *shape)) for name, shape in target.shapes.items()}
     return target, states
@@ -86,11 +86,14 @@ def exact_log_psi(x_t, t):
     """Log p(y | x^t) of the T-step model: every step is affine with one variance, so x^0 given x^t is too."""
     mean, variance = np.asarray(x_t, float), 0.0
     for s in range(t, 0, -1):
-        law = EXACT.chain.conditional(jnp.asarray(mean), s)
+        distribution = EXACT.chain.conditional(jnp.asarray(mean), s)
         slope = (
             np.asarray(EXACT.chain.conditional(jnp.ones(3), s).mean - EXACT.chain.conditional(jnp.zeros(3), s).mean)
         )[0]
-        mean, variance = np.asarray(law.mean, float), slope**2 * variance + float(law.variance.reshape(-1)[0])
+        mean, variance = (
+            np.asarray(distribution.mean, float),
+            slope**2 * variance + float(distribution.variance.reshape(-1)[0]),
+        )
     residual = np.asarray(VALUE, float) - mean @ np.asarray(MATRIX, float).T
     covariance = NOISE**2 * np.eye(2) + variance * np.asarray(MATRIX @ MATRIX.T, float)
     return np.array([normal_log_density(row, covariance) for row in residual])
@@ -100,7 +103,7 @@ def exact_log_psi(x_t, t):
 def test_the_gaussian_twist_is_exact_for_a_gaussian_chain_and_linear_observations(covariance):
     """C_t = (v_t / sqrt(abar_t)) d x0hat / d x^t; with S^2 = 0.7^2 the secant form starts from the exact C_t too.
 
-    The twist is a mixture of what is exact and, by a tenth of the variance that is open, of y's law under the prior.
+    The twist is a mixture of what is exact and, by a tenth of the variance that is open, of y under the prior.
     """
     target, x = target_and_states(linear, VALUE)
     twist = LinearGaussian(covariance)
@@ -140,8 +143,11 @@ def test_a_conditioned_step_is_the_product_of_the_step_and_what_was_seen():
     )
     remaining = np.array([[0.5, 0.2], [0.2, 0.4]])
     every = lambda value: jnp.broadcast_to(jnp.asarray(value, float), (20_000, *np.shape(value)))
-    laws = {"a": dist.Normal(every(loc[:1]), every(scale[:1])), "b": dist.Normal(every(loc[1:]), every(scale[1:]))}
-    step = ConditionedStep(laws, every(slope), every(residual), every(remaining), (1, 2))
+    distributions = {
+        "a": dist.Normal(every(loc[:1]), every(scale[:1])),
+        "b": dist.Normal(every(loc[1:]), every(scale[1:])),
+    }
+    step = ConditionedStep(distributions, every(slope), every(residual), every(remaining), (1, 2))
 
     precision = np.diag(1 / scale**2) + slope.T @ np.linalg.solve(remaining, slope)
     covariance = np.linalg.inv(precision)
@@ -175,10 +181,10 @@ def test_the_tempered_twist_knows_its_largest_curvature_and_moves_along_its_slop
 
     log_psi, move = jax.jit(lambda x: twist.look(target, constants, x, jnp.asarray(2)))(x)
     np.testing.assert_allclose(log_psi, expected_log_psi(x["x"]), rtol=1e-3)
-    law = EXACT.chain.conditional(x["x"], 2)
-    shift = law.variance * jax.grad(lambda x_t: expected_log_psi(x_t).sum())(x["x"])
-    np.testing.assert_allclose(move.tilted["x"].loc - law.mean, shift, rtol=2e-3, atol=1e-4)
-    np.testing.assert_array_equal(move.tilted["x"].scale, move.laws["x"].scale)
+    distribution = EXACT.chain.conditional(x["x"], 2)
+    shift = distribution.variance * jax.grad(lambda x_t: expected_log_psi(x_t).sum())(x["x"])
+    np.testing.assert_allclose(move.tilted["x"].loc - distribution.mean, shift, rtol=2e-3, atol=1e-4)
+    np.testing.assert_array_equal(move.tilted["x"].scale, move.steps["x"].scale)
 
 
 @pytest.mark.usefixtures("no_type_checks")

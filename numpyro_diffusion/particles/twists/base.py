@@ -69,8 +69,8 @@ class NoTwist:
         return None
 
     def look(self, target: Target, constants: Any, x: States, step: Array) -> tuple[Array, Step]:
-        laws = {name: target.network(name, x[name], step)[1] for name in x}
-        return jnp.zeros(num_particles(x) + target.element_shape), TiltedStep(laws, {})
+        steps = {name: target.network(name, x[name], step)[1] for name in x}
+        return jnp.zeros(num_particles(x) + target.element_shape), TiltedStep(steps, {})
 
 
 def prior_power(target: Target, prior_draws: States, name: str) -> Array:

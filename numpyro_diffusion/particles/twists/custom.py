@@ -40,9 +40,9 @@ class Custom:
         log_r = target.log_likelihood
 
         def log_psi(smooth: States) -> tuple[Array, Any]:
-            states, laws, x_0 = {**x, **smooth}, {}, {}
+            states, steps, x_0 = {**x, **smooth}, {}, {}
             for name, x_t in states.items():
-                output, laws[name] = target.network(name, x_t, step)
+                output, steps[name] = target.network(name, x_t, step)
                 x_0[name] = target.expected(name, output, x_t, step)
             value = jax.vmap(lambda x_t, x_0: self.function(x_t, step, x_0, log_r))(states, x_0)
             wanted = num_particles(x) + target.element_shape
@@ -54,9 +54,9 @@ class Custom:
                         "Return log psi, one number for each element that is filtered by itself.",
                     )
                 )
-            return value, laws
+            return value, steps
 
-        value, pull, laws = jax.vjp(log_psi, smooth, has_aux=True)
+        value, pull, steps = jax.vjp(log_psi, smooth, has_aux=True)
         (gradient,) = pull(jnp.ones_like(value))
-        tilted = {name: target.chains[name].kernel.tilt(laws[name], finite(slope)) for name, slope in gradient.items()}
-        return value, TiltedStep(laws, tilted)
+        tilted = {name: target.chains[name].kernel.tilt(steps[name], finite(slope)) for name, slope in gradient.items()}
+        return value, TiltedStep(steps, tilted)

@@ -120,20 +120,20 @@ class LinearGaussian:
         leading = 1 + len(target.element_shape)
 
         def residual(x: States) -> tuple[Array, Any]:
-            laws, x_0 = {}, {}
+            steps, x_0 = {}, {}
             for name, x_t in x.items():
-                output, laws[name] = target.network(name, x_t, step)
+                output, steps[name] = target.network(name, x_t, step)
                 x_0[name] = target.denoised(name, output, x_t, step)
             seen = jax.vmap(lambda x_0: _observe(target, x_0))(x_0)
-            return seen.residual, (laws, x_0, seen)
+            return seen.residual, (steps, x_0, seen)
 
-        innovation, pull, (laws, x_0, observed) = jax.vjp(residual, x, has_aux=True)
+        innovation, pull, (steps, x_0, observed) = jax.vjp(residual, x, has_aux=True)
         noise = _fill(observed.covariance, observed.seen, constants.unit)
         seen, pull_seen = jax.vjp(lambda x_0: jax.vmap(lambda x_0: _observe(target, x_0).residual)(x_0), x_0)
-        order = sorted(laws)
+        order = sorted(steps)
         slopes = {name: -_matrix(rows, leading) for name, rows in _rows(pull_seen, seen).items()}  # G
         radius = {name: target.denoised_variance(name, step, constants.power[name]) for name in order}
-        variance = {name: flatten({name: laws[name].scale ** 2}, leading) for name in order}
+        variance = {name: flatten({name: steps[name].scale ** 2}, leading) for name in order}
         crossed = {name: radius[name] * slopes[name] for name in order}  # G C
 
         if self.covariance == "jacobian":
@@ -155,7 +155,7 @@ class LinearGaussian:
         for name in order:
             at_last = target.level(name, step) == 1
             crossed[name] = jnp.where(at_last, slopes[name] * variance[name][..., None, :], crossed[name])  # C_1 = s^2
-            gain, lower = target.chains[name].kernel.bridge_terms(target.level(name, step), laws[name].loc)
+            gain, lower = target.chains[name].kernel.bridge_terms(target.level(name, step), steps[name].loc)
             shares[name] = jnp.where(target.moves(name, step), lower / (lower + gain**2 * radius[name]), 1.0)
             gains[name] = jnp.where(target.moves(name, step), gain, 0.0)
         spread = {name: symmetric(crossed[name] @ _transposed(slopes[name])) for name in order}
@@ -175,7 +175,7 @@ class LinearGaussian:
         slope = jnp.where(defined[..., None, None], slope, 0.0)
         remaining = jnp.where(defined[..., None, None], remaining, jnp.eye(remaining.shape[-1]))
         innovation = jnp.where(defined[..., None], innovation, 0.0)
-        return log_psi, ConditionedStep(laws, slope, innovation, remaining, sizes)
+        return log_psi, ConditionedStep(steps, slope, innovation, remaining, sizes)
 
 
 def _where_signal(target: Target, name: str, step: Array, through: Array, otherwise: Array) -> Array:

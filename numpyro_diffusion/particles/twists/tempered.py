@@ -67,20 +67,20 @@ class Tempered:
         temper = 1 / (1 + uncertain + constants.coupling)
 
         def log_psi(smooth: States) -> tuple[Array, Any]:
-            outputs, laws, x_0 = {}, {}, {}
+            outputs, steps, x_0 = {}, {}, {}
             for name, x_t in {**x, **smooth}.items():
-                outputs[name], laws[name] = target.network(name, x_t, step)
+                outputs[name], steps[name] = target.network(name, x_t, step)
                 estimate = likeliest if target.is_discrete(name) else Target.denoised
                 x_0[name] = estimate(target, name, outputs[name], x_t, step)
-            return temper * target.log_factor(x_0), (outputs, laws, x_0)
+            return temper * target.log_factor(x_0), (outputs, steps, x_0)
 
-        value, pull, (outputs, laws, x_0) = jax.vjp(log_psi, smooth, has_aux=True)
+        value, pull, (outputs, steps, x_0) = jax.vjp(log_psi, smooth, has_aux=True)
         (gradient,) = pull(jnp.ones_like(value))
-        tilted = {name: target.chains[name].kernel.tilt(laws[name], finite(slope)) for name, slope in gradient.items()}
+        tilted = {name: target.chains[name].kernel.tilt(steps[name], finite(slope)) for name, slope in gradient.items()}
         for name in sorted(x.keys() - smooth.keys()):
             gained, tilted[name] = look_at_site(target, name, outputs[name], x, x_0, step, temper)
             value = value + gained
-        move = TiltedStep(laws, tilted)
+        move = TiltedStep(steps, tilted)
         if len(smooth) == len(x):
             return value, move
         doubt = -0.5 * jnp.expm1(-constants.coupling)
