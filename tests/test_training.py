@@ -330,8 +330,5 @@ def test_what_is_not_the_distribution_of_one_row_is_refused(make, error, message
 
 def test_no_transform_is_dropped_by_what_takes_only_a_diffusion(no_type_checks):
     prior = dist.TransformedDistribution(nd.Diffusion(KERNEL, nd.Transition(shifted, jnp.zeros(2), (2,))), UNITS)
-    key = jax.random.key(0)
-    with pytest.raises(TypeError, match=r"a Diffusion or a ReverseChain; got .*TransformedDistribution"):
-        nd.plots.trajectory(key, prior, PAIRS)
     with pytest.raises(TypeError, match=r"a Diffusion or a ReverseChain; got .*TransformedDistribution"):
         nd.evaluation._chunks.points_of(prior, PAIRS)
