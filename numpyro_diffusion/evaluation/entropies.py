@@ -58,7 +58,7 @@ def entropy_bounds(rng_key: jax.Array, model: Model, x: ArrayLike, *, chunk_size
     Raises:
         ValueError: for data that do not match or lie outside of the support.
 
-    >>> from numpyro_diffusion import GaussianKernel, Transition, schedules
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, Transition, schedules
     >>> kernel = GaussianKernel(schedules.log_snr(20), variance="upper")
     >>> model = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(1,)))
     >>> steps = entropy_bounds(jax.random.key(0), model, jnp.ones((3, 1)))
