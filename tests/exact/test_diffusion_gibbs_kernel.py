@@ -104,7 +104,7 @@ def test_the_inner_potential_is_of_the_paths_in_the_state(vectorized):
 
 
 def test_arviz_and_summary_take_the_draws(vectorized, capsys):
-    data = az.from_numpyro(vectorized)
+    data = az.from_numpyro(vectorized, log_likelihood=True)
     assert set(data.posterior.data_vars) == {"x", "sigma", "ratio"}
     assert data.log_likelihood["y"].shape == (2, 6, 3)
     assert dict(data.sample_stats.sizes) == {"chain": 2, "draw": 6}
