@@ -39,7 +39,7 @@ from ..particles.target import Calibration, States, Target, calibrate, draw_prio
 from ..particles.twists.named import as_twist
 from .inner_kernel import InnerKernel
 from .smc import target_of
-from .stalls import count_stalled, warn_of_stalls
+from .stalls import count_stalled, has_moved, warn_of_stalls
 
 __all__ = ["DiffusionGibbs", "DiffusionGibbsState"]
 
@@ -62,6 +62,7 @@ class DiffusionGibbsState(NamedTuple):
         refresh_acceptance: fraction of paths whose noising was accepted.
         independence_acceptance: fraction of elements whose fresh particles were accepted; 0 without the move.
         stalled: draws since particles last changed x^0, shape (elements...).
+        inner_stalled: draws since the inner kernel last changed a real number of the other sites.
         rng_key: key of the next draw.
     """
 
@@ -76,6 +77,7 @@ class DiffusionGibbsState(NamedTuple):
     refresh_acceptance: Array
     independence_acceptance: Array
     stalled: Array
+    inner_stalled: Array
     rng_key: jax.Array
 
 
@@ -104,7 +106,8 @@ class DiffusionGibbs(MCMCKernel):
 
     Use it as any kernel: ``MCMC(DiffusionGibbs(model), num_warmup=..., num_samples=...)``, several chains by each
     ``chain_method``, ``thinning``, ``extra_fields=("effective_size", "refresh_acceptance", "moved")``,
-    ``post_warmup_state``. When weights collapse, so that particles leave x^0 as it is for 100 draws, a warning says so.
+    ``post_warmup_state``. When weights collapse, so that particles leave x^0 as it is for 100 draws, a warning says so;
+    so does one when the inner kernel leaves the other sites as they are.
 
     >>> import numpyro
     >>> import numpyro.distributions as dist
@@ -199,7 +202,7 @@ class DiffusionGibbs(MCMCKernel):
     ) -> DiffusionGibbsState:
         step = partial(self._sample_one, args=model_args, kwargs=dict(model_kwargs or {}))
         state = step(state) if is_prng_key(state.rng_key) else jax.vmap(step)(state)
-        warn_of_stalls(state.stalled, state.effective_size, self.num_particles)
+        warn_of_stalls(state.stalled, state.inner_stalled, state.effective_size, self.num_particles)
         return state
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: Mapping[str, Any] | None) -> Callable:
@@ -251,6 +254,7 @@ class DiffusionGibbs(MCMCKernel):
             refresh_acceptance=zero,
             independence_acceptance=zero,
             stalled=jnp.zeros(split.element_shape, int),
+            inner_stalled=count,
             rng_key=start.rng_key,
         )
         return state, log_r
@@ -299,9 +303,10 @@ class DiffusionGibbs(MCMCKernel):
             moved, accepted = moved | accept, accept.mean(dtype=float)
         if self.use_refresh:
             paths, refreshed = refresh_paths(target, paths, key_refresh)
-        inner_state = state.inner_state
+        inner_state, inner_moved = state.inner_state, jnp.ones((), bool)
         if split.others:
             inner_state = self._inner.move(inner_state, args, kwargs, _given(split, paths))
+            inner_moved = has_moved(*(self._inner.unconstrained(of) for of in (state.inner_state, inner_state)))
         return DiffusionGibbsState(
             i=state.i + 1,
             z=self._z(paths, inner_state),
@@ -314,6 +319,7 @@ class DiffusionGibbs(MCMCKernel):
             refresh_acceptance=refreshed,
             independence_acceptance=accepted,
             stalled=count_stalled(state.stalled, moved),
+            inner_stalled=count_stalled(state.inner_stalled, inner_moved),
             rng_key=key,
         )
 
