@@ -378,6 +378,23 @@ def test_inputs_that_an_output_is_computed_from_are_told_from_the_others():
 # ArviZ -------------------------------------------------------------------------------------------------
 
 
+def test_inputs_of_a_scan_are_constants_what_is_carried_and_rows():
+    def loop(x, w):
+        step = lambda c, v: ({"a": c["a"] * w, "b": c["b"] + v[0]}, c["a"])
+        return jax.lax.scan(step, {"a": 1.0, "b": w}, (x, x[:, 0]))
+
+    program = jax.make_jaxpr(loop)(jnp.ones((4, 3)), jnp.ones(3)[0])
+    (equation,) = (equation for equation in program.eqns if equation.primitive.name == "scan")
+    constants, carry = jax_names.scan_parts(equation)
+    body = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
+    assert constants >= 1
+    assert [v.aval.shape for v in body.invars[:constants]] == [v.aval.shape for v in equation.invars[:constants]]
+    assert carry == 2
+    rows = slice(constants + carry, None)
+    assert [(4, *v.aval.shape) for v in body.invars[rows]] == [v.aval.shape for v in equation.invars[rows]]
+    assert len(equation.invars[rows]) >= 1
+
+
 @pytest.mark.filterwarnings("ignore:\nArviZ is undergoing")
 def test_groups_become_the_tree_that_the_installed_arviz_reads():
     import xarray

@@ -7,7 +7,7 @@ import jax
 import jax.extend
 from jax.interpreters import partial_eval
 
-__all__ = ["depends_on_tracers", "evaluate_jaxpr", "has_primitive", "is_tracer", "used_inputs"]
+__all__ = ["depends_on_tracers", "evaluate_jaxpr", "has_primitive", "is_tracer", "scan_parts", "used_inputs"]
 
 
 def is_tracer(value: Any) -> bool:
@@ -38,6 +38,15 @@ def evaluate_jaxpr(jaxpr: Any, consts: list[Any], leaves: list[Any]) -> list[Any
 def used_inputs(jaxpr: Any, outputs: set[int]) -> list[bool]:
     """For each input of a program, whether one of its outputs of these indices is computed from it."""
     return partial_eval.dce_jaxpr(jaxpr, [index in outputs for index in range(len(jaxpr.outvars))])[1]
+
+
+def scan_parts(equation: Any) -> tuple[int, int]:
+    """How many of the inputs of a ``scan`` are constants, and how many are carried; the rest are rows."""
+    params = equation.params
+    if "num_consts" in params:  # before JAX 0.12
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()
+    return len(constants), len(carry)
 
 
 def has_primitive(function: Callable[..., Any], name: str, *args: Any) -> bool:

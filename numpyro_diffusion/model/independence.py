@@ -19,6 +19,7 @@ trials proves independence.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from .._compat.jax import scan_parts
 from .._typing import Array, Shape
 
 __all__ = ["by_element", "has_elements", "why_coupled"]
@@ -335,8 +336,8 @@ def _fixed_point(step: Callable[[list[_State]], list[_State]], carry: list[_Stat
 
 
 def _scan(equation: Any, before: list[_State]) -> list[_State]:
-    params, body = equation.params, _body(equation.params["jaxpr"])
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    body = _body(equation.params["jaxpr"])
+    num_consts, num_carry = scan_parts(equation)
     consts, carry, rows = before[:num_consts], before[num_consts:][:num_carry], before[num_consts + num_carry :]
     over = _Coupled("a scan goes over the elements of the plate")
     inside = [over if row == 0 else row - 1 if isinstance(row, int) else row for row in rows]
