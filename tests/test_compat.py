@@ -380,7 +380,7 @@ def test_inputs_that_an_output_is_computed_from_are_told_from_the_others():
 
 def test_inputs_of_a_scan_are_constants_what_is_carried_and_rows():
     def loop(x, w):
-        step = lambda c, v: ({"a": c["a"] * w, "b": c["b"] + v[0]}, c["a"])
+        step = lambda c, v: ({"a": c["a"] * w, "b": c["b"] + v[1]}, c["a"] * v[0])
         return jax.lax.scan(step, {"a": 1.0, "b": w}, (x, x[:, 0]))
 
     program = jax.make_jaxpr(loop)(jnp.ones((4, 3)), jnp.ones(3)[0])
