@@ -104,10 +104,10 @@ class JointProblem:
     def model(self, prior: dist.Distribution) -> Callable[..., None]:
         """The plain NumPyro model, to be run on ``y``."""
         matrix, sigma = jnp.asarray(self.base.matrix, float), jnp.asarray(self.base.sigma, float)
-        name, prior = self.unknown, PRIOR[self.unknown]
+        name, of_unknown = self.unknown, PRIOR[self.unknown]
 
         def model(y: Any = None) -> None:
-            value = numpyro.sample(name, prior)
+            value = numpyro.sample(name, of_unknown)
             mean = numpyro.sample("x", prior) @ matrix.T
             observed = dist.Normal(value * mean, sigma) if name == "amplitude" else dist.Normal(mean, value)
             numpyro.sample("y", observed.to_event(1), obs=y)

@@ -63,8 +63,8 @@ def twisted_smc(
 
     def log_factor(x_t: Any, t: jax.Array, x_0: Any, log_r: Any) -> jax.Array:
         alpha_bar, noise = (jnp.asarray(values, float)[t] for values in (schedule.alpha_bar, schedule.noise_variance))
-        prior = dist.Normal(jnp.sqrt(alpha_bar) * y, jnp.sqrt(alpha_bar * NOISE**2 + noise))
-        return prior.log_prob(x_t["x"].reshape(-1)[seen]).sum()
+        noised = dist.Normal(jnp.sqrt(alpha_bar) * y, jnp.sqrt(alpha_bar * NOISE**2 + noise))
+        return noised.log_prob(x_t["x"].reshape(-1)[seen]).sum()
 
     value = jnp.zeros(image.size).at[seen].set(y).reshape(image.shape)
     factor = nd.GaussianFactor(value, jnp.where(known, NOISE, jnp.inf), noised=True)
