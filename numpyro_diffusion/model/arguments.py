@@ -37,7 +37,7 @@ class Static:
 def split_arguments(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Static]:
     """Arrays (None for other leaves), and the other leaves with the tree's structure."""
     leaves, tree = jax.tree.flatten((args, dict(kwargs)))
-    arrays = [leaf if isinstance(leaf, _ARRAYS) and leaf.dtype.kind not in "OSUMm" else None for leaf in leaves]
+    arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
     rest = tuple(None if array is not None else leaf for array, leaf in zip(arrays, leaves, strict=True))
     return arrays, Static(rest, tree)
 
@@ -63,10 +63,22 @@ def join(arrays: list, static: Static) -> tuple[tuple, dict[str, Any]]:
     return jax.tree.unflatten(static.tree, leaves)
 
 
+def _is_array(leaf: Any) -> bool:
+    """Whether a compiled function takes it: numbers, truth values, random keys."""
+    return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUMm")
+
+
+def _numbers(array: Any) -> Any:
+    return jax.random.key_data(array) if jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key) else array
+
+
 def _same(a: Any, b: Any) -> bool:
     try:
         if isinstance(a, _ARRAYS) and isinstance(b, _ARRAYS):
-            return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
+            if a.dtype != b.dtype:
+                return False
+            a, b = _numbers(a), _numbers(b)
+            return np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
         return type(a) is type(b) and bool(a == b)
     except (TypeError, ValueError):  # things without a truth value are the same only if they are one thing
         return a is b
