@@ -54,7 +54,7 @@ def _call_back(begins: Array, inner_begins: Array, effective_size: Array, num_pa
     arguments = begins, inner_begins, effective_size.min(), num_particles
 
     def warn(*arguments: ArrayLike) -> None:
-        jax.debug.callback(_warn, *arguments)
+        jax.debug.callback(lambda *values: _warn(*values), *arguments)  # found when called, not when traced
 
     def pass_over(*arguments: ArrayLike) -> None:
         del arguments
