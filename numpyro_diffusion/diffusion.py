@@ -14,6 +14,7 @@ wrapper of NumPyro hides a diffusion. The engines of :mod:`numpyro_diffusion.inf
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -108,8 +109,9 @@ class Diffusion(ChainDistribution):
         Raises:
             ValueError: if there must be none.
         """
-        if isinstance(self.estimator, AsDensity) or (asker and asker.purpose == "dependence"):
-            return self._named(with_key=True)
+        is_of_dependence = asker is not None and asker.purpose == "dependence"
+        if isinstance(self.estimator, AsDensity) or is_of_dependence:
+            return self._named(constant_key=is_of_dependence)
         if asker is None:
             return self._check_named()
         if asker.site is None:
@@ -132,19 +134,22 @@ class Diffusion(ChainDistribution):
                     f"DiffusionGibbs, EllipticalSlice or AutoDiffusionGuide. {_AS_DENSITY}",
                 )
             )
-        if asker.purpose == "density" and asker.has_latent and _may_depend(asker):
+        if asker.purpose == "density" and asker.has_latent and _may_depend(asker, self, value):
             raise ValueError(depends_on_latent(name, "one made of traced arrays, which may be its values"))
         if asker.purpose == "log_likelihood":
             return self._check_named()
-        return self._named(with_key=asker.purpose != "elbo")
+        if asker.answered is not None:
+            asker.answered.append(self)
+        return self._named(some_key=asker.purpose != "elbo")
 
-    def _named(self, *, with_key: bool) -> "Diffusion":
-        """With the default estimate if there is none; on request with a key, where its number does not matter."""
-        if self.estimator is not None:
+    def _named(self, *, some_key: bool = True, constant_key: bool = False) -> "Diffusion":
+        """With the default estimate if there is none; with a key if it has none, where its number does not matter."""
+        if self.estimator is not None and not constant_key:
             return self
         named = copy.copy(self)
-        named.estimator = RandomStep()
-        named.rng_key = jax.random.key(0) if with_key and self.rng_key is None else self.rng_key
+        named.estimator = self.estimator or RandomStep()
+        if constant_key or (some_key and self.rng_key is None):
+            named.rng_key = jax.random.key(0)
         return named
 
     def _check_named(self) -> "Diffusion":
@@ -175,16 +180,21 @@ def depends_on_latent(name: str, got: str) -> str:
     )
 
 
-def _may_depend(asker: Asker) -> bool:
-    """Whether what a site's density is made of may have been computed from a latent site."""
+def _may_depend(asker: Asker, diffusion: Diffusion, value: ArrayLike) -> bool:
+    """Whether a site's density, of which this diffusion is a part, may have been computed from a latent site.
 
-    def numbers(site: Any) -> list[Any]:
-        return _numbers([site[part] for part in ("fn", "value", "scale")])
-
-    if is_concrete(numbers(asker.site)):
+    It is decided on the density itself: a distribution that is written by a user may hold the diffusion anywhere.
+    """
+    site: Any = asker.site
+    if is_concrete(_numbers([diffusion, value, *(site[part] for part in ("fn", "value", "scale"))])):
         return False
     again = asker.trace_again
-    return again is None or depends_on_tracers(lambda: numbers(again()))
+    return again is None or depends_on_tracers(lambda: density_for_its_dependence(again()))
+
+
+def density_for_its_dependence(site: Mapping[str, Any]) -> list[Any]:
+    """A site's density and scale. Meanwhile diffusions answer, whatever they depend on, by a constant key."""
+    return [site["fn"].log_prob(site["value"]), 1.0 if site["scale"] is None else site["scale"]]
 
 
 def _numbers(tree: Any) -> list[Any]:

@@ -47,6 +47,8 @@ __all__ = [
 Purpose: TypeAlias = Literal["density", "elbo", "log_likelihood", "dependence", "engine"]
 
 # Who asks a site's distribution for its log_prob: functions of these modules, with the site in a local variable.
+_OURS = "numpyro_diffusion."
+_DEPENDENCE = "density_for_its_dependence"  # a function of ours: it wants to know what a density is computed from
 _OUR_MODEL_ROOM = "numpyro_diffusion.model."
 _ASKERS = ("numpyro.infer.", "numpyro.contrib.", _OUR_MODEL_ROOM)
 _SITE_VARIABLES = ("model_site", "site")
@@ -65,12 +67,14 @@ class Asker(NamedTuple):
         site: the site as in a trace; None where a model calls ``log_prob`` by itself.
         has_latent: whether the model may have a latent site.
         trace_again: runs the model once more and returns the site; None where the one who asks does not hold the model.
+        answered: of an engine, which notes here each diffusion whose estimate enters the site's density.
     """
 
     purpose: Purpose
     site: Mapping[str, Any] | None
     has_latent: bool = True
     trace_again: Callable[[], Mapping[str, Any]] | None = None
+    answered: list[Any] | None = None
 
 
 def asking() -> Asker | None:
@@ -82,6 +86,8 @@ def asking() -> Asker | None:
     is_inside_a_model = False
     for frame in _frames():
         module = frame.f_globals.get("__name__", "")
+        if frame.f_code.co_name == _DEPENDENCE and module.startswith(_OURS):
+            return Asker("dependence", frame.f_locals["site"])
         is_inside_a_model = is_inside_a_model or module in _RUNS_A_MODEL
         if found is None:
             if not is_inside_a_model:
@@ -149,7 +155,7 @@ def _asker_of(frame: FrameType, module: str) -> Asker | None:
     if site is None:
         return None
     if module.startswith(_OUR_MODEL_ROOM):
-        return Asker("engine", site)
+        return Asker("engine", site, answered=names.get("answered"))
     if module == "numpyro.infer.inspect":
         return Asker("dependence", site)
     if frame.f_code.co_qualname.startswith("log_likelihood."):

@@ -16,9 +16,9 @@ from .._checks import check_finite, expected
 from .._compat.jax import evaluate_jaxpr, used_inputs
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
-from ..diffusion import depends_on_latent, has_no_name
+from ..diffusion import Diffusion, depends_on_latent, has_no_name
 from ..estimates import AsDensity
-from ..wrappers import WrappedDiffusion, find_diffusions, unmask, wrapped_diffusion
+from ..wrappers import WrappedDiffusion, unmask, wrapped_diffusion
 from .arguments import Static, join
 from .independence import has_elements, why_coupled
 from .observations import (
@@ -88,6 +88,7 @@ class Program:
         key = jax.eval_shape(lambda: some_key)
         # Run on abstract values: a random state may be where the likelihood is not defined.
         x, others = jax.eval_shape(self._look, key, blank)
+        self._estimated: dict[str, list[Diffusion]] = {}
         self.given, self.given_consts = _trace_function(self._at, blank, x, others)
         self.drawn: _Function | None = None
         self.drawn_consts: list[Array] = []
@@ -162,7 +163,6 @@ class Program:
         self.deterministic = tuple(name for name, site in prototype.items() if site["type"] == "deterministic")
         sampled = {name: site for name, site in prototype.items() if site["type"] == "sample"}
         self.event_dims = {name: site["fn"].event_dim for name, site in sampled.items()}
-        self._estimated = {name: find_diffusions(site["fn"]) for name, site in sampled.items() if name not in names}
         self.likelihoods = {name: likelihood_name(site) for name, site in sampled.items()}
         return x, others
 
@@ -172,7 +172,11 @@ class Program:
         names = [site.name for site in self.sites]
         sampled = {name: site for name, site in sites.items() if site["type"] == "sample"}
         return Traced(
-            log_probs={name: site_log_prob(site) for name, site in sampled.items() if name not in names},
+            log_probs={
+                name: site_log_prob(site, self._estimated.setdefault(name, []))
+                for name, site in sampled.items()
+                if name not in names
+            },
             chains={name: diffusions[name].chain for name in names},
             transformed={site.name: sites[site.name]["value"] for site in self.sites if site.is_transformed},
             normal={name: normal_site(site) for name, site in sampled.items() if name not in names},
@@ -216,7 +220,7 @@ class Program:
                 )
 
     def _check_estimated(self) -> None:
-        """Refuse a bound that would be taken for a density: that of an observed diffusion."""
+        """Refuse a bound that would be taken for a density: that of an observed diffusion, wherever it is held."""
         for name, diffusions in self._estimated.items():
             above = sorted(self.depends[name] - {name})
             estimators = [diffusion.estimator for diffusion in diffusions]

@@ -175,8 +175,12 @@ def check_trained(site: dict) -> None:
         )
 
 
-def site_log_prob(site: dict) -> Array:
+def site_log_prob(site: dict, answered: list | None = None) -> Array:
     """A site's log_prob with its scale.
+
+    Args:
+        site: of a trace.
+        answered: where every diffusion whose estimate enters is noted, wherever the site's distribution holds it.
 
     Raises:
         ValueError: if the value does not fit the distribution's shape.

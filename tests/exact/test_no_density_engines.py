@@ -1,5 +1,6 @@
 """A prior has no density: what the engines of this package refuse, and what enters an evidence."""
 
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -109,6 +110,77 @@ def observed_below():
 def test_an_engine_refuses_an_observed_diffusion_that_depends_on_a_diffusion_site(engine):
     with pytest.raises(ValueError, match=DEPENDS):
         ENGINES[engine](observed_below)
+
+
+class Written(dist.Distribution):
+    """By a user: a diffusion is made when the density is asked for, and no attribute shows it."""
+
+    support = dist.constraints.real_vector
+
+    def __init__(self, context):
+        self.context = context
+        super().__init__((), (1,))
+
+    def sample(self, key, sample_shape=()):
+        return self.diffusion().sample(key, sample_shape)
+
+    def log_prob(self, value, intermediates=None):
+        return self.diffusion().log_prob(value)
+
+    def diffusion(self):
+        return affine_prior(SCHEDULE, [0.5], context=self.context)
+
+
+class Hidden(Written):
+    """It holds a function of a diffusion."""
+
+    def __init__(self, context):
+        self.density = affine_prior(SCHEDULE, [0.5], context=context).log_prob
+        dist.Distribution.__init__(self, (), (1,))
+
+    def log_prob(self, value, intermediates=None):
+        return self.density(value)
+
+
+WRITTEN = pytest.mark.parametrize("written", [Written, Hidden])
+
+
+@WRITTEN
+@pytest.mark.parametrize("engine", ["TwistedSMC", "DiffusionGibbs", "EllipticalSlice"])
+def test_an_engine_refuses_a_written_density_that_is_made_of_one(engine, written):
+    """Log Z was -.80 where -1.89 is right."""
+
+    def model():
+        z = numpyro.sample("z", PRIOR)
+        numpyro.sample("x", written(z), obs=DATA[0])
+
+    with pytest.raises(ValueError, match=DEPENDS):
+        ENGINES[engine](model)
+
+
+@WRITTEN
+def test_nuts_refuses_a_written_density_that_is_made_of_one(written):
+    """C was 1.11 where 1.28 is right."""
+
+    def model():
+        c = numpyro.sample("c", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
+        numpyro.sample("x", written(c), obs=DATA[0])
+
+    with pytest.raises(ValueError, match=DEPENDS):
+        NUTS(model).init(KEY, 0, None, (), {})
+
+
+@WRITTEN
+def test_a_written_density_that_depends_on_no_latent_site_is_a_constant(written):
+    """Also where the chains are mapped, and so is the model's key."""
+
+    def model():
+        c = numpyro.sample("c", dist.Normal())
+        numpyro.sample("y", dist.Normal(c, 1.0), obs=1.0)
+        numpyro.sample("x", written(jnp.ones(1)), obs=DATA[0])
+
+    NUTS(model).init(KEY, 0, None, (), {})
+    NUTS(model).init(jax.random.split(KEY), 0, None, (), {})
 
 
 def test_the_weights_of_our_guide_are_not_made_of_a_bound():
