@@ -92,7 +92,7 @@ class TwistedSMC:
         progress_bar: bool = True,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
-        if not callable(model):
+        if not callable(model) or isinstance(model, type):
             raise TypeError(expected("a NumPyro model", repr(model), "Pass the model function itself."))
         self.model = model
         self.num_particles = check_integer_at_least(
