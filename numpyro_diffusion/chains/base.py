@@ -75,6 +75,13 @@ class ChainDistribution(dist.Distribution):
             return jnp.moveaxis(draws, 0, len(sample_shape))
         return self._sample(key, tuple(sample_shape) + self.batch_shape)
 
+    def cdf(self, value: ArrayLike) -> Array:
+        got = f"{type(self).__name__}, of which draws and no probabilities of a region are known"
+        cure = (
+            "Count draws; of a censored or truncated one make x a site of its own and write the rest as a likelihood."
+        )
+        raise NotImplementedError(expected("a distribution with a known cdf", got, cure))
+
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         if self._num_stacked:
             return self._over_stack(lambda chain, value: chain.log_prob(value), value)

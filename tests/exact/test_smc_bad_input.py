@@ -18,6 +18,7 @@ from numpyro_diffusion.infer import Tempered, TwistedSMC
 SCHEDULE = nd.schedules.log_snr(2, 0.3, 10.0)
 NUMBER = affine_prior(SCHEDULE, [0.5])
 MEAN, SD = (float(moment[0, 0]) for moment in (gaussian_moments(NUMBER)[0], np.sqrt(gaussian_moments(NUMBER)[1])))
+NUMBER_ALONE = nd.Diffusion(NUMBER.kernel, nd.Transition(lambda params, x_t, t, context: 0 * x_t, None, ()))
 INF, NAN = jnp.inf, jnp.nan
 
 
@@ -262,3 +263,19 @@ def test_results_are_refused_before_a_run_and_in_no_number():
     smc, _ = run_steps(0.5, 0.0, 0.0)
     with pytest.raises(ValueError, match="num_samples to be an integer >= 1; got 0"):
         smc.get_samples(num_samples=0)
+
+
+@pytest.mark.parametrize("model", ["m", 3, dict])
+def test_what_is_no_model_is_refused_at_construction(model, no_type_checks):
+    with pytest.raises(TypeError, match=r"Expected a NumPyro model; got .*Pass the model function itself"):
+        TwistedSMC(model)
+
+
+def test_a_censored_diffusion_has_no_probability_of_what_was_not_seen():
+    def model():
+        x = numpyro.sample("x", NUMBER)
+        numpyro.sample("z", dist.LeftCensoredDistribution(dist.Normal(x[0], 1.0), 0.0), obs=1.0)
+        numpyro.sample("w", dist.LeftCensoredDistribution(NUMBER_ALONE, jnp.zeros(())), obs=1.0)
+
+    with pytest.raises(NotImplementedError, match=r"a distribution with a known cdf; got Diffusion.*Count draws"):
+        TwistedSMC(model, 2, progress_bar=False).run(jax.random.key(0))
