@@ -1,6 +1,7 @@
 """What a stranger runs first does run: the README's code, made small, and the examples as they are."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+
+import numpyro_diffusion as nd
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
@@ -53,3 +56,13 @@ def test_examples_run_to_their_checked_number_and_write_their_pictures(name, tmp
     command = [sys.executable, name, "--output", str(tmp_path)]
     subprocess.run(command, cwd=ROOT / "examples", check=True, timeout=900)
     assert list(tmp_path.glob("*.png"))
+
+
+def test_the_model_of_the_demo_runs_on_a_prior_as_fit_returns_it(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = importlib.import_module("prior_in_a_model")
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(2, 0.3, 10.0), variance="upper")
+    transition = nd.Transition(lambda params, x_t, t, context: 0 * x_t, None, (2,))
+    prior = nd.Diffusion(kernel, transition, rng_key=jax.random.key(0))
+    mcmc = example.infer(prior, jnp.zeros(example.NUM_READINGS), num_samples=4, progress_bar=False)
+    assert mcmc.get_samples()["x"].shape == (16, 2)
