@@ -1,7 +1,7 @@
 """Diffusion probabilistic models as NumPyro distributions.
 
 What a model in use needs is imported with the package; what is done before and after (data, evaluation, files,
-pictures) when it is first asked for, which keeps the import within a third of NumPyro's own.
+pictures) when it is first asked for, which keeps the import short.
 """
 
 import importlib

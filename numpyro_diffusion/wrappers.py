@@ -15,10 +15,10 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import transforms
 
-from ._checks import is_concrete
+from ._checks import expected, is_concrete
 from ._compat.numpyro import has_inverse, mask_of
 from ._numerics import expand_right
-from ._typing import Array, Shape
+from ._typing import Array, ArrayLike, Shape
 from .chains import ReverseChain
 from .diffusion import Diffusion
 
@@ -74,6 +74,25 @@ class WrappedDiffusion(NamedTuple):
         for transform in reversed(self.transforms):
             value = transform.inv(value)
         return value
+
+    def states_of(self, points: ArrayLike) -> np.ndarray:
+        """The states of data, shape (n, state event...).
+
+        Raises:
+            ValueError: for points outside of the transforms' support, with the first.
+        """
+        states = np.asarray(self.state(jnp.asarray(points, float)))
+        outside = ~np.isfinite(states).reshape(len(states), -1).all(1)
+        if outside.any():
+            first = int(np.argmax(outside))
+            raise ValueError(
+                expected(
+                    f"points in the support of {type(self.transforms[-1]).__name__}",
+                    f"{np.asarray(points)[first]} at index {first}, {int(outside.sum())} of {len(outside)}",
+                    "Check the data's units, and move values off the edges of the support.",
+                )
+            )
+        return states
 
     def log_abs_det(self, state: Array, event_dim: int) -> Array:
         """Log |det dT/ds|, shape (batch...), nats: log p(x) is that of the state less this.

@@ -235,7 +235,7 @@ KEY = jax.random.key(0)
         (
             lambda: plots.trajectory(KEY, POSITIVE, DATA),
             ValueError,
-            r"data in the support .*; got \[.* at index \d",
+            r"points in the support of Exp.*; got \[.* at index \d",
         ),
         (lambda: plots.drift(dist.MaskedDistribution(POSITIVE, True)), TypeError, "got <numpyro.*MaskedDistribution"),
         (lambda: plots.drift(SIMPLEX), ValueError, r"event shape \(2,\).*; got \(3,\)"),

@@ -97,17 +97,7 @@ def states_of(model: Model, x: ArrayLike) -> Points:
                 "A probability has no Jacobian: score the states by the Diffusion itself.",
             )
         )
-    states = np.asarray(wrapped.state(jnp.asarray(x)))
-    outside = ~np.isfinite(states).reshape(len(states), -1).all(1)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(
-            expected(
-                f"points in the support of {type(wrapped.transforms[-1]).__name__}",
-                f"{np.asarray(x)[first]} at index {first}, {int(outside.sum())} of {len(outside)}",
-                "Check the data's units, and move values off the edges of the support.",
-            )
-        )
+    states = wrapped.states_of(x)
     log_det = -np.asarray(wrapped.log_abs_det(jnp.asarray(states), transformed.event_dim), np.float64)
     base: Any = wrapped.diffusion.expand(wrapped.batch_shape)
     return Points(base, points_of(base, states), np.broadcast_to(log_det, len(states)), size)

@@ -23,7 +23,7 @@ _AFFINE = (*_BY_COORDINATE, npt.LowerCholeskyAffine, npt.PermuteTransform, npt.R
 
 def of_states(log_r: Callable[[Array], ArrayLike], transforms: Any) -> Any:
     """The function s -> log r(T(s)), a pytree of stable identity."""
-    return jax.tree_util.Partial(_composed, tuple(_parts(transforms)), log_r)
+    return jax.tree_util.Partial(_composed, npt.ComposeTransform(_parts(transforms)), log_r)
 
 
 def affine_by_coordinate(transforms: Any, shape: Shape) -> tuple[Array, Array]:
@@ -33,7 +33,7 @@ def affine_by_coordinate(transforms: Any, shape: Shape) -> tuple[Array, Array]:
         ValueError: for a transform that is not affine, or that mixes coordinates.
     """
     parts = _check(transforms, _BY_COORDINATE, "affine transforms that keep coordinates apart", "Use MomentMatching.")
-    at = lambda value: _apply(parts, jnp.full(shape, value, float))  # noqa: E731
+    at = lambda value: npt.ComposeTransform(parts)(jnp.full(shape, value, float))  # noqa: E731
     offset = at(0.0)
     return offset, at(1.0) - offset
 
@@ -50,21 +50,13 @@ def affine_rows(transforms: Any, rows: ArrayLike) -> tuple[Array, Array]:
     """
     parts = _check(transforms, _AFFINE, "affine transforms", "Use ReconstructionGuidance.")
     rows = jnp.asarray(rows, float)
-    shape = rows.shape[1:]
-    for part in reversed(parts):
-        shape = part.inverse_shape(shape)
-    offset, pull = jax.vjp(lambda state: _apply(parts, state), jnp.zeros(shape))
+    transform = npt.ComposeTransform(parts)
+    offset, pull = jax.vjp(transform, jnp.zeros(transform.inverse_shape(rows.shape[1:])))
     return jax.vmap(lambda row: pull(row)[0])(rows), jnp.tensordot(rows, offset, offset.ndim)
 
 
-def _composed(parts: tuple, log_r: Callable[[Array], ArrayLike], state: Array) -> ArrayLike:
-    return log_r(_apply(parts, state))
-
-
-def _apply(parts: Any, state: Array) -> Array:
-    for part in parts:
-        state = part(state)
-    return state
+def _composed(transform: npt.Transform, log_r: Callable[[Array], ArrayLike], state: Array) -> ArrayLike:
+    return log_r(transform(state))
 
 
 def _parts(transforms: Any) -> list[Any]:

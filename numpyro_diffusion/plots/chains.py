@@ -55,8 +55,7 @@ def trajectory(
     x_0 = _panels.check_points("data", data, 2, "Only the plane can be drawn; pick two coordinates.")
     t = _panels.check_times(t, 0, chain.kernel.num_steps)
     key_forward, key_reverse = jax.random.split(rng_key)
-    states = plane.state(jnp.asarray(x_0, float))
-    _check_support(model, x_0, states)
+    states = jnp.asarray(plane.states_of(x_0), float)
     noised = plane.value(ForwardChain(chain.kernel, states).sample(key_forward))
     forward = np.concatenate([x_0[:, None], np.asarray(noised)], axis=1)
     limits = _panels.limits_of(forward[:, t]) if limits is None else _panels.check_limits(limits)
@@ -169,11 +168,12 @@ def drift(
 
 
 class _Plane(NamedTuple):
-    """A chain of states in the plane, and the two ways between its states and what is drawn."""
+    """A chain of states in the plane, and the ways between its states and what is drawn."""
 
     chain: ReverseChain
     value: Callable[[Array], Array] = lambda state: state
     state: Callable[[Array], Array] = lambda value: value
+    states_of: Callable[[np.ndarray], np.ndarray] = lambda data: data
 
 
 def _in_the_plane(model: dist.Distribution) -> _Plane:
@@ -186,7 +186,7 @@ def _in_the_plane(model: dist.Distribution) -> _Plane:
                 "Pass the distribution, not the function.",
             )
         )
-    plane = _Plane(model) if wrapped is None else _Plane(wrapped.chain, wrapped.value, wrapped.state)
+    plane = _Plane(model) if wrapped is None else _Plane(wrapped.chain, wrapped.value, wrapped.state, wrapped.states_of)
     chain = plane.chain
     if chain.kernel.is_discrete:
         raise TypeError(expected("a model of real numbers", type(chain.kernel).__name__, "Use bit_raster for bits."))
@@ -196,17 +196,3 @@ def _in_the_plane(model: dist.Distribution) -> _Plane:
         cure = "Only the plane can be drawn: use slices on two of the coordinates, and give one context."
         raise ValueError(expected("a model of event shape (2,) and batch shape ()", got, cure))
     return plane
-
-
-def _check_support(model: dist.Distribution, x_0: np.ndarray, states: Array) -> None:
-    """Raise for data that no state of the model is transformed to."""
-    outside = ~np.isfinite(states).all(-1)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(
-            expected(
-                f"data in the support {model.support}",
-                f"{x_0[first]} at index {first}, {int(outside.sum())} of {len(x_0)}",
-                "Check the data's units, and move values off the edges of the support.",
-            )
-        )
