@@ -14,15 +14,14 @@ wrapper of NumPyro hides a diffusion. The engines of :mod:`numpyro_diffusion.inf
 """
 
 import copy
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import numpyro.distributions as dist
 
 from ._checks import expected, is_concrete
-from ._compat.jax import depends_on_tracers
 from ._compat.numpyro import Asker, asking
+from ._dependence import mixed_with_latent
 from ._typing import Array, ArrayLike, Shape
 from .chains.base import ARRAY, ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
@@ -93,7 +92,10 @@ class Diffusion(ChainDistribution):
         return chain.expand(self.batch_shape)
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
-        return ChainDistribution.log_prob(self._answering(asking(), value), value)
+        asker = asking()
+        log_prob = ChainDistribution.log_prob(self._answering(asker, value), value)
+        is_density = isinstance(self.estimator, AsDensity)
+        return log_prob if asker is None or asker.mark is None or is_density else log_prob + asker.mark
 
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
         return self.chain.expand(batch_shape).sample_last(key)
@@ -115,15 +117,11 @@ class Diffusion(ChainDistribution):
         if asker is None:
             return self._check_named()
         if asker.site is None:
-            if not is_concrete(_numbers((self, value))):
-                raise ValueError(
-                    expected(
-                        "no log_prob of a Diffusion as a factor of a model with latent sites",
-                        "traced arrays, which may depend on one",
-                        f"It is a bound: make x a site of its own. {_AS_DENSITY}",
-                    )
-                )
-            return self._check_named()
+            mixed = self._mixed(asker, value)
+            if mixed is None:
+                return self._check_named()
+            required = "no log_prob of a Diffusion as a factor of a model with latent sites"
+            raise ValueError(expected(required, mixed, f"It is a bound: make x a site of its own. {_AS_DENSITY}"))
         name = asker.site["name"]
         if not asker.site["is_observed"]:
             raise ValueError(
@@ -134,13 +132,22 @@ class Diffusion(ChainDistribution):
                     f"DiffusionGibbs, EllipticalSlice or AutoDiffusionGuide. {_AS_DENSITY}",
                 )
             )
-        if asker.purpose == "density" and asker.has_latent and _may_depend(asker, self, value):
-            raise ValueError(depends_on_latent(name, "one made of traced arrays, which may be its values"))
+        mixed = self._mixed(asker, value) if asker.purpose == "density" else None
+        if mixed is not None:
+            raise ValueError(depends_on_latent(name, mixed))
         if asker.purpose == "log_likelihood":
             return self._check_named()
         if asker.answered is not None:
             asker.answered.append(self)
         return self._named(some_key=asker.purpose != "elbo")
+
+    def _mixed(self, asker: Asker, value: ArrayLike) -> str | None:
+        """Which density may mix this estimate with a latent site, in words."""
+        site: Any = asker.site or {}
+        if asker.run_again is not None:
+            return mixed_with_latent(site.get("name"), asker.run_again)
+        is_known = is_concrete(_numbers([self, value, *(site.get(part) for part in ("fn", "value", "scale"))]))
+        return None if is_known else "one made of traced arrays, which may be its values"
 
     def _named(self, *, some_key: bool = True, constant_key: bool = False) -> "Diffusion":
         """With the default estimate if there is none; with a key if it has none, where its number does not matter."""
@@ -178,23 +185,6 @@ def depends_on_latent(name: str, got: str) -> str:
         "observe chain.conditional(x_1, 1), x_1 being the path's first state. What depends on no latent site compute "
         f"outside of the model. {_AS_DENSITY}",
     )
-
-
-def _may_depend(asker: Asker, diffusion: Diffusion, value: ArrayLike) -> bool:
-    """Whether a site's density, of which this diffusion is a part, may have been computed from a latent site.
-
-    It is decided on the density itself: a distribution that is written by a user may hold the diffusion anywhere.
-    """
-    site: Any = asker.site
-    if is_concrete(_numbers([diffusion, value, *(site[part] for part in ("fn", "value", "scale"))])):
-        return False
-    again = asker.trace_again
-    return again is None or depends_on_tracers(lambda: density_for_its_dependence(again()))
-
-
-def density_for_its_dependence(site: Mapping[str, Any]) -> list[Any]:
-    """A site's density and scale. Meanwhile diffusions answer, whatever they depend on, by a constant key."""
-    return [site["fn"].log_prob(site["value"]), 1.0 if site["scale"] is None else site["scale"]]
 
 
 def _numbers(tree: Any) -> list[Any]:

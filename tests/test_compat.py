@@ -20,6 +20,7 @@ from numpyro.infer.reparam import Reparam
 from numpyro_diffusion._compat import arviz as arviz_names
 from numpyro_diffusion._compat import jax as jax_names
 from numpyro_diffusion._compat import numpyro as names
+from numpyro_diffusion._dependence import with_marked_answers
 
 KEY = jax.random.key(0)
 
@@ -63,7 +64,11 @@ def observed():
 
 
 def of(asked):
-    return {(asker.purpose, asker.site["name"], asker.site["is_observed"], asker.has_latent) for asker in asked}
+    return {(asker.purpose, asker.site["name"], asker.site["is_observed"]) for asker in asked}
+
+
+def latent_of(asker):
+    return {name for name, site in asker.run_again({}).items() if not site["is_observed"]}
 
 
 # NumPyro -----------------------------------------------------------------------------------------------
@@ -78,34 +83,32 @@ def test_nobody_asks_of_a_call_by_the_user(asked):
 
 def test_mcmc_asks_for_a_density(asked):
     NUTS(model).init(KEY, 0, None, (), {})
-    assert of(asked) == {("density", "x", False, True)}
+    assert of(asked) == {("density", "x", False)}
     asked.clear()
     NUTS(observed).init(KEY, 0, None, (), {})
-    assert of(asked) == {("density", "x", True, True)}
+    assert of(asked) == {("density", "x", True)}
 
 
-def test_a_joint_density_without_latent_sites_is_known_as_such(asked):
-    with block():
-        names.log_density(lambda: numpyro.sample("x", wrapped(), obs=jnp.zeros(2)), (), {}, {})
-    assert of(asked) == {("density", "x", True, False)}
+def test_who_asks_for_a_joint_density_can_run_the_model_again(asked):
+    """By hand on plain numbers too, whatever the values of its sites, and by a factor, which has no site."""
+
+    def factor():
+        z = numpyro.sample("z", dist.Normal())
+        numpyro.factor("f", Nosy().log_prob(z))
+
+    names.log_density(observed, (), {}, {"z": 0.3})
+    assert asked
+    assert all(latent_of(asker) == {"z"} and asker.run_again({"z": 0.7})["z"]["value"] == 0.7 for asker in asked)
+    asked.clear()
+    names.potential_energy(factor, (), {}, {"z": 0.3})
+    (asker,) = list(asked)
+    assert latent_of(asker) == {"z"}
+    assert asker.run_again({"z": 0.7})["z"]["value"] == 0.7
 
 
-def test_what_asks_for_a_density_can_trace_the_model_again(asked):
-    found = {}
-
-    class Dependent(Nosy):
-        def log_prob(self, value):
-            asker = names.asking()
-            found[asker.site["name"]] = jax_names.depends_on_tracers(lambda: [asker.trace_again()["value"]])
-            return super().log_prob(value)
-
-    def dependent():
-        mean = numpyro.sample("mean", dist.Normal())
-        numpyro.sample("x", Dependent(), obs=mean + 1.0)
-        numpyro.sample("y", Dependent(), obs=jnp.ones(()) + 1.0)
-
-    jax.jit(lambda mean: names.potential_energy(dependent, (), {}, {"mean": mean}))(0.3)
-    assert found == {"x": True, "y": False}
+def test_whoever_marks_answers_is_found_on_the_stack(asked):
+    with_marked_answers(0.25, lambda: names.log_density(observed, (), {}, {"z": 0.3}))
+    assert {(asker.purpose, asker.mark) for asker in asked} == {("dependence", 0.25)}
 
 
 @pytest.mark.parametrize(
@@ -117,14 +120,14 @@ def test_an_elbo_asks_for_an_elbo(loss, asked):
 
     svi = SVI(observed, guide, numpyro.optim.Adam(0.1), loss())
     svi.evaluate(svi.init(KEY))
-    assert of(asked) == {("elbo", "x", True, True)}
+    assert of(asked) == {("elbo", "x", True)}
 
 
 def test_the_set_up_of_an_automatic_guide_is_part_of_an_elbo(asked):
     """It evaluates the potential energy once."""
     with seed(rng_seed=0):
         autoguide.AutoNormal(observed)()
-    assert of(asked) == {("elbo", "x", True, True)}
+    assert of(asked) == {("elbo", "x", True)}
     assert names._VARIATIONAL[:3] == (
         numpyro.infer.elbo.__name__,
         autoguide.__name__,
@@ -330,19 +333,38 @@ def test_what_is_computed_from_a_tracer_is_told_from_what_is_only_traced(transfo
 
     def function(x):
         inner = jax.jit(lambda y: jnp.sin(y) + 1)
-        found["constant"] = jax_names.depends_on_tracers(lambda: [jnp.ones(3) * 2, np.ones(2), 1.0, inner(0.5)])
-        found["itself"] = jax_names.depends_on_tracers(lambda: [jnp.ones(3), x])
-        found["inside of jit"] = jax_names.depends_on_tracers(lambda: inner(x))
-        found["by closure"] = jax_names.depends_on_tracers(lambda: jax.jit(lambda: x + 1)())
-        found["by a loop"] = jax_names.depends_on_tracers(lambda: jax.lax.fori_loop(0, 3, lambda i, y: y + x, 0.0))
-        found["not used"] = jax_names.depends_on_tracers(lambda: (x + 1, jnp.ones(2))[1])
+        functions = {
+            "constant": lambda: [jnp.ones(3) * 2, np.ones(2), 1.0, inner(0.5)],
+            "itself": lambda: [jnp.ones(3), x],
+            "inside of jit": lambda: inner(x),
+            "by closure": lambda: jax.jit(lambda: x + 1)(),
+            "by a loop": lambda: jax.lax.fori_loop(0, 3, lambda i, y: y + x, 0.0),
+            "not used": lambda: (x + 1, jnp.ones(2))[1],
+        }
+        found.update({name: [origin.tracers for origin in jax_names.origins(each)] for name, each in functions.items()})
         return x
 
     transform(function)(1.0)
-    assert found.pop("constant") is False
-    assert found.pop("not used") is False
-    assert all(found.values())
-    assert len(found) == 4
+    assert found == {
+        "constant": [False] * 4,
+        "itself": [False, True],
+        "inside of jit": [True],
+        "by closure": [True],
+        "by a loop": [True],
+        "not used": [False],
+    }
+
+
+def test_each_result_is_told_by_the_inputs_that_it_is_computed_from():
+    """Inside of a loop and of a call too."""
+
+    def function(a, b):
+        total, rows = jax.lax.scan(lambda carry, row: (carry + row, 2 * row), a["x"], b)
+        return [total, rows, jax.jit(lambda x, y: (x, y))(a["y"], b)[0], 0.0]
+
+    arguments = {"x": 1.0, "y": 2.0}, jnp.ones(3)
+    found = [tuple(origin.inputs) for origin in jax_names.origins(function, *arguments)]
+    assert found == [(True, False, True), (False, False, True), (False, True, False), (False, False, False)]
 
 
 def test_a_primitive_is_found_by_its_name_inside_of_a_loop():

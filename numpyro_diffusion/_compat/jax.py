@@ -1,13 +1,15 @@
 """Names of JAX that are bound to its version."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend
+import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
-__all__ = ["depends_on_tracers", "evaluate_jaxpr", "has_primitive", "is_tracer", "scan_parts", "used_inputs"]
+__all__ = ["Origin", "evaluate_jaxpr", "has_primitive", "is_tracer", "origins", "scan_parts", "used_inputs"]
 
 
 def is_tracer(value: Any) -> bool:
@@ -15,19 +17,30 @@ def is_tracer(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def depends_on_tracers(function: Callable[[], Any]) -> bool:
-    """Whether a result of ``function()`` is computed from arrays that are being traced outside of it.
+class Origin(NamedTuple):
+    """What one result of a function is computed from."""
+
+    inputs: list[bool]  # each array among the function's arguments
+    tracers: bool  # arrays that are being traced outside of the function, by which it is closed over
+
+
+def origins(function: Callable[..., Any], *arguments: Any) -> list[Origin]:
+    """For each array of ``function(*arguments)``, what it is computed from, whatever the arguments' values.
 
     Inside of ``jax.jit`` every result is a tracer, also ``jnp.ones(3)``: what tells the two apart is the program that
-    makes it. A call inside of the program is taken as a whole: each of its results depends on each of its arguments.
+    makes it.
     """
-    program = jax.make_jaxpr(function)()
-    constants = zip(program.jaxpr.constvars, program.consts, strict=True)
-    reached = {id(variable) for variable, value in constants if is_tracer(value)}
-    for equation in program.jaxpr.eqns:
-        if any(id(variable) in reached for variable in equation.invars):
-            reached.update(id(variable) for variable in equation.outvars)
-    return any(id(variable) in reached for variable in program.jaxpr.outvars)
+    program = jax.make_jaxpr(function)(*arguments)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(const), jnp.result_type(const)) for const in program.consts]
+    # Again, with what the function is closed over as inputs.
+    jaxpr = jax.make_jaxpr(partial(evaluate_jaxpr, program.jaxpr))(shapes, jax.tree.leaves(arguments)).jaxpr
+    is_outer = [is_tracer(const) for const in program.consts]
+    found = []
+    for index in range(len(jaxpr.outvars)):
+        used = used_inputs(jaxpr, {index})
+        outer = any(is_used and is_one for is_used, is_one in zip(used, is_outer, strict=False))
+        found.append(Origin(used[len(is_outer) :], outer))
+    return found
 
 
 def evaluate_jaxpr(jaxpr: Any, consts: list[Any], leaves: list[Any]) -> list[Any]:

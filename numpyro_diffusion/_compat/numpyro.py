@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.transforms import Transform
-from numpyro.handlers import block, seed, trace
+from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer import MCMC
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, with_conditioning
-from numpyro.infer.util import constrain_fn, log_density, potential_energy, transform_fn
+from numpyro.infer.util import compute_log_probs, constrain_fn, log_density, potential_energy, transform_fn
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import _PYRO_STACK, Messenger, mutable
 from numpyro.util import is_prng_key
@@ -48,7 +48,7 @@ Purpose: TypeAlias = Literal["density", "elbo", "log_likelihood", "dependence", 
 
 # Who asks a site's distribution for its log_prob: functions of these modules, with the site in a local variable.
 _OURS = "numpyro_diffusion."
-_DEPENDENCE = "density_for_its_dependence"  # a function of ours: it wants to know what a density is computed from
+_DEPENDENCE = "with_marked_answers"  # a function of ours: it wants to know what a density is computed from
 _OUR_MODEL_ROOM = "numpyro_diffusion.model."
 _ASKERS = ("numpyro.infer.", "numpyro.contrib.", _OUR_MODEL_ROOM)
 _SITE_VARIABLES = ("model_site", "site")
@@ -65,15 +65,16 @@ class Asker(NamedTuple):
             guides do on the way to it), ``log_likelihood``, the ``dependence`` of sites on each other (nothing is
             computed), or a model split by an ``engine`` of this package.
         site: the site as in a trace; None where a model calls ``log_prob`` by itself.
-        has_latent: whether the model may have a latent site.
-        trace_again: runs the model once more and returns the site; None where the one who asks does not hold the model.
+        run_again: runs the model once more, with values for some of its sites, and returns its sites; None where who
+            asks does not hold the model.
+        mark: of ``dependence``, a number that is to be added to the answer, so that it is found again.
         answered: of an engine, which notes here each diffusion whose estimate enters the site's density.
     """
 
     purpose: Purpose
     site: Mapping[str, Any] | None
-    has_latent: bool = True
-    trace_again: Callable[[], Mapping[str, Any]] | None = None
+    run_again: Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, Any]]] | None = None
+    mark: Any = None
     answered: list[Any] | None = None
 
 
@@ -87,13 +88,17 @@ def asking() -> Asker | None:
     for frame in _frames():
         module = frame.f_globals.get("__name__", "")
         if frame.f_code.co_name == _DEPENDENCE and module.startswith(_OURS):
-            return Asker("dependence", frame.f_locals["site"])
+            return Asker("dependence", None, mark=frame.f_locals["mark"])
         is_inside_a_model = is_inside_a_model or module in _RUNS_A_MODEL
         if found is None:
             if not is_inside_a_model:
                 found = _asker_of(frame, module)
-            elif frame.f_code is potential_energy.__code__ or module.startswith(_OUR_MODEL_ROOM):
-                found = Asker("density", None)
+            elif frame.f_code is compute_log_probs.__code__:
+                found = Asker("density", None, _runner(frame))
+            elif module.startswith(_OUR_MODEL_ROOM):
+                found = Asker("engine", None)
+        elif found.run_again is None and frame.f_code is compute_log_probs.__code__:
+            found = found._replace(run_again=_runner(frame))
         elif found.purpose == "density" and module.startswith(_VARIATIONAL):
             found = found._replace(purpose="elbo")
         elif found.purpose == "elbo" and module == "numpyro.infer.importance":  # a guide's weights, by way of an ELBO
@@ -161,16 +166,18 @@ def _asker_of(frame: FrameType, module: str) -> Asker | None:
     if frame.f_code.co_qualname.startswith("log_likelihood."):
         return Asker("log_likelihood", site)
     purpose: Purpose = "elbo" if module.startswith(_VARIATIONAL) else "density"
-    if not {"model", "model_args", "model_kwargs", "model_trace"} <= set(names):
-        return Asker(purpose, site)
+    return Asker(purpose, site, _runner(frame) if {"model", "model_args", "model_kwargs"} <= set(names) else None)
 
-    def trace_again() -> Mapping[str, Any]:
+
+def _runner(frame: FrameType) -> Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, Any]]]:
+    """Runs the model that a frame holds, see ``Asker.run_again``."""
+    model, args, kwargs = (frame.f_locals[name] for name in ("model", "model_args", "model_kwargs"))
+
+    def run_again(values: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         with block(), seed(rng_seed=0):
-            sites = trace(names["model"]).get_trace(*names["model_args"], **names["model_kwargs"])
-        return sites[site["name"]]
+            return trace(substitute(model, data=values)).get_trace(*args, **kwargs)
 
-    latent = (entry["type"] == "sample" and not entry["is_observed"] for entry in names["model_trace"].values())
-    return Asker(purpose, site, any(latent), trace_again)
+    return run_again
 
 
 def _site_of(frame: FrameType, module: str) -> Mapping[str, Any] | None:

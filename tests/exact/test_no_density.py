@@ -176,15 +176,58 @@ def test_a_named_estimate_is_refused_as_well():
         NUTS(latent(distribution)).init(KEY, 0, None, (), {})
 
 
-def test_a_factor_of_a_model_is_refused_under_mcmc():
-    distribution = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
+NAMED = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
+FACTORS = {
+    "value": lambda z: NAMED.log_prob(z),
+    "weight": lambda z: jnp.logaddexp(NAMED.log_prob(DATA[0]), dist.Normal().log_prob(z.sum())),
+    "context": lambda z: nd.Diffusion(
+        *_parts(affine_prior(SCHEDULE, [0.5], context=z)), context=z, estimator=nd.AllSteps(), rng_key=KEY
+    ).log_prob(DATA[0]),
+}
+A_FACTOR = "no log_prob of a Diffusion as a factor of a model with latent sites; got site 'f'"
 
+
+def _parts(prior):
+    return prior.kernel, prior.transition
+
+
+def with_factor(factor):
     def model():
         z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 10.0).to_event(1))
-        numpyro.factor("x", distribution.log_prob(z))
+        numpyro.factor("f", factor(z))
 
-    with pytest.raises(ValueError, match="no log_prob of a Diffusion as a factor of a model with latent sites"):
+    return model
+
+
+@pytest.mark.parametrize("factor", FACTORS.values(), ids=FACTORS)
+def test_a_factor_made_of_a_bound_is_refused_under_mcmc_and_by_hand(factor):
+    model = with_factor(factor)
+    with pytest.raises(ValueError, match=A_FACTOR):
         NUTS(model).init(KEY, 0, None, (), {})
+    with pytest.raises(ValueError, match=A_FACTOR):
+        log_density(model, (), {}, {"z": jnp.ones(1)})
+    with pytest.raises(ValueError, match=A_FACTOR):
+        evaluate(model, lambda: numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1)))
+
+
+def test_a_factor_that_depends_on_no_latent_site_is_a_constant():
+    def shifted(z):
+        return NAMED.log_prob(DATA[0] + jnp.zeros(1))
+
+    energy = jax.jit(lambda z: potential_energy(with_factor(shifted), (), {}, {"z": z}))
+    found = energy(jnp.ones(1)) - energy(jnp.zeros(1))
+    np.testing.assert_allclose(found, 0.5 * 0.1**2, rtol=1e-4)
+    density, _ = log_density(with_factor(shifted), (), {}, {"z": jnp.zeros(1)})
+    wanted = dist.Normal(0.0, 10.0).log_prob(0.0) + NAMED.log_prob(DATA[0])
+    np.testing.assert_allclose(density, wanted, rtol=1e-5)
+
+
+def test_a_factor_of_data_trains_a_parameter():
+    def model():
+        prior = affine_prior(SCHEDULE, numpyro.param("mean", jnp.zeros(1)))
+        numpyro.factor("f", nd.Diffusion(*_parts(prior), estimator=nd.AllSteps(), rng_key=KEY).log_prob(DATA[0]))
+
+    assert np.isfinite(evaluate(model, no_guide))
 
 
 @pytest.mark.optimised
@@ -253,6 +296,52 @@ def test_an_observed_diffusion_with_a_latent_context_is_refused_under_mcmc(name)
 @pytest.mark.parametrize("model", DEPENDENT.values(), ids=DEPENDENT)
 def test_whatever_an_observed_diffusion_has_of_a_latent_site_is_refused_by_name(model):
     with pytest.raises(ValueError, match=DEPENDS):
+        NUTS(model).init(KEY, 0, None, (), {})
+
+
+@pytest.mark.parametrize("model", DEPENDENT.values(), ids=DEPENDENT)
+def test_the_same_is_refused_of_a_density_by_hand_on_plain_numbers(model):
+    """Nothing is traced there, and the bound came back without a word."""
+    with seed(rng_seed=0):
+        sites = numpyro.handlers.trace(model).get_trace()
+    values = {
+        name: site["value"] for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]
+    }
+    with pytest.raises(ValueError, match=DEPENDS):
+        log_density(model, (), {}, values)
+
+
+def test_a_density_by_hand_of_a_diffusion_that_depends_on_no_latent_site_has_its_bound_as_a_constant():
+    def model():
+        numpyro.sample("c", dist.Normal())
+        numpyro.sample("x", NAMED, obs=DATA[0])
+
+    found = log_density(model, (), {}, {"c": 0.3})[0]
+    np.testing.assert_allclose(found, dist.Normal().log_prob(0.3) + NAMED.log_prob(DATA[0]), rtol=1e-5)
+
+
+def test_a_site_on_which_python_decides_is_not_proved():
+    """``if c > 0`` runs on plain numbers, and then no program tells what the density depends on."""
+
+    def model():
+        c = numpyro.sample("c", dist.Normal())
+        x = DATA[0] if c > 0 else DATA[1]
+        numpyro.sample("x", NAMED, obs=x)
+
+    with pytest.raises(ValueError, match="got no proof of it: the model asks for a latent site"):
+        log_density(model, (), {}, {"c": jnp.ones(())})
+
+
+def test_a_reparameterisation_that_asks_for_an_observed_density_makes_a_factor_of_it():
+    class AsFactor(numpyro.infer.reparam.Reparam):
+        def __call__(self, name, fn, obs):
+            numpyro.factor("f", fn.log_prob(obs))
+            return None, obs
+
+    model = reparam(conditional, config={"x": AsFactor()})
+    with pytest.raises(ValueError, match=A_FACTOR):
+        log_density(model, (), {}, {"c": jnp.ones(1)})
+    with pytest.raises(ValueError, match=UNNAMED):
         NUTS(model).init(KEY, 0, None, (), {})
 
 
