@@ -202,6 +202,19 @@ def test_a_distribution_keeps_whether_validation_was_asked_for(told):
     assert names.explicit_validation(dist.Normal(validate_args=told)) is told
 
 
+def test_a_density_is_checked_against_its_support_where_validation_is_on():
+    class Positive(dist.Distribution):
+        support = dist.constraints.positive
+
+        @names.validate_sample
+        def log_prob(self, value):
+            return jnp.log(value)
+
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        Positive(validate_args=True).log_prob(-1.0)
+    assert np.isnan(Positive(validate_args=False).log_prob(-1.0))
+
+
 def test_a_masked_distribution_has_its_mask_in_the_shape_of_its_batch():
     assert names.mask_of(dist.Normal().mask(False)) is False
     masked = dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1).mask(jnp.array([True, False]))

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.transforms import Transform
+from numpyro.distributions.util import validate_sample
 from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer import MCMC
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, with_conditioning
@@ -41,6 +42,7 @@ __all__ = [
     "promote_batch_shape",
     "reparam_sample_shape",
     "transform_fn",
+    "validate_sample",
     "with_conditioning",
 ]
 

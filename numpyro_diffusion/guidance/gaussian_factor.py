@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.util import validate_sample
 
 from .._checks import check_finite, expected, is_concrete
+from .._compat.numpyro import validate_sample
 from .._numerics import safe_sqrt
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike, Shape

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.util import validate_sample
 
 from .._checks import check_integer_at_least, expected, first_index, is_concrete
+from .._compat.numpyro import validate_sample
 from .._numerics import safe_log
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike, PyTree, Shape
