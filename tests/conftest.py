@@ -28,10 +28,16 @@ _MANY_MAPPINGS = 20_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one worker compiled, in this run or an earlier one, the others load. ``pytest --cache-clear`` forgets it."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    """What one worker compiled, in this run or an earlier one, the others and the processes that tests start load.
+    ``pytest --cache-clear`` forgets it."""
+    settings = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
