@@ -41,6 +41,16 @@ def first_index(bad: np.ndarray | np.bool_) -> tuple[int, ...]:
     return tuple(int(i) for i in np.argwhere(bad)[0])
 
 
+def check_not_lazy(name: str, data: Any) -> None:
+    """``data`` is no query of polars that has not been run.
+
+    Raises:
+        TypeError: if it is one.
+    """
+    if hasattr(data, "collect") and hasattr(data, "collect_schema"):
+        raise TypeError(expected(f"{name} that are there", f"a {type(data).__name__}", "Pass its .collect()."))
+
+
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """``value`` is one of ``choices``, a ``Literal`` type of names.
 

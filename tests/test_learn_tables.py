@@ -1,6 +1,10 @@
 """Data as they come: every kind of table is read, and what cannot be learned is refused by row and column."""
 
+import datetime
+
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import xarray
 
@@ -9,24 +13,6 @@ from numpyro_diffusion.learning.look import look_at
 from numpyro_diffusion.learning.tables import read_table
 
 ROWS = np.random.default_rng(0).normal(size=(12, 2))
-
-
-class Frame:
-    """What pandas and polars have in common."""
-
-    def __init__(self, columns):
-        self._columns = columns
-        self.columns = list(columns)
-
-    def __getitem__(self, name):
-        class Series:
-            def to_numpy(_):
-                return self._columns[name]
-
-        return Series()
-
-    def to_numpy(self):
-        return np.stack(list(self._columns.values()), axis=1)
 
 
 class Draws:
@@ -40,9 +26,9 @@ def looked_at(data, **options):
 
 def test_arrays_lists_mappings_frames_and_xarray_are_the_same_table(tmp_path):
     np.save(tmp_path / "rows.npy", ROWS)
-    frame = Frame({"a": ROWS[:, 0], "b": ROWS[:, 1]})
+    columns = {"a": ROWS[:, 0], "b": ROWS[:, 1]}
     array = xarray.DataArray(ROWS, dims=("row", "column"), coords={"column": ["a", "b"]})
-    named = [frame, {"a": ROWS[:, 0], "b": ROWS[:, 1]}, array, array.to_dataset("column")]
+    named = [pd.DataFrame(columns), pl.DataFrame(columns), columns, array, array.to_dataset("column")]
     plain = [ROWS, ROWS.tolist(), tmp_path / "rows.npy", np.load(tmp_path / "rows.npy", mmap_mode="r")]
     plain += [iter(ROWS), iter([ROWS[:5], ROWS[5:]])]
     for names, tables in ((("a", "b"), named), (("column 0", "column 1"), plain)):
@@ -51,8 +37,23 @@ def test_arrays_lists_mappings_frames_and_xarray_are_the_same_table(tmp_path):
             assert table.names == names
 
 
-def test_one_column_is_a_vector_of_one_number():
+@pytest.mark.parametrize("make", [pd.Series, pl.Series], ids=["pandas", "polars"])
+def test_one_column_is_a_vector_of_one_number(make):
     assert read_table(ROWS[:, 0]).values.shape == (12, 1)
+    column = read_table(pd.Series(ROWS[:, 0], name="depth") if make is pd.Series else pl.Series("depth", ROWS[:, 0]))
+    np.testing.assert_array_equal(column.values, ROWS[:, :1])
+    assert column.names == ("depth",)
+
+
+def test_cells_of_polars_are_numbers_or_empty():
+    """Whole numbers with gaps, decimals, fixed-length arrays, truth values."""
+    frame = pl.DataFrame(
+        {"count": [1, None, 3], "price": [1, 2, 3], "pair": [[1.0, 2.0]] * 3, "seen": [True, False, True]}
+    )
+    frame = frame.with_columns(pl.col("price").cast(pl.Decimal(10, 2)), pl.col("pair").cast(pl.Array(pl.Float64, 2)))
+    found = read_table(frame)
+    assert found.names == ("count", "price", "pair[0]", "pair[1]", "seen")
+    np.testing.assert_array_equal(found.values, [[1, 1, 1, 2, 1], [np.nan, 2, 1, 2, 0], [3, 3, 1, 2, 1]])
 
 
 def test_the_posterior_of_an_analysis_has_a_row_for_each_draw():
@@ -99,6 +100,11 @@ def test_empty_cells_of_objects_are_nan():
         (np.zeros((2, 3, 4)), ValueError, r"got shape \(2, 3, 4\)"),
         ({}, ValueError, "a table with columns; got one without"),
         ({"a": np.zeros(3), "b": np.zeros(2)}, ValueError, "columns with as many rows"),
+        (pl.DataFrame({"a": []}), ValueError, "columns with as many rows, at least one; got {'a': 0}"),
+        (pl.DataFrame({"a": [1.0]}).lazy(), TypeError, r"got a LazyFrame. Pass its .collect\(\)"),
+        (pl.DataFrame({"who": ["x"]}), TypeError, "numbers in column 'who'; got 'x' in row 0"),
+        (pl.DataFrame({"when": [datetime.date(2024, 1, 1)]}), TypeError, "column 'when'; got dates"),
+        (pl.DataFrame({"many": [[1.0, 2.0], [3.0]]}), TypeError, "numbers in column 'many'"),
         (iter([]), ValueError, "an iterator with at least one row; got none"),
         (iter([np.zeros(2), np.zeros(3)]), ValueError, "rows of one shape"),
     ],

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
+import pandas as pd
+import polars as pl
 import pytest
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.training.arrays import as_arrays
 
-pd = pytest.importorskip("pandas")
 DATA = np.asarray(jax.random.normal(jax.random.key(0), (20, 2)))
 
 
@@ -25,31 +26,10 @@ def train(data=DATA, **changes):
     return nd.fit(model, data, num_steps=3, **{**settings, **changes})
 
 
-class Polars:
-    """What of a polars DataFrame is used: column names, columns by name, ``to_numpy``, and a shape."""
-
-    def __init__(self, **columns):
-        self._columns = columns
-
-    columns = property(lambda self: list(self._columns))
-    shape = property(lambda self: (20, len(self._columns)))
-
-    def __getitem__(self, name):
-        return Polars(**{name: self._columns[name]})
-
-    def to_numpy(self):
-        arrays = [np.asarray(column) for column in self._columns.values()]
-        return (
-            np.stack(arrays, -1)
-            if len({a.dtype for a in arrays}) == 1
-            else np.stack([a.astype(object) for a in arrays], -1)
-        )
-
-
 TABLES = {
     "pandas": lambda: pd.DataFrame(DATA, columns=["a", "b"]),
     "pandas with an index": lambda: pd.DataFrame(DATA, columns=["a", "b"], index=np.arange(20)[::-1]),
-    "polars": lambda: Polars(a=DATA[:, 0], b=DATA[:, 1]),
+    "polars": lambda: pl.DataFrame({"a": DATA[:, 0], "b": DATA[:, 1]}),
     "list": lambda: DATA.tolist(),
     "list of tuples": lambda: [tuple(row) for row in DATA.tolist()],
 }
@@ -92,7 +72,8 @@ BAD = {
         TypeError,
         r"got columns 'when' of datetime64",
     ),
-    "polars words": (lambda: Polars(a=DATA[:, 0], b=["x"] * 20), TypeError, r"got columns 'b' of <U1"),
+    "polars unread": (lambda: pl.DataFrame({"a": DATA[:, 0]}).lazy(), TypeError, r"got a LazyFrame. Pass its .collect"),
+    "polars words": (lambda: pl.DataFrame({"a": DATA[:, 0], "b": ["x"] * 20}), TypeError, r"got columns 'b' of object"),
     "in a tree": (
         lambda: {"x": DATA, "y": ["x"] * 20},
         TypeError,

@@ -3,13 +3,15 @@
 Rows are held in memory, in float64: they are taken apart there, so that a column of 10^6 +- 1 keeps its digits.
 """
 
+import decimal
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import expected
+from .._checks import check_not_lazy, expected
 
 __all__ = ["Table", "read_table"]
 
@@ -40,6 +42,7 @@ def read_table(data: Any) -> Table:
         ValueError: for no rows, or rows that do not match.
         OSError: for a file that cannot be read.
     """
+    check_not_lazy("data", data)
     if isinstance(data, str | bytes | os.PathLike):
         data = _read_file(os.fspath(data))
     if hasattr(data, "posterior"):
@@ -50,6 +53,8 @@ def read_table(data: Any) -> Table:
         return _from_columns({str(name): np.asarray(array) for name, array in data.data_vars.items()})
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         return _from_columns({str(name): data[name].to_numpy() for name in data.columns})
+    if hasattr(data, "to_numpy") and getattr(data, "name", None) is not None and not hasattr(data, "dims"):
+        return _from_columns({str(data.name): data.to_numpy()})  # one column of a table
     if isinstance(data, Mapping):
         return _from_columns({str(name): np.asarray(values) for name, values in data.items()})
     if hasattr(data, "dims") and hasattr(data, "coords"):
@@ -102,17 +107,18 @@ def _from_columns(columns: dict[str, np.ndarray]) -> Table:
     """Columns of shape (n, ...); one with trailing dimensions is several: name[0], name[1], ..."""
     if not columns:
         raise ValueError(expected("a table with columns", "one without", "Pass at least one column."))
-    values, names = [], []
     for name, column in columns.items():
         if column.ndim < 1:
             raise ValueError(expected(f"column {name!r} of shape (n, ...)", "one number", "Pass one for each row."))
+    counts = {name: len(column) for name, column in columns.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise ValueError(expected("columns with as many rows, at least one", counts, "The first axis counts rows."))
+    values, names = [], []
+    for name, column in columns.items():
         flat = _numbers(f"column {name!r}", column).reshape(len(column), -1)
         values.append(flat)
         indices = np.ndindex(column.shape[1:])
         names += [name if not index else f"{name}[{','.join(map(str, index))}]" for index in indices]
-    counts = {name: len(column) for name, column in columns.items()}
-    if len(set(counts.values())) > 1 or 0 in counts.values():
-        raise ValueError(expected("columns with as many rows, at least one", counts, "The first axis counts rows."))
     return Table(np.concatenate(values, axis=1), tuple(names))
 
 
@@ -126,7 +132,7 @@ def _numbers(what: str, values: np.ndarray) -> np.ndarray:
     found = np.empty(values.shape)
     for index, value in np.ndenumerate(values):
         is_empty = value is None or type(value).__name__ in ("NAType", "NaTType")
-        if not is_empty and not isinstance(value, int | float | np.number | np.bool_):
+        if not is_empty and not isinstance(value, numbers.Real | decimal.Decimal | np.bool_):
             cure = "Leave the column out, or code it by numbers (one column of 0 and 1 for each category)."
             shown = value.item() if isinstance(value, np.generic) else value
             raise TypeError(expected(f"numbers in {what}", f"{shown!r} in row {index[0]}", cure))

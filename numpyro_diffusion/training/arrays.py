@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .._checks import expected
+from .._checks import check_not_lazy, expected
 from .._typing import PyTree
 
 __all__ = ["Arrays", "as_arrays"]
@@ -43,6 +43,7 @@ def as_arrays(name: str, data: PyTree) -> Arrays:
 
     def convert(path: Any, leaf: Any) -> Any:
         where = name + (f" at {jax.tree_util.keystr(path)}" if path else "")
+        check_not_lazy(where, leaf)
         if hasattr(leaf, "to_numpy"):
             columns[jax.tree_util.keystr(path)] = [str(column) for column in getattr(leaf, "columns", [])]
             return _of_table(where, leaf)
