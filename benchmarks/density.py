@@ -7,7 +7,8 @@
 Every split (``density_tables``) is standardised by its training rows. Ours is ``nd.learn_prior`` with its own choices,
 its density the importance-weighted estimate with 64 trajectories, a lower bound in the mean, and the probability
 flow's. FlowJAX's flows run twice: to the end that they find themselves, and for the seconds that ours took to train. A
-record's value is the mean difference over the seeds; ``_se`` its standard error over the seeds.
+record's value is the mean difference over the seeds; ``_se`` its standard error over the seeds. The file of records
+holds every run: a later call adds seeds and tables to it, and repeats none.
 """
 
 import warnings
@@ -19,38 +20,39 @@ import density_tables as tables
 import jax
 import numpy as np
 import records
+from density_priors import Prior, learned
 
-import numpyro_diffusion as nd
 from numpyro_diffusion import evaluation
 
 _TOY_ROWS = 1000  # of training; a fifth of that for the test
 
 
-def ours(train: np.ndarray, test: np.ndarray, seed: int) -> tuple[np.ndarray, float, float]:
-    """(importance-weighted log densities of test rows, the flow's mean, seconds of training)."""
-    key_train, key_weights, key_flow = jax.random.split(jax.random.key(seed), 3)
-    learned = nd.learn_prior(train, rng_key=key_train, test=0, progress_bar=False)
-    weighted = evaluation.importance_weighted(key_weights, learned.distribution, test, num_trajectories=64)
-    flow = evaluation.probability_flow(key_flow, learned.distribution, test)
-    return np.asarray(weighted.per_point), flow.nats, learned.report.seconds
+def ours(prior: Prior, test: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """(importance-weighted log densities of test rows, the flow's mean)."""
+    key_weights, key_flow = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
+    weighted = evaluation.importance_weighted(key_weights, prior.distribution, test, num_trajectories=64)
+    flow = evaluation.probability_flow(key_flow, prior.distribution, test)
+    return np.asarray(weighted.per_point), flow.nats
 
 
-def compare(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, float]:
+def compare(train: np.ndarray, test: np.ndarray, name: str, seed: int, priors: Path | None) -> dict[str, float]:
     """Mean test nats a row by method."""
     mean, scale = train.mean(0), train.std(0)
     train, test = (train - mean) / scale, (test - mean) / scale
-    weighted, flow, seconds = ours(train, test, seed)
-    found = {"ours": float(weighted.mean()), "ours_flow": flow, "seconds": seconds}
-    for name in ("gaussian", "mixture", "kernel_density"):
-        found[name] = float(getattr(baselines, name)(train, test).log_density.mean())
-    for name in baselines.FLOWS:
-        found[name] = float(baselines.flow(name, train, test, seed).log_density.mean())
-        found[f"{name}_equal"] = float(baselines.flow(name, train, test, seed, seconds).log_density.mean())
+    prior = learned(train, name, seed, priors)
+    weighted, flow = ours(prior, test, seed)
+    found = {"ours": float(weighted.mean()), "ours_flow": flow, "seconds": prior.seconds}
+    for method in ("gaussian", "mixture", "kernel_density"):
+        found[method] = float(getattr(baselines, method)(train, test).log_density.mean())
+    for method in baselines.FLOWS:
+        found[method] = float(baselines.flow(method, train, test, seed).log_density.mean())
+        found[f"{method}_equal"] = float(baselines.flow(method, train, test, seed, prior.seconds).log_density.mean())
     return found
 
 
-def summary(name: str, runs: list[dict[str, float]], num_rows: int, num_columns: int) -> list[dict[str, Any]]:
+def summary(name: str, by_seed: dict[str, dict[str, float]], num_rows: int, num_columns: int) -> list[dict[str, Any]]:
     """The records of one table."""
+    runs = list(by_seed.values())
     mean = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
 
     def difference(other: str) -> tuple[float, float]:
@@ -59,6 +61,7 @@ def summary(name: str, runs: list[dict[str, float]], num_rows: int, num_columns:
         return float(values.mean()), error
 
     settings = {"rows": num_rows, "columns": num_columns, "seeds": len(runs), "means": mean}
+    raw = {**settings, "runs": by_seed}
     flow = max(("maf_equal", "nsf_equal"), key=mean.get)
     best = max(baselines.FLOWS, key=mean.get)
     _, error = difference("gaussian")
@@ -79,7 +82,7 @@ def summary(name: str, runs: list[dict[str, float]], num_rows: int, num_columns:
             baseline_name=words,
             limit=limit,
             seconds=mean["seconds"],
-            **settings,
+            **(raw if end == "gaussian" else settings),
         )
         for end, (method, words, limit) in compared.items()
     ]
@@ -96,25 +99,27 @@ def main() -> None:
     parser = records.parser(__doc__, "density.json")
     parser.add_argument("--tables", nargs="+", default=[*tables.TABLES, *tables.TOYS], help="which")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of splits and training")
+    parser.add_argument("--priors", type=Path, help="a directory for the learned priors, shared with missing.py")
     parser.add_argument("--csv", help="a file with a header line, in place of the tables")
     arguments = parser.parse_args()
     loaders = {Path(arguments.csv).stem: lambda: tables.read_csv(arguments.csv)} if arguments.csv else None
-    found = []
     for name in loaders or arguments.tables:
-        runs = []
+        runs = records.earlier_runs(f"density_{name}_minus_gaussian", arguments.json)
         for seed in arguments.seeds:
             if name in tables.TOYS:
                 train, test = toy(name, seed)
             else:
                 load = loaders[name] if loaders else lambda name=name: tables.off_the_grid(tables.TABLES[name]())
                 train, test = tables.split(load(), seed)
+            if str(seed) in runs:
+                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # "too few rows" is what the table shows
-                runs.append(compare(train, test, seed))
-            print(name, seed, {key: round(value, 3) for key, value in runs[-1].items()}, flush=True)
-        found += summary(name, runs, len(train) + len(test), train.shape[1])
-        records.print_table(found[-6:])
-    records.write(found, arguments.json)
+                runs[str(seed)] = compare(train, test, name, seed, arguments.priors)
+            print(name, seed, {key: round(value, 3) for key, value in runs[str(seed)].items()}, flush=True)
+            found = summary(name, runs, len(train) + len(test), train.shape[1])
+            records.write(records.merge(found, arguments.json), arguments.json)
+            records.print_table(found)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@
 For each split of ``density_tables``, standardised by its training rows: the prior is learned on these; 12 test rows
 lose 30% of their cells at random, and what is left is seen with noise .1. Ours is TwistedSMC with the Gaussian twist on
 ``infer.observe_entries``; FlowJAX's spline flow is the prior of the same rows under NUTS in the flow's own noises; one
-Gaussian has its posterior in closed form. A record's value is over the missing cells of all seeds.
+Gaussian has its posterior in closed form. A record's value is over the missing cells of all seeds. The
+file of records holds every run: a later call adds seeds and tables to it, and repeats none.
 """
 
+from pathlib import Path
 from typing import Any
 
 import density_baselines as baselines
@@ -19,6 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import records
+from density_priors import Prior, learned
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_diffusion as nd
@@ -35,13 +38,12 @@ def gaps(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.where(seen, rows + NOISE * rng.normal(size=rows.shape), np.nan)
 
 
-def by_diffusion(train: np.ndarray, table: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+def by_diffusion(prior: Prior, table: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
     """Draws (n, rows, columns), and the smallest effective size."""
-    learned = nd.learn_prior(train, rng_key=jax.random.key(seed), test=0, progress_bar=False)
 
     def model(table: np.ndarray) -> None:
         with numpyro.plate("rows", len(table)):
-            x = numpyro.sample("x", learned.distribution)
+            x = numpyro.sample("x", prior.distribution)
             nd.infer.observe_entries("cells", x, table, NOISE)
 
     smc = nd.infer.TwistedSMC(
@@ -87,45 +89,40 @@ def judge(draws: np.ndarray, table: np.ndarray, truth: np.ndarray) -> tuple[np.n
     return (draws.mean(0) - truth)[missing], ((low <= truth) & (truth <= high))[missing]
 
 
-def one_table(name: str, seeds: list[int]) -> list[dict[str, Any]]:
+def run(name: str, seed: int, priors: Path | None) -> dict[str, Any]:
+    """Errors of the missing cells and whether their intervals hold them, by method; the smallest effective size."""
+    train, test = tables.split(tables.off_the_grid(tables.TABLES[name]()), seed)
+    mean, scale = train.mean(0), train.std(0)
+    train, truth = (train - mean) / scale, ((test - mean) / scale)[:NUM_ROWS]
+    table = gaps(truth, seed)
+    draws, size = by_diffusion(learned(train, name, seed, priors), table, seed)
+    found = {"ours": draws, "flow": by_flow(train, table, seed), "gaussian": by_gaussian(train, table, seed)}
+    judged = {method: judge(values, table, truth) for method, values in found.items()}
+    return {
+        "errors": {method: error.tolist() for method, (error, _) in judged.items()},
+        "inside": {method: inside.tolist() for method, (_, inside) in judged.items()},
+        "min_effective_size": size,
+    }
+
+
+def summary(name: str, by_seed: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of one table."""
-    errors: dict[str, list[np.ndarray]] = {"ours": [], "flow": [], "gaussian": []}
-    inside: dict[str, list[np.ndarray]] = {"ours": [], "flow": [], "gaussian": []}
-    smallest = np.inf
-    for seed in seeds:
-        train, test = tables.split(tables.off_the_grid(tables.TABLES[name]()), seed)
-        mean, scale = train.mean(0), train.std(0)
-        train, truth = (train - mean) / scale, ((test - mean) / scale)[:NUM_ROWS]
-        table = gaps(truth, seed)
-        draws, size = by_diffusion(train, table, seed)
-        smallest = min(smallest, size)
-        found = {
-            "ours": draws,
-            "flow": by_flow(train, table, seed),
-            "gaussian": by_gaussian(train, table, seed),
-        }
-        for method, values in found.items():
-            error, is_inside = judge(values, table, truth)
-            errors[method].append(error)
-            inside[method].append(is_inside)
-        print(name, seed, {method: float(values[-1].mean()) for method, values in inside.items()}, flush=True)
-    coverage = {method: float(np.concatenate(values).mean()) for method, values in inside.items()}
-    rmse = {method: float(np.sqrt(np.mean(np.concatenate(values) ** 2))) for method, values in errors.items()}
-    cells = sum(map(len, errors["ours"]))
-    settings = {"cells": cells, "seeds": len(seeds), "particles": NUM_PARTICLES, "islands": NUM_ISLANDS}
+    runs = list(by_seed.values())
+
+    def cells(what: str) -> dict[str, np.ndarray]:
+        return {method: np.concatenate([each[what][method] for each in runs]) for method in runs[0][what]}
+
+    coverage = {method: float(inside.mean()) for method, inside in cells("inside").items()}
+    rmse = {method: float(np.sqrt(np.mean(error**2))) for method, error in cells("errors").items()}
+    settings = {"cells": len(cells("errors")["ours"]), "seeds": len(runs)}
+    settings |= {"particles": NUM_PARTICLES, "islands": NUM_ISLANDS, "others": coverage, "runs": by_seed}
+    name = f"missing_{name}"
+    error = {"baseline": rmse["gaussian"], "baseline_name": "one Gaussian, exact", "others": rmse}
+    smallest = min(each["min_effective_size"] for each in runs)
     return [
-        records.record(
-            f"missing_{name}_coverage_90", coverage["ours"], "share", limit="0.86 to 0.94", **settings, others=coverage
-        ),
-        records.record(
-            f"missing_{name}_rmse",
-            rmse["ours"],
-            "sd",
-            baseline=rmse["gaussian"],
-            baseline_name="one Gaussian, exact",
-            others=rmse,
-        ),
-        records.record(f"missing_{name}_min_effective_size", smallest, "draws"),
+        records.record(f"{name}_coverage_90", coverage["ours"], "share", limit="0.86 to 0.94", **settings),
+        records.record(f"{name}_rmse", rmse["ours"], "sd", **error),
+        records.record(f"{name}_min_effective_size", smallest, "draws"),
     ]
 
 
@@ -133,10 +130,16 @@ def main() -> None:
     parser = records.parser(__doc__, "missing.json")
     parser.add_argument("--tables", nargs="+", default=list(tables.TABLES), help="which")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of splits, gaps and training")
+    parser.add_argument("--priors", type=Path, help="a directory for the learned priors, shared with density.py")
     arguments = parser.parse_args()
-    found = [entry for name in arguments.tables for entry in one_table(name, arguments.seeds)]
-    records.print_table(found)
-    records.write(records.merge(found, arguments.json), arguments.json)
+    for name in arguments.tables:
+        runs = records.earlier_runs(f"missing_{name}_coverage_90", arguments.json)
+        for seed in arguments.seeds:
+            if str(seed) not in runs:
+                runs[str(seed)] = run(name, seed, arguments.priors)
+                found = summary(name, runs)
+                records.write(records.merge(found, arguments.json), arguments.json)
+                records.print_table(found)
 
 
 if __name__ == "__main__":

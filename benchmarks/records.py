@@ -91,6 +91,12 @@ def merge(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     return sorted([entry for entry in earlier if entry["name"] not in new] + records, key=lambda entry: entry["name"])
 
 
+def earlier_runs(name: str, path: Path) -> dict[str, Any]:
+    """The runs by seed that the setting ``runs`` of a record holds; none if there is no such record."""
+    entries = json.loads(path.read_text())["records"] if path.exists() else []
+    return next((entry["settings"]["runs"] for entry in entries if entry["name"] == name), {})
+
+
 def parser(description: str | None, default_json: str) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have."""
     result = argparse.ArgumentParser(description=description)
