@@ -1,14 +1,15 @@
-"""What the tests of EllipticalSlice share: models with standard normal priors, and a sampler."""
+"""What the tests of kernels on noises share: models with standard normal priors, their posteriors, and a sampler."""
 
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.diagnostics import effective_sample_size
 from numpyro.handlers import reparam
 from numpyro.infer import MCMC
+from scipy.stats import norm
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import DiffusionReparam
-from numpyro_diffusion.infer.slice import EllipticalSlice
+from numpyro_diffusion.infer import DiffusionHMC, DiffusionReparam, EllipticalSlice
 
 NORMAL = dist.Normal(0.0, 1.0)
 
@@ -41,9 +42,14 @@ def noncentred(model):
     return reparam(model, config={"x": DiffusionReparam()})
 
 
-def sampler(model, num_samples=10, num_chains=1, num_warmup=5, chain_method="vectorized", **kwargs):
+KERNELS = {"EllipticalSlice": EllipticalSlice, "DiffusionHMC": DiffusionHMC}
+
+
+def sampler(
+    model, num_samples=10, num_chains=1, num_warmup=5, chain_method="vectorized", kernel=EllipticalSlice, **kwargs
+):
     return MCMC(
-        EllipticalSlice(model),
+        kernel(model),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
@@ -51,3 +57,23 @@ def sampler(model, num_samples=10, num_chains=1, num_warmup=5, chain_method="vec
         progress_bar=False,
         **kwargs,
     )
+
+
+def z_score(values, wanted):
+    """Of the mean of values, shape (chains, draws), with the standard error of their effective number."""
+    values = np.asarray(values, float)
+    return abs(values.mean() - wanted) / (values.std() / np.sqrt(effective_sample_size(values)))
+
+
+def check_scale_posterior(x_draws, sigma_draws, prior_sd, least_size):
+    """Means and variances of both marginals of ``unknown_scale``, where x ~ N(0, prior_sd^2)."""
+    x, sigma = np.meshgrid(np.linspace(-6, 6, 801), np.linspace(0.005, 8, 1600), indexing="ij")
+    log_density = norm.logpdf(x, 0, prior_sd) + norm.logpdf(sigma)
+    log_density += norm.logpdf(SCALED_DATA[:, None, None], x, sigma).sum(0)
+    density = np.exp(log_density - log_density.max())
+    density /= density.sum()
+    for draws, value in ((x_draws, x), (sigma_draws, sigma)):
+        mean = (density * value).sum()
+        assert effective_sample_size(np.asarray(draws)) > least_size
+        assert z_score(draws, mean) < 5
+        assert z_score((draws - mean) ** 2, (density * (value - mean) ** 2).sum()) < 5

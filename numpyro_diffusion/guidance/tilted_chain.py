@@ -15,13 +15,14 @@ References: Sohl-Dickstein et al. 2015, Section 2.5, Eq. 16-22.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._checks import check_trailing_shape, expected, is_concrete
 from .._typing import Array, ArrayLike, PyTree
 from ..chains import ReverseChain
-from .base import Guidance, as_numbers, as_pytree_function, checked_log_r, guide_step, over_batch
+from .base import Guidance, as_numbers, as_pytree_function, check_normal, checked_log_r, guide_step, over_batch
 from .gaussian_factor import ClampedNormal
 
 __all__ = ["TiltedChain", "log_ratio"]
@@ -113,6 +114,40 @@ class TiltedChain(ReverseChain):
         log_r = checked_log_r(log_r, self.state_shape, x_0.dtype)
         return log_weight + over_batch(log_r, len(batch_shape))(x_0)
 
+    def weighted_from_noise(self, noise: ArrayLike, *, checkpoint: bool = False) -> tuple[Array, Array]:
+        """The draw of x^stop that standard normal noises stand for, as ``from_noise``, and the weight of its path.
+
+        The weight is that of ``log_weight`` without ``log_r``, from the noises themselves: nothing is subtracted that
+        a path's states have lost.
+
+        Args:
+            noise: shape (batch...,) + event_shape.
+            checkpoint: for gradients, compute each step again on the way back.
+
+        Returns:
+            x^stop, shape (batch..., event...), and log p(path) - log q(path), shape (batch...), nats.
+
+        Raises:
+            TypeError: for a discrete kernel, or a step that is not Normal.
+            ValueError: for a tilt that fixes coordinates: no noise moves them.
+        """
+        batch = check_trailing_shape("noise", noise, self.event_shape, "There is one for each coordinate and time.")
+        noise = jnp.moveaxis(jnp.asarray(noise), len(batch), 0)
+        top = self.kernel.from_noise(self.kernel.stationary(noise[-1].shape), noise[-1])
+
+        def step(carry: tuple[Array, Array], t_and_noise: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            (x_t, log_weight), (t, eps) = carry, t_and_noise
+            target, proposal = self.chain.reverse(x_t, t), check_normal(self.reverse(x_t, t), "noises of a guided step")
+            if isinstance(proposal, ClampedNormal):
+                cure = "Give it noise: GaussianFactor(..., scale > 0, noised=True)."
+                raise ValueError(expected("a tilt that fixes no coordinate", type(self.tilt).__name__, cure))
+            ratio = self.sum_state(_log_ratio_of_noise(target, proposal, eps))
+            return (self.kernel.from_noise(proposal, eps), log_weight + ratio), None
+
+        start = top, jnp.zeros(top.shape[: top.ndim - self.state_dim], top.dtype)
+        body: Any = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
+        return jax.lax.scan(body, start, (self._steps(), noise[:-1]), reverse=True)[0]
+
     def reverse(self, x_t: Array, t: ArrayLike, output: PyTree = None) -> Any:
         """q(x^{t-1} | x^t), of the guidance; ``output`` is not used."""
         return guide_step(self.tilt, self.chain, x_t, t).step
@@ -136,11 +171,16 @@ def log_ratio(target: Any, proposal: Any, value: ArrayLike) -> Array:
     if not (isinstance(target, dist.Normal) and isinstance(proposal, dist.Normal)):
         return jnp.asarray(target.log_prob(value)) - proposal.log_prob(value)
     is_free = proposal.scale > 0
-    stretch = jnp.where(is_free, proposal.scale, target.scale) / target.scale
-    noise = (value - proposal.loc) / jnp.where(is_free, proposal.scale, target.scale)
+    free = dist.Normal(proposal.loc, jnp.where(is_free, proposal.scale, target.scale), validate_args=False)
+    ratio = _log_ratio_of_noise(target, free, (value - free.loc) / free.scale)
+    return jnp.where(is_free, ratio, target.log_prob(value) - proposal.log_prob(value))
+
+
+def _log_ratio_of_noise(target: dist.Normal, proposal: dist.Normal, noise: Array) -> Array:
+    """Log p(x) - log q(x) of two Normals at q's x = loc + scale noise."""
+    stretch = proposal.scale / target.scale
     change = noise * (stretch - 1) + (proposal.loc - target.loc) / target.scale
-    free = jnp.log(stretch) - 0.5 * change * (2 * noise + change)
-    return jnp.where(is_free, free, target.log_prob(value) - proposal.log_prob(value))
+    return jnp.log(stretch) - 0.5 * change * (2 * noise + change)
 
 
 def _clamped_early(proposed: ClampedNormal, t: Array) -> Array:

@@ -8,6 +8,7 @@ from ..particles.twists.tempered import Tempered
 from .entries import observe_entries
 from .gibbs import DiffusionGibbs, DiffusionGibbsState
 from .guide import AutoDiffusionGuide
+from .hmc import DiffusionHMC, DiffusionHMCState
 from .slice import EllipticalSlice, EllipticalSliceState
 from .smc import TwistedSMC
 
@@ -15,6 +16,8 @@ __all__ = [
     "AutoDiffusionGuide",
     "DiffusionGibbs",
     "DiffusionGibbsState",
+    "DiffusionHMC",
+    "DiffusionHMCState",
     "DiffusionReparam",
     "EllipticalSlice",
     "EllipticalSliceState",

@@ -9,7 +9,7 @@ site's own distribution.
 Assumed: real latent sites with their supports, and a model that is a function of its arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from numpyro.infer import init_to_sample
 from .._checks import expected
 from .._compat.numpyro import Messenger, constrain_fn, potential_energy
 from .._typing import Array
+from ..guidance import Guidance
 from ..wrappers import unwrap
 from .reparam import DiffusionReparam
 from .sites import check_proper, check_trained, latent_diffusion
@@ -38,12 +39,16 @@ class NormalReference:
     Args:
         model: a NumPyro model.
         args, kwargs: its arguments.
+        guidance: of diffusion sites, by name, see :class:`DiffusionReparam`.
     """
 
-    def __init__(self, model: Callable, args: tuple, kwargs: Values) -> None:
+    def __init__(
+        self, model: Callable, args: tuple, kwargs: Values, guidance: Mapping[str, Guidance] | None = None
+    ) -> None:
         self.model = model
         self.args = args
         self.kwargs = kwargs
+        self.guidance = dict(guidance or {})
 
     def log_likelihood(self, u: Values) -> Array:
         """The number log L(u) in nats: finite, or -inf where the density is 0, infinite or NaN."""
@@ -66,6 +71,16 @@ class NormalReference:
         """
         draw = {name: biject_to(site["fn"].support).inv(site["value"]) for name, site in self._latent_sites(key)}
         return {name: jnp.asarray(u, jnp.result_type(u)) for name, u in draw.items()}
+
+    def noises(self) -> frozenset[str]:
+        """Names of the sites that are noises of a diffusion."""
+        found: list[str] = []
+
+        def look(key: Array) -> None:
+            found.extend(f"{name}_noise" for name in _diffusions(self._sites(key)))
+
+        jax.eval_shape(look, jax.random.key(0))
+        return frozenset(found)
 
     def transforms(self) -> Values:
         """Each latent site's transform from the real line.
@@ -91,13 +106,21 @@ class NormalReference:
         return {name: biject_to(support) for name, support in supports.items()}
 
     def _noncentred(self, key: Array) -> Callable:
-        return reparam(seed(self.model, key), config=_noises_for_diffusions)
+        return reparam(seed(self.model, key), config=self._noises_for_diffusions)
+
+    def _noises_for_diffusions(self, site: Values) -> DiffusionReparam | None:
+        wrapped = latent_diffusion(site)
+        if wrapped is None or wrapped.diffusion.kernel.is_discrete:
+            return None
+        return DiffusionReparam(self.guidance.get(site["name"]))
 
     def _latent_sites(self, key: Array) -> list[tuple[str, Values]]:
-        sites = trace_model(self._noncentred(key), self.args, self.kwargs, fill=_initial_value)
-        latent = [(n, site) for n, site in sites.items() if site["type"] == "sample" and not site["is_observed"]]
-        _check_sites(sites, dict(latent))
-        return latent
+        sites = self._sites(key)
+        _check_sites(sites, self.guidance)
+        return list(_latent(sites).items())
+
+    def _sites(self, key: Array) -> Values:
+        return trace_model(self._noncentred(key), self.args, self.kwargs, fill=_initial_value)
 
 
 class _CancelStandardNormals(Messenger):
@@ -121,11 +144,6 @@ def _is_number(value: Any, wanted: int) -> bool:
     return isinstance(value, (int, float)) and value == wanted
 
 
-def _noises_for_diffusions(site: Values) -> DiffusionReparam | None:
-    wrapped = latent_diffusion(site)
-    return None if wrapped is None or wrapped.diffusion.kernel.is_discrete else DiffusionReparam()
-
-
 def _initial_value(site: Values) -> Array | None:
     """A draw from the prior for a latent site; a parameter must come with its value."""
     check_trained(site)
@@ -133,14 +151,25 @@ def _initial_value(site: Values) -> Array | None:
     return init_to_sample(site) if site["type"] == "sample" and site["value"] is None else None
 
 
-def _check_sites(sites: Values, latent: Values) -> None:
+def _latent(sites: Values) -> Values:
+    return {n: site for n, site in sites.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def _diffusions(sites: Values) -> list[str]:
+    """DiffusionReparam, the user's or ours, leaves a deterministic site x and its noises."""
+    latent = _latent(sites)
+    return [name for name, site in sites.items() if site["type"] == "deterministic" and f"{name}_noise" in latent]
+
+
+def _check_sites(sites: Values, guidance: Mapping[str, Guidance]) -> None:
+    latent = _latent(sites)
     for name, site in latent.items():
         if site["fn"].support.is_discrete:
             raise TypeError(
                 expected(
                     "real latent sites",
                     f"the discrete site {name!r}, {type(unwrap(site['fn'])[0]).__name__}",
-                    "An ellipse has no bits: use DiffusionGibbs, or sum the site out of the model.",
+                    "Noises are real numbers: use DiffusionGibbs, or sum the site out of the model.",
                 )
             )
     for name, site in sites.items():
@@ -152,8 +181,11 @@ def _check_sites(sites: Values, latent: Values) -> None:
                     "Drop subsample_size: a posterior needs every datum.",
                 )
             )
-    # DiffusionReparam, the user's or ours, leaves a deterministic site x and its noises.
-    diffusions = [name for name, site in sites.items() if site["type"] == "deterministic" and f"{name}_noise" in latent]
+    diffusions = _diffusions(sites)
+    unknown = sorted(set(guidance) - {name for name in diffusions if f"{name}_log_ratio" in sites})
+    if diffusions and unknown:
+        cure = "Name latent diffusion sites that the model has not reparameterised itself."
+        raise ValueError(expected(f"guidance of the sites {diffusions}", f"of {unknown}", cure))
     if not diffusions:
         raise ValueError(
             expected("a latent Diffusion site", f"latent sites {list(latent)}", "Without one, use numpyro.infer.NUTS.")

@@ -3,8 +3,17 @@ r"""A diffusion site as a function of standard normal noises: the non-centred fo
 x^T = eps^T and x^{t-1} = mean(x^t) + scale(x^t) eps^{t-1}, all eps ~ N(0, 1), make x^0 a deterministic function
 of (T + 1) normal vectors, whose joint density is known exactly. HMC and NUTS on them target the posterior of
 the T-step model itself, not of a bound. Assumed: a Gaussian kernel. Not assumed: anything of the rest of the
-model. Each gradient runs the chain once forth and back; with separated modes no local sampler crosses between
-them in this space either.
+model.
+
+With guidance the noises are those of a guided chain q, whose draws are near the posterior, and the factor
+
+    log p(x^{0:T}) - log q(x^{0:T})
+
+makes the target the same as before, whatever the guidance. What is left for the sampler is what the guidance missed:
+the posterior of the noises is near N(0, I).
+
+Each gradient runs the chain once forth and back; with separated modes no local sampler crosses between them in this
+space either.
 """
 
 import numpyro
@@ -14,6 +23,7 @@ from numpyro.infer.reparam import Reparam
 from .._checks import expected
 from .._compat.numpyro import is_in_scan, reparam_sample_shape
 from .._typing import Array
+from ..guidance import Guidance, TiltedChain
 from ..wrappers import obstacle, wrapped_diffusion
 from .sites import check_outside_scan, check_sample_shape
 
@@ -27,6 +37,9 @@ class DiffusionReparam(Reparam):
     those of the chain's states, and ``x`` is the transformed state, in the units of the data.
 
     Args:
+        guidance: of the steps, see :mod:`numpyro_diffusion.guidance`: ``MomentMatching``, ``ReconstructionGuidance``,
+            ``GaussianFactor(noised=True)``, ``PaperTilt``, or a function ``(chain, x_t, t) -> step`` of stable
+            identity; in units of the chain's states, see ``in_states``. The factor is a site ``x_log_ratio``.
         checkpoint: keep no hidden layers of the network for the gradient, and few states, but compute them again:
             memory for little more than the noises and their gradient, for two more passes through the network. For
             networks of images.
@@ -41,7 +54,11 @@ class DiffusionReparam(Reparam):
     ['sample x_noise', 'deterministic x']
     """
 
-    def __init__(self, *, checkpoint: bool = False) -> None:
+    def __init__(self, guidance: Guidance | None = None, *, checkpoint: bool = False) -> None:
+        if guidance is not None and not callable(guidance):
+            cure = "Pass guidance, or a function (chain, x_t, t) -> step."
+            raise TypeError(expected("guidance that can be called", repr(guidance), cure))
+        self.guidance = guidance
         self.checkpoint = checkpoint
 
     def __call__(self, name: str, fn: dist.Distribution, obs: Array | None) -> tuple[None, Array]:
@@ -83,4 +100,9 @@ class DiffusionReparam(Reparam):
         shape = chain.batch_shape + chain.event_shape
         noise_law = dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape) - len(fn.batch_shape))
         noise = numpyro.sample(f"{name}_noise", noise_law)
-        return None, wrapped.value(chain.from_noise(noise, checkpoint=self.checkpoint))
+        if self.guidance is None:
+            return None, wrapped.value(chain.from_noise(noise, checkpoint=self.checkpoint))
+        state, log_ratio = TiltedChain(chain, self.guidance).weighted_from_noise(noise, checkpoint=self.checkpoint)
+        log_ratio = log_ratio.sum(tuple(range(len(fn.batch_shape), log_ratio.ndim)))
+        numpyro.factor(f"{name}_log_ratio", log_ratio)
+        return None, wrapped.value(state)

@@ -1,10 +1,4 @@
-"""EllipticalSlice: the exact posterior of the T-step model, on plain NumPyro models, in everything that MCMC offers."""
-
-import os
-import pickle
-import subprocess
-import sys
-from pathlib import Path
+"""EllipticalSlice: the exact posterior of the T-step model, on plain NumPyro models."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +7,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.diagnostics import effective_sample_size
-from numpyro.infer import HMC, MCMC, Gibbs
 from numpyro.infer.util import potential_energy
 from precision import enable_x64
 from scipy.stats import norm, truncnorm
@@ -23,23 +16,18 @@ from slice_cases import (
     SCALED_DATA,
     STANDARD_NORMAL,
     STANDARD_NORMALS,
+    check_scale_posterior,
     conjugate,
     noncentred,
     sampler,
     unknown_scale,
+    z_score,
     zero_network,
 )
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.infer.slice import EllipticalSlice, _slice_step
 from numpyro_diffusion.model.reference import NormalReference
-
-
-def z_score(values, wanted):
-    """Of the mean of values, shape (chains, draws), with the standard error of their effective number."""
-    values = np.asarray(values, float)
-    return abs(values.mean() - wanted) / (values.std() / np.sqrt(effective_sample_size(values)))
-
 
 # The target ---------------------------------------------------------------------------------------------
 
@@ -139,20 +127,6 @@ def test_an_unknown_scale_is_drawn_with_x():
     check_scale_posterior(draws["x"], draws["sigma"], prior_sd=1.0, least_size=1000)
 
 
-def check_scale_posterior(x_draws, sigma_draws, prior_sd, least_size):
-    """Means and variances of both marginals of ``unknown_scale``, where x ~ N(0, prior_sd^2)."""
-    x, sigma = np.meshgrid(np.linspace(-6, 6, 801), np.linspace(0.005, 8, 1600), indexing="ij")
-    log_density = norm.logpdf(x, 0, prior_sd) + norm.logpdf(sigma)
-    log_density += norm.logpdf(SCALED_DATA[:, None, None], x, sigma).sum(0)
-    density = np.exp(log_density - log_density.max())
-    density /= density.sum()
-    for draws, value in ((x_draws, x), (sigma_draws, sigma)):
-        mean = (density * value).sum()
-        assert effective_sample_size(np.asarray(draws)) > least_size
-        assert z_score(draws, mean) < 5
-        assert z_score((draws - mean) ** 2, (density * (value - mean) ** 2).sum()) < 5
-
-
 def test_a_density_of_zero_or_nan_is_never_moved_to():
     """0 <= x <= 1 by a likelihood that is 0 below and NaN above: a truncated normal."""
 
@@ -200,7 +174,7 @@ def test_a_slice_that_is_never_found_leaves_the_state():
     assert after.num_evaluations == 151
 
 
-# What MCMC offers ---------------------------------------------------------------------------------------
+# What it tells ---------------------------------------------------------------------------------------
 
 FIELDS = ("~z.x_noise", "i", "num_evaluations", "log_likelihood")
 
@@ -215,70 +189,6 @@ def vectorized():
     mcmc = two_chains()
     mcmc.run(jax.random.key(0), 3.0, extra_fields=FIELDS)
     return mcmc
-
-
-def test_samples_are_constrained_with_noises_and_deterministic_sites():
-    """As NUTS returns them; a model reparameterised before gives the same draws."""
-    start = {"x_noise": jnp.arange(6.0), "sigma": jnp.asarray(-1.0)}
-    samplers = [sampler(unknown_scale), sampler(noncentred(unknown_scale))]
-    for mcmc in samplers:
-        mcmc.run(jax.random.key(0), SCALED_DATA, init_params=start)
-    draws, before = (mcmc.get_samples() for mcmc in samplers)
-    assert {name: value.shape for name, value in draws.items()} == {"x": (10,), "sigma": (10,), "x_noise": (10, 6)}
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), draws, before)
-    np.testing.assert_allclose(draws["x"], STANDARD_NORMAL.chain.from_noise(draws["x_noise"]), rtol=1e-5, atol=1e-6)
-    assert (draws["sigma"] > 0).all()
-
-
-def test_sequential_chains_make_the_same_draws(vectorized):
-    mcmc = two_chains(chain_method="sequential")
-    mcmc.run(jax.random.key(0), 3.0, extra_fields=FIELDS)
-    wanted = vectorized.get_samples(group_by_chain=True)["x"]
-    assert wanted.shape == (2, 20)
-    assert len(np.unique(wanted[:, -1])) == 2
-    np.testing.assert_allclose(mcmc.get_samples(group_by_chain=True)["x"], wanted, rtol=1e-3, atol=1e-4)
-
-
-PARALLEL = """
-import sys
-sys.path.extend(sys.argv[1:])
-import jax
-from test_slice import FIELDS, two_chains
-assert jax.local_device_count() == 2
-mcmc = two_chains(chain_method="parallel")
-mcmc.run(jax.random.key(0), 3.0, extra_fields=FIELDS)
-print(*mcmc.get_samples()["x"])
-"""
-
-
-def test_parallel_chains_on_two_devices_make_the_same_draws(vectorized):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    quick = {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "JAX_PLATFORMS": "cpu"}
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", PARALLEL, str(here), str(here.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **quick}, check=True, timeout=200)
-    found = np.array(done.stdout.split(), float)
-    np.testing.assert_allclose(found, vectorized.get_samples()["x"], rtol=1e-3, atol=1e-4)
-
-
-def test_thinning_keeps_every_second_draw(vectorized):
-    thinned = two_chains(thinning=2)
-    thinned.run(jax.random.key(0), 3.0, extra_fields=FIELDS)
-    wanted = vectorized.get_samples(group_by_chain=True)["x"][:, 1::2]
-    np.testing.assert_array_equal(thinned.get_samples(group_by_chain=True)["x"], wanted)
-
-
-def test_a_resumed_run_continues_the_draws_in_the_same_sampler_a_copy_by_pickle_and_another(vectorized):
-    first = two_chains(10)
-    first.run(jax.random.key(0), 3.0, extra_fields=FIELDS)
-    copied = pickle.loads(pickle.dumps(first))  # noqa: S301
-    state, before = first.last_state, first.get_samples(group_by_chain=True)["x"]
-    for mcmc in (first, copied, two_chains(10)):
-        mcmc.post_warmup_state = state
-        mcmc.run(state.rng_key, 3.0, extra_fields=FIELDS)
-        draws = np.concatenate([before, mcmc.get_samples(group_by_chain=True)["x"]], axis=1)
-        np.testing.assert_array_equal(draws, vectorized.get_samples(group_by_chain=True)["x"])
-        assert mcmc.get_extra_fields(group_by_chain=True)["i"][0].tolist() == list(range(11, 21))
 
 
 def test_extra_fields_and_diagnostics_count_evaluations(vectorized):
@@ -311,79 +221,3 @@ def test_each_angle_costs_one_evaluation_of_the_model():
         counts.append(int(state.num_evaluations))
     jax.effects_barrier()
     assert len(calls) == sum(counts) > 5
-
-
-def test_states_are_of_the_default_float(x64):
-    """Under strict promotion, with a key of the old and a batch of the new kind."""
-    kernel = EllipticalSlice(unknown_scale)
-    data = jnp.asarray(SCALED_DATA, float)
-    with jax.numpy_dtype_promotion("strict"):
-        for key in (jax.random.PRNGKey(0), jax.random.split(jax.random.key(0), 3)):
-            start = jax.eval_shape(lambda key: kernel.init(key, 0, None, (data,), {}), key)
-            state = jax.eval_shape(lambda start: kernel.sample(start, (data,), {}), start)
-            assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, state)
-            assert jax.tree.map(jnp.result_type, start[:-1]) == jax.tree.map(jnp.result_type, state[:-1])
-            assert state.z["x_noise"].dtype == state.log_likelihood.dtype == jnp.float64
-
-
-def test_a_second_run_traces_the_model_no_more():
-    traces = []
-
-    def model(y, flag):
-        traces.append(flag)
-        conjugate(y)
-
-    mcmc = sampler(model, num_chains=2)
-    y = jnp.asarray(3.0)
-    mcmc.run(jax.random.key(0), y, flag="same")
-    first = len(traces)
-    mcmc.run(jax.random.key(1), y, flag="same")
-    assert 0 < len(traces) == first
-    mcmc.run(jax.random.key(1), jnp.asarray(-3.0), flag="same")
-    assert len(traces) > first
-    assert mcmc.get_samples()["x"].mean() < 0  # the new data, not what was kept
-
-
-def test_data_changed_in_place_are_new_data():
-    y = np.asarray(3.0)
-    kernel = EllipticalSlice(conjugate)
-    before = kernel.init(jax.random.key(0), 0, None, (y,), {})
-    y[...] = -3.0
-    after = kernel.init(jax.random.key(0), 0, None, (y,), {})
-    assert before.log_likelihood != after.log_likelihood
-
-
-def shifted(y):
-    shift = numpyro.sample("shift", NORMAL)
-    unknown_scale(y - shift)
-
-
-def test_a_block_of_gibbs_draws_noises_and_scale_beside_hmc():
-    """x + shift ~ N(0, 2): both marginals against quadrature."""
-    model = noncentred(shifted)
-    kernel = Gibbs([(EllipticalSlice(model), ["x_noise", "sigma"]), (HMC(model, trajectory_length=1.5), ["shift"])])
-    mcmc = MCMC(kernel, num_warmup=200, num_samples=4000, progress_bar=False)
-    mcmc.run(jax.random.key(0), SCALED_DATA, extra_fields=("block_states.0.num_evaluations",))
-    assert (mcmc.get_extra_fields()["block_states.0.num_evaluations"] >= 1).all()
-    draws = mcmc.get_samples(group_by_chain=True)
-    check_scale_posterior(draws["x"] + draws["shift"], draws["sigma"], prior_sd=np.sqrt(2.0), least_size=300)
-
-
-def test_gibbs_starts_where_it_is_told():
-    """Gibbs hands over constrained values."""
-    model = noncentred(shifted)
-    kernel = Gibbs([(EllipticalSlice(model), ["x_noise", "sigma"]), (HMC(model, trajectory_length=1.5), ["shift"])])
-    state = kernel.init(jax.random.key(0), 0, {"sigma": jnp.asarray(0.7)}, (SCALED_DATA,), {})
-    np.testing.assert_allclose(state.z["sigma"], np.log(0.7), rtol=1e-6)
-
-
-def test_init_params_are_the_start():
-    values = {"x_noise": jnp.arange(6.0), "sigma": jnp.asarray(-1.0)}
-    kernel = EllipticalSlice(unknown_scale)
-    state = kernel.init(jax.random.key(0), 0, values, (SCALED_DATA,), {})
-    for name, value in values.items():
-        np.testing.assert_array_equal(state.z[name], value)
-    stacked = jax.tree.map(lambda value: jnp.stack([value, 2 * value]), values)
-    state = kernel.init(jax.random.split(jax.random.key(0)), 0, stacked, (SCALED_DATA,), {})
-    np.testing.assert_array_equal(state.z["x_noise"], stacked["x_noise"])
-    assert state.log_likelihood.shape == (2,)

@@ -1,4 +1,4 @@
-"""EllipticalSlice: what it says of models and starts that it cannot draw from."""
+"""Kernels on noises: what they say of models and starts that they cannot draw from."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from numpyro.handlers import substitute
 from numpyro.infer import NUTS, Gibbs
 from slice_cases import (
     KERNEL,
+    KERNELS,
     NORMAL,
     SCALED_DATA,
     STANDARD_NORMAL,
@@ -20,31 +21,39 @@ from slice_cases import (
 )
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer.slice import EllipticalSlice
 
 
-def run(model, *args, **kwargs):
-    sampler(model).run(jax.random.key(0), *args, **kwargs)
+@pytest.fixture(params=KERNELS.values(), ids=KERNELS, name="kernel")
+def _kernel(request):
+    return request.param
 
 
-def test_a_model_without_a_diffusion_site_is_sent_to_nuts():
+@pytest.fixture(name="run")
+def _run(kernel):
+    def run(model, *args, **kwargs):
+        sampler(model, kernel=kernel).run(jax.random.key(0), *args, **kwargs)
+
+    return run
+
+
+def test_a_model_without_a_diffusion_site_is_sent_to_nuts(run):
     with pytest.raises(ValueError, match=r"Expected a latent Diffusion site; got latent sites \['z'\].*NUTS"):
         run(lambda: numpyro.sample("z", NORMAL))
 
 
-def test_an_observed_diffusion_site_is_none():
+def test_an_observed_diffusion_site_is_none(run):
     with pytest.raises(ValueError, match="Expected a latent Diffusion site; got latent sites"):
         run(lambda: numpyro.sample("x", STANDARD_NORMAL, obs=jnp.zeros(())))
 
 
-def test_a_bernoulli_site_is_named_with_its_cure():
+def test_a_bernoulli_site_is_named_with_its_cure(run):
     kernel = nd.BernoulliKernel(nd.schedules.constant_fraction(3))
     prior = nd.Diffusion(kernel, nd.Transition(zero_network, None, (2,)))
     with pytest.raises(TypeError, match=r"the discrete site 'x', Diffusion.*DiffusionGibbs"):
         run(lambda: numpyro.sample("x", prior))
 
 
-def test_a_discrete_site_is_named_with_its_cure():
+def test_a_discrete_site_is_named_with_its_cure(run):
     def model():
         numpyro.sample("x", STANDARD_NORMAL)
         numpyro.sample("k", dist.Bernoulli(0.5))
@@ -53,14 +62,14 @@ def test_a_discrete_site_is_named_with_its_cure():
         run(model)
 
 
-def test_a_masked_site_is_named():
+def test_a_masked_site_is_named(run):
     with pytest.raises(
         ValueError, match=r"at latent site 'x', .*; got one inside of MaskedDistribution.*mask .*likelihood"
     ):
         run(lambda: numpyro.sample("x", STANDARD_NORMAL.mask(False)))
 
 
-def test_a_subsampled_plate_is_named():
+def test_a_subsampled_plate_is_named(run):
     def model():
         x = numpyro.sample("x", STANDARD_NORMAL)
         with numpyro.plate("n", 10, subsample_size=5):
@@ -70,7 +79,7 @@ def test_a_subsampled_plate_is_named():
         run(model)
 
 
-def test_an_untrained_network_is_named():
+def test_an_untrained_network_is_named(run):
     def model():
         params = numpyro.param("network", lambda key: jax.random.normal(key, ()))
         numpyro.sample("x", nd.Diffusion(KERNEL, nd.Transition(lambda p, x, t, c: p * x, params, ())))
@@ -80,7 +89,7 @@ def test_an_untrained_network_is_named():
     run(substitute(model, data={"network": jnp.asarray(0.1)}))
 
 
-def test_a_density_of_zero_at_every_start_is_an_error():
+def test_a_density_of_zero_at_every_start_is_an_error(run):
     def model():
         numpyro.sample("x", STANDARD_NORMAL)
         numpyro.factor("never", -jnp.inf)
@@ -89,7 +98,7 @@ def test_a_density_of_zero_at_every_start_is_an_error():
         run(model)
 
 
-def test_a_start_of_zero_density_is_an_error():
+def test_a_start_of_zero_density_is_an_error(run):
     def model():
         x = numpyro.sample("x", STANDARD_NORMAL)
         numpyro.factor("positive", jnp.where(x > 0, 0.0, -jnp.inf))
@@ -98,19 +107,19 @@ def test_a_start_of_zero_density_is_an_error():
         run(model, init_params={"x_noise": -jnp.ones(6)})
 
 
-def test_init_params_of_other_sites_are_named():
+def test_init_params_of_other_sites_are_named(run):
     with pytest.raises(ValueError, match=r"'x_noise': \(6,\).*got \{'x': \(\)\}"):
         run(conjugate, 3.0, init_params={"x": jnp.zeros(())})
 
 
-def test_a_plain_model_in_gibbs_is_told_to_reparameterise():
-    kernel = Gibbs([(EllipticalSlice(unknown_scale), ["x"]), (NUTS(unknown_scale), ["sigma"])])
+def test_a_plain_model_in_gibbs_is_told_to_reparameterise(kernel):
+    gibbs = Gibbs([(kernel(unknown_scale), ["x"]), (NUTS(unknown_scale), ["sigma"])])
     message = r"In a Gibbs kernel give all blocks the model.*name the site 'x_noise'"
     with pytest.raises(ValueError, match=message):
-        kernel.init(jax.random.key(0), 0, None, (SCALED_DATA,), {})
+        gibbs.init(jax.random.key(0), 0, None, (SCALED_DATA,), {})
 
 
-def test_a_support_that_moves_is_refused_in_gibbs():
+def test_a_support_that_moves_is_refused_in_gibbs(kernel):
     def model():
         x = numpyro.sample("x", STANDARD_NORMAL)
         bound = numpyro.sample("bound", dist.Uniform(0.0, 1.0))
@@ -118,11 +127,11 @@ def test_a_support_that_moves_is_refused_in_gibbs():
         numpyro.sample("y", dist.Normal(x, 1.0), obs=0.0)
 
     model = noncentred(model)
-    kernel = Gibbs([(EllipticalSlice(model), ["x_noise", "below"]), (NUTS(model), ["bound"])])
+    gibbs = Gibbs([(kernel(model), ["x_noise", "below"]), (NUTS(model), ["bound"])])
     with pytest.raises(ValueError, match=r"supports that are known beforehand.*computed, at site 'below'"):
-        kernel.init(jax.random.key(0), 0, None, (), {})
+        gibbs.init(jax.random.key(0), 0, None, (), {})
 
 
-def test_no_model_is_named(no_type_checks):
+def test_no_model_is_named(kernel, no_type_checks):
     with pytest.raises(TypeError, match="Expected a NumPyro model; got 3"):
-        EllipticalSlice(3)
+        kernel(3)
