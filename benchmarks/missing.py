@@ -28,7 +28,8 @@ from numpyro.infer import MCMC, NUTS
 import numpyro_diffusion as nd
 
 NUM_ROWS, SHARE, NOISE = 12, 0.3, 0.1
-NUM_FLOW_DRAWS = 300  # of NUTS, and as many of warm-up: a gradient is one of the whole flow for every row
+# Of NUTS: a gradient is one of the whole flow for every row, and without a bound on trees a table takes half an hour.
+NUM_FLOW_DRAWS, FLOW_TREE_DEPTH = 200, 7
 NUM_PARTICLES, NUM_ISLANDS, NUM_DRAWS = 1024, 8, 4000
 
 
@@ -66,7 +67,12 @@ def by_flow(train: np.ndarray, table: np.ndarray, seed: int) -> np.ndarray:
             x = numpyro.deterministic("x", jax.vmap(flow.bijection.transform)(noise))
             numpyro.sample("cells", dist.Normal(x, NOISE).mask(seen).to_event(1), obs=np.where(seen, table, 0))
 
-    mcmc = MCMC(NUTS(model), num_warmup=NUM_FLOW_DRAWS, num_samples=NUM_FLOW_DRAWS, progress_bar=False)
+    mcmc = MCMC(
+        NUTS(model, max_tree_depth=FLOW_TREE_DEPTH),
+        num_warmup=NUM_FLOW_DRAWS,
+        num_samples=NUM_FLOW_DRAWS,
+        progress_bar=False,
+    )
     mcmc.run(jax.random.key(seed))
     return np.asarray(mcmc.get_samples()["x"])
 
