@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 
-from .._checks import check_choice, check_finite, expected, is_concrete
+from .._checks import check_choice
 from .._numerics import expand_right
 from .._pytree import register_pytree
 from .._small_matrices import is_covariance, normal_log_density, solve, symmetric
-from .._typing import Array, ArrayLike, Shape
+from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import Guided, check_normal
+from .linear_observation import LinearObservation
 from .reconstruction import reconstruct
 from .units import affine_rows
 
@@ -31,7 +31,7 @@ Covariance = Literal["scale", "jacobian"]
 
 
 @register_pytree(data=("matrix", "value", "noise_scale", "mask"), static=("covariance",))
-class MomentMatching:
+class MomentMatching(LinearObservation):
     """Approximate: guidance by N(y; A x0hat, noise_scale^2 I + A C A^T), for y = A x^0 + noise. Biased in general.
 
     C stands for Cov[x^0 | x^t]:
@@ -69,11 +69,7 @@ class MomentMatching:
     References: Song et al. 2023, Eq. 7-8; Rozet et al. 2024, Section 4.
     """
 
-    matrix: ArrayLike
-    value: ArrayLike
-    noise_scale: ArrayLike
     covariance: Covariance
-    mask: ArrayLike | None
 
     def __init__(
         self,
@@ -85,29 +81,8 @@ class MomentMatching:
         mask: ArrayLike | None = None,
     ) -> None:
         check_choice("covariance", covariance, Covariance)
-        rows, scales = jnp.shape(matrix)[:1], jnp.shape(noise_scale)
-        if not rows or jnp.shape(value)[-1:] != rows or scales not in ((), rows):
-            raise ValueError(
-                expected(
-                    "matrix (m, event...), value (m,) or (batch..., m), noise_scale () or (m,)",
-                    f"shapes {jnp.shape(matrix)}, {jnp.shape(value)}, {scales}",
-                    "The matrix has one row for each observed number.",
-                )
-            )
-        if is_concrete(noise_scale) and not np.all(np.asarray(noise_scale) > 0):
-            raise ValueError(
-                expected("noise_scale > 0", noise_scale, "For numbers that are known exactly use GaussianFactor.")
-            )
-        check_finite("matrix", matrix)
-        if mask is not None:
-            _check_mask(mask, jnp.shape(value))
-        if is_concrete((value, mask)):
-            check_finite("value", value if mask is None else np.where(mask, value, 0))
-        self.matrix = matrix
-        self.value = value
-        self.noise_scale = noise_scale
+        super().__init__(matrix, value, noise_scale, mask)
         self.covariance = covariance
-        self.mask = mask
 
     def in_states(self, transforms: Any) -> "MomentMatching":
         """The same observation, given in the units of x = T(s), as one of the chain's states s.
@@ -126,11 +101,10 @@ class MomentMatching:
         x_0, pull, step = reconstruct("MomentMatching", chain, x_t, t)
         check_normal(step, "MomentMatching")
         matrix = jnp.asarray(self.matrix, x_0.dtype)
-        residual = self._residual(matrix, x_0, chain)
-        seen = jnp.broadcast_to(jnp.asarray(True if self.mask is None else self.mask), residual.shape)
+        residual = self.residual(x_0, chain)
+        seen = self.seen(residual.shape)
         gain = chain.kernel.denoising_gain(t, x_0)
-        rows = matrix.reshape(matrix.shape[0], -1)
-        scales = jnp.broadcast_to(jnp.asarray(self.noise_scale, x_0.dtype), rows.shape[:1])
+        rows, scales = self.rows(x_0.dtype), self.scales(x_0.dtype)
         noise = jnp.diag(scales**2)  # a number that was not seen keeps its own, and nothing else
         both = seen[..., :, None] & seen[..., None, :]
         power = jnp.asarray(getattr(chain.kernel, "data_scale", 1.0) ** 2, x_0.dtype)
@@ -150,42 +124,3 @@ class MomentMatching:
         bridge_gain, _ = chain.kernel.bridge_terms(chain.beside_state(t), x_0)
         moved = step.loc + bridge_gain * chain.beside_state(gain) * slope
         return Guided(dist.Normal(moved, step.scale, validate_args=False), log_psi)
-
-    def _residual(self, matrix: Array, x_0: Array, chain: ReverseChain) -> Array:
-        """The misfit y - A x0hat, shape (batch..., m); 0 where it was not seen."""
-        if matrix.shape[1:] != chain.state_shape:
-            raise ValueError(
-                expected(
-                    f"a matrix of shape (m, *{chain.state_shape})",
-                    f"shape {matrix.shape}",
-                    "Each row has the shape of one x.",
-                )
-            )
-        predicted = jnp.tensordot(x_0, matrix, axes=(tuple(range(-chain.state_dim, 0)), tuple(range(1, matrix.ndim))))
-        value = jnp.asarray(self.value, x_0.dtype)
-        seen = jnp.asarray(True if self.mask is None else self.mask)
-        residual = jnp.where(seen, jnp.where(seen, value, 0) - predicted, 0)
-        if residual.shape != predicted.shape:
-            raise ValueError(
-                expected(
-                    f"a value that broadcasts to shape {predicted.shape}",
-                    f"shape {jnp.shape(self.value)}",
-                    "A batch of values needs a chain expanded to that batch.",
-                )
-            )
-        return residual
-
-
-def _check_mask(mask: ArrayLike, shape: Shape) -> None:
-    try:
-        fits = jnp.broadcast_shapes(jnp.shape(mask), shape) == shape and np.issubdtype(jnp.result_type(mask), np.bool_)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            expected(
-                f"a mask of booleans that broadcasts to the value's shape {shape}",
-                f"dtype {jnp.result_type(mask)}, shape {jnp.shape(mask)}",
-                "It is False where a number was not seen: ~jnp.isnan(value).",
-            )
-        )

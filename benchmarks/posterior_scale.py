@@ -1,0 +1,124 @@
+"""Posteriors of 8x8 digits, 64 coordinates and a learned network: effective draws per 1000 network calls.
+
+    python benchmarks/posterior_scale.py
+    python benchmarks/posterior_scale.py --problems noise1 --charts covariance --seed 3
+
+The prior is that of ``image_posteriors.py``. A held-out digit is seen whole with noise as large as the signal
+(``noise1``), in its upper half with noise .5 (``half``), or by the means of 2x2 blocks with noise .1 (``blocks``).
+DiffusionHMC runs in the noises of the prior's chain, and in those of the chain guided by the network's error
+covariance. A gradient of a chain of T steps counts as 3 T network calls. The effective size is the smallest of the mean
+pixel and of 20 random projections, over 4 chains; R-hat the largest of the same.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import image_posteriors as digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import records
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.infer import MCMC
+
+import numpyro_diffusion as nd
+from numpyro_diffusion.guidance import CovarianceGuidance, error_covariance
+
+NUM_CHAINS, NUM_PROJECTIONS = 4, 20
+
+
+def block_means() -> np.ndarray:
+    """The means of the 16 blocks of 2x2 pixels, as rows."""
+    blocks = np.arange(64).reshape(4, 2, 4, 2).transpose(0, 2, 1, 3).reshape(16, 4)
+    return np.eye(64)[blocks].mean(1)
+
+
+PROBLEMS = {"noise1": (np.eye(64), 1.0), "half": (np.eye(64)[:32], 0.5), "blocks": (block_means(), 0.1)}
+
+
+def the_prior(seed: int, path: Path | None) -> tuple[nd.Diffusion, np.ndarray]:
+    """The prior and the held-out digits; the prior is kept in a file, if there is one."""
+    if path is not None and path.exists():
+        return nd.load(path), np.load(path.with_suffix(".held_out.npy"))
+    prior, held_out = digits.learn(seed)
+    if path is not None:
+        nd.save(prior, path)
+        np.save(path.with_suffix(".held_out.npy"), held_out)
+    return prior, np.asarray(held_out)
+
+
+def run(prior: nd.Diffusion, truth: np.ndarray, problem: str, chart: str, seed: int, sizes: tuple) -> dict[str, Any]:
+    """Effective draws per 1000 network calls and what goes with them."""
+    matrix, noise = PROBLEMS[problem]
+    matrix = jnp.asarray(matrix, jnp.float32)
+    keys = jax.random.split(jax.random.key(seed), 3)
+    y = matrix @ truth + noise * jax.random.normal(keys[0], matrix.shape[:1])
+
+    def model(y: jax.Array) -> None:
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(matrix @ x, noise).to_event(1), obs=y)
+
+    guidance = None
+    if chart == "covariance":
+        errors = error_covariance(keys[1], prior.chain, num_draws=4000, rank=48)
+        guidance = {"x": CovarianceGuidance(matrix, y, noise, errors=errors)}
+    num_warmup, num_draws = sizes
+    mcmc = MCMC(
+        nd.infer.DiffusionHMC(model, guidance=guidance),
+        num_warmup=num_warmup,
+        num_samples=num_draws,
+        num_chains=NUM_CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    start = time.perf_counter()
+    fields = ("~z.x_noise", "accept_prob", "num_steps", "step_size", "log_likelihood")
+    mcmc.run(keys[2], y, extra_fields=fields)
+    draws = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
+    extra = {name: np.asarray(value) for name, value in mcmc.get_extra_fields(group_by_chain=True).items()}
+    directions = np.random.default_rng(0).normal(size=(64, NUM_PROJECTIONS)) / 8
+    functionals = np.concatenate([draws.mean(-1, keepdims=True), draws @ directions], axis=-1)
+    effective = effective_sample_size(functionals)
+    calls = 3 * prior.kernel.num_steps * extra["num_steps"].sum()
+    return {
+        "per_1000": 1000 * float(effective.min()) / calls,
+        "median_per_1000": 1000 * float(np.median(effective)) / calls,
+        "rhat": float(split_gelman_rubin(functionals).max()),
+        "acceptance": float(extra["accept_prob"].mean()),
+        "step_size": float(extra["step_size"][:, -1].mean()),
+        "steps": float(extra["num_steps"].mean()),
+        "sd_log_weight": float(extra["log_likelihood"].std()),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def main() -> None:
+    parser = records.parser(__doc__, "posterior_scale.json")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="which")
+    parser.add_argument("--charts", nargs="+", choices=("prior", "covariance"), default=["prior", "covariance"])
+    parser.add_argument("--image", type=int, default=0, help="number of the held-out digit")
+    parser.add_argument("--draws", type=int, nargs=2, default=(300, 500), help="of warm-up, and after, for each chain")
+    parser.add_argument("--prior", type=Path, help="a file for the prior, which is trained if it is not there")
+    arguments = parser.parse_args()
+    prior, held_out = the_prior(0, arguments.prior)
+    found = []
+    for problem in arguments.problems:
+        for chart in arguments.charts:
+            result = run(prior, held_out[arguments.image], problem, chart, arguments.seed, tuple(arguments.draws))
+            print(problem, chart, {name: round(value, 4) for name, value in result.items()}, flush=True)
+            name = f"digits_{problem}" + ("" if chart == "covariance" else f"_{chart}")
+            limit = ">= 2.5" if chart == "covariance" else ""
+            settings = {**result, "seed": arguments.seed, "image": arguments.image, "draws": list(arguments.draws)}
+            found += [
+                records.record(f"{name}_ess_per_1000", result["per_1000"], "draws", limit=limit, **settings),
+                records.record(f"{name}_rhat", result["rhat"], "", limit="<= 1.03" if limit else ""),
+            ]
+            records.write(records.merge(found, arguments.json), arguments.json)
+    records.print_table(found)
+
+
+if __name__ == "__main__":
+    main()
