@@ -145,7 +145,6 @@ def summary(name: str, by_seed: dict[str, dict[str, Any]]) -> list[dict[str, Any
         "islands": NUM_ISLANDS,
         "others": coverage,
         "runs": by_seed,
-        "seconds": seconds["ours"],
     }
     name = f"missing_{name}"
     error = {

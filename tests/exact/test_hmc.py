@@ -15,7 +15,15 @@ from numpyro.infer.util import log_density
 from slice_cases import SCALED_DATA, STANDARD_NORMAL, check_scale_posterior, unknown_scale, zero_network
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, ReconstructionGuidance, TiltedChain
+from numpyro_diffusion.guidance import (
+    CovarianceGuidance,
+    ErrorCovariance,
+    GaussianFactor,
+    MomentMatching,
+    PaperTilt,
+    ReconstructionGuidance,
+    TiltedChain,
+)
 from numpyro_diffusion.infer import DiffusionHMC, DiffusionReparam
 
 SCHEDULE = nd.schedules.log_snr(4, 0.3, 20.0)
@@ -51,6 +59,7 @@ def wrong_way(chain, x_t, t):
     return dist.Normal(step.loc - 0.3, 1.3 * step.scale)
 
 
+ERRORS = ErrorCovariance(0.3 * jnp.ones((4, 2, 1)), jnp.full((4, 2), 0.2))
 GUIDANCE = {
     "none": None,
     "moments": MomentMatching(MATRIX, Y, NOISE),
@@ -58,6 +67,7 @@ GUIDANCE = {
     "reconstruction": ReconstructionGuidance(misfit, 0.3),
     "paper": PaperTilt(misfit),
     "factor": GaussianFactor(np.array([1.5, 0.0], np.float32), 1.0, noised=True),
+    "covariance": CovarianceGuidance(MATRIX, Y, NOISE, errors=ERRORS),
     "wrong way": wrong_way,
 }
 

@@ -1,0 +1,65 @@
+"""The benchmarks of tables: what runs of several seeds come to, and that a later call adds to an earlier one."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(name="load")
+def _load(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in ("density_baselines", "density_priors", "density_tables", "records"):
+        sys.modules.pop(name, None)
+
+
+METHODS = ("ours", "gaussian", "mixture", "kernel_density", "maf", "nsf", "maf_equal", "nsf_equal")
+
+
+def test_density_records_are_differences_over_seeds(load):
+    by_seed = {str(seed): {name: -float(i) - seed for i, name in enumerate(METHODS)} for seed in (0, 1)}
+    by_seed["1"]["ours"] += 1
+    for run in by_seed.values():
+        run["seconds"] = 10.0
+    found = {entry["name"]: entry for entry in load("density").summary("t", by_seed, 100, 3)}
+    assert found["density_t_minus_gaussian"]["value"] == 1.5
+    assert found["density_t_minus_flow"]["value"] == 6.5  # the better of the two at equal seconds
+    assert found["density_t_minus_gaussian_se"]["value"] == 0.5
+    assert found["density_t_minus_gaussian"]["settings"]["runs"] == by_seed
+
+
+def test_missing_records_are_over_the_cells_of_all_seeds(load):
+    def run(error, inside):
+        methods = ("ours", "flow", "gaussian")
+        return {
+            "errors": dict.fromkeys(methods, error),
+            "inside": dict.fromkeys(methods, inside),
+            "min_effective_size": 10.0 * len(error),
+            "seconds": dict.fromkeys(methods, 2.0),
+        }
+
+    by_seed = {"0": run([3.0], [True]), "1": run([0.0, 0.0], [True, False])}
+    found = {entry["name"]: entry["value"] for entry in load("missing").summary("t", by_seed)}
+    assert found["missing_t_coverage_90"] == pytest.approx(2 / 3)
+    assert found["missing_t_rmse"] == pytest.approx(3**0.5)
+    assert found["missing_t_min_effective_size"] == 10.0
+
+
+def test_a_later_call_finds_the_runs_of_an_earlier_one(load, tmp_path):
+    records = load("records")
+    path = tmp_path / "found.json"
+    assert records.earlier_runs("a", path) == {}
+    records.write([records.record("a", 1.0, "", runs={"0": {"ours": 1.0}}), records.record("b", 1.0, "")], path)
+    assert records.earlier_runs("a", path) == {"0": {"ours": 1.0}}
+    assert records.earlier_runs("c", path) == {}
