@@ -96,7 +96,9 @@ def hamiltonian_move(evaluate: Evaluate, rng_key: jax.Array, point: Point, angle
     start = (point, momentum, jnp.zeros_like(point.log_weight))
     end, _, kicks = jax.lax.fori_loop(0, num_steps, step, start)
     energy_error = kicks - (end.log_weight - point.log_weight)
-    log_accept = jnp.where(jnp.isfinite(energy_error), jnp.minimum(-energy_error, 0.0), -jnp.inf)
+    # A start of density 0 is left for any end that has one.
+    is_possible = jnp.isfinite(end.log_weight) & ~jnp.isnan(energy_error)
+    log_accept = jnp.where(is_possible, jnp.minimum(-energy_error, 0.0), -jnp.inf)
     uniform = jax.random.uniform(accept_key, log_accept.shape, log_accept.dtype)
     is_accepted = jnp.log(uniform) < log_accept
     taken = jax.tree.map(lambda new, old: jnp.where(is_accepted, new, old), end, point)

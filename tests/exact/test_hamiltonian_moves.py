@@ -125,6 +125,13 @@ def test_an_end_that_is_impossible_or_no_number_is_refused(bad):
     assert moved.point.z == 0.5
 
 
+def test_a_start_of_density_zero_is_left():
+    log_weight = lambda z: jnp.where(z < 0.0, -jnp.inf, 0.0 * z)
+    ends = [move(log_weight, jax.random.key(seed), jnp.asarray(-0.5), MAX_ANGLE, 1) for seed in range(10)]
+    assert {bool(end.is_accepted) == bool(end.point.z >= 0) for end in ends} == {True}
+    assert any(end.is_accepted for end in ends)
+
+
 def test_single_precision_accepts_as_double_does_in_400_000_dimensions(monkeypatch):
     """The same trajectories in both; the energies themselves are of the order of 400,000 nats."""
     draw = hmc._standard_normal
