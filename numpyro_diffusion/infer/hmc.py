@@ -10,8 +10,9 @@ too: v = centre + spread e, with mean and standard deviation of warm-up draws. T
 and a draw is a trajectory of :mod:`numpyro_diffusion.noise.hmc`, whose step size is bounded by what w does, and not by
 the number of coordinates: (T + 1) d of them are no hindrance.
 
-Warm-up, in thirds: log w is raised from 1/1000 to 1 (a chain started at a draw of the prior would meet a cliff), then
-the step size is adapted by dual averaging to the wanted acceptance, with new centres and spreads after each third.
+Warm-up, in thirds: log w is raised from 1/1000 of itself (a chain started at a draw of the prior would meet a cliff);
+then the step size is adapted by dual averaging to the wanted acceptance, on short trajectories, and on those of the
+length that draws have. Centres and spreads are taken anew after the first and the second third.
 
 Assumed: real latent sites, a likelihood that is differentiable almost everywhere. What it is not good at: modes far
 apart, as every local sampler.
@@ -39,7 +40,7 @@ from .noise_kernel import NoiseKernel
 __all__ = ["DiffusionHMC", "DiffusionHMCState"]
 
 _LEAST_POWER = 1e-3  # log w is raised from here
-_WARMUP_STEPS = 2  # of a trajectory in warm-up: the step size is what is looked for
+_EARLY_STEPS = 2  # of a trajectory in the first two thirds of warm-up
 _DIVERGENT = 1000.0  # nats, as NumPyro has it
 _FEWEST = 10  # draws from which a mean and a standard deviation are taken
 
@@ -189,7 +190,9 @@ class DiffusionHMC(NoiseKernel):
         is_warm = state.i < state.num_warmup
         power = _power(state.i, state.num_warmup)
         angle = state.step_size * jax.random.uniform(angle_key, (), state.step_size.dtype, 0.8, 1.0)
-        num_steps = jnp.where(is_warm, _WARMUP_STEPS, num_steps_of(length_key, state.step_size, self._max_steps))
+        # The step size is settled on trajectories of the length that draws have.
+        is_early = 3 * state.i < 2 * state.num_warmup
+        num_steps = jnp.where(is_early, _EARLY_STEPS, num_steps_of(length_key, state.step_size, self._max_steps))
         centre, spread = state.adapted.centre, state.adapted.spread
         density = jax.value_and_grad(reference.log_likelihood)
 
