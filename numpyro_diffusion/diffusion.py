@@ -128,8 +128,8 @@ class Diffusion(ChainDistribution):
                 expected(
                     f"a density at latent site {name!r}",
                     "a Diffusion, which has none: its log_prob is a random lower bound",
-                    "Reparameterise the site with infer.DiffusionReparam, or draw it by infer.TwistedSMC, "
-                    f"DiffusionGibbs, EllipticalSlice or AutoDiffusionGuide. {_AS_DENSITY}",
+                    "Reparameterise the site with infer.DiffusionReparam, or draw it by infer.DiffusionHMC, "
+                    f"TwistedSMC, DiffusionGibbs, EllipticalSlice or AutoDiffusionGuide. {_AS_DENSITY}",
                 )
             )
         mixed = self._mixed(asker, value) if asker.purpose == "density" else None

@@ -17,7 +17,14 @@ from numpyro.distributions.util import validate_sample
 from numpyro.handlers import block, seed, substitute, trace
 from numpyro.infer import MCMC
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, with_conditioning
-from numpyro.infer.util import compute_log_probs, constrain_fn, log_density, potential_energy, transform_fn
+from numpyro.infer.util import (
+    compute_log_probs,
+    constrain_fn,
+    get_importance_trace,
+    log_density,
+    potential_energy,
+    transform_fn,
+)
 from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import _PYRO_STACK, Messenger, mutable
 from numpyro.util import is_prng_key
@@ -95,11 +102,11 @@ def asking() -> Asker | None:
         if found is None:
             if not is_inside_a_model:
                 found = _asker_of(frame, module)
-            elif frame.f_code is compute_log_probs.__code__:
+            elif _holds_a_model(frame, module):
                 found = Asker("density", None, _runner(frame))
             elif module.startswith(_OUR_MODEL_ROOM):
                 found = Asker("engine", None)
-        elif found.run_again is None and frame.f_code is compute_log_probs.__code__:
+        elif found.run_again is None and _holds_a_model(frame, module):
             found = found._replace(run_again=_runner(frame))
         elif found.purpose == "density" and module.startswith(_VARIATIONAL):
             found = found._replace(purpose="elbo")
@@ -171,9 +178,24 @@ def _asker_of(frame: FrameType, module: str) -> Asker | None:
     return Asker(purpose, site, _runner(frame) if {"model", "model_args", "model_kwargs"} <= set(names) else None)
 
 
+def _holds_a_model(frame: FrameType, module: str) -> bool:
+    """Whether a function of NumPyro runs a model for its density, and has it and its arguments in local variables."""
+    if frame.f_code in (compute_log_probs.__code__, get_importance_trace.__code__):
+        return True
+    return module == "numpyro.infer.elbo" and {"model", "args", "kwargs"} <= set(frame.f_locals)
+
+
 def _runner(frame: FrameType) -> Callable[[Mapping[str, Any]], Mapping[str, Mapping[str, Any]]]:
     """Runs the model that a frame holds, see ``Asker.run_again``."""
-    model, args, kwargs = (frame.f_locals[name] for name in ("model", "model_args", "model_kwargs"))
+    names = frame.f_locals
+    model, (args, kwargs) = (
+        names["model"],
+        next(
+            (names[one], names[other])
+            for one, other in (("model_args", "model_kwargs"), ("args", "kwargs"))
+            if {one, other} <= set(names)
+        ),
+    )
 
     def run_again(values: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         with block(), seed(rng_seed=0):

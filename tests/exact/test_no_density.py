@@ -176,6 +176,7 @@ def test_a_named_estimate_is_refused_as_well():
         NUTS(latent(distribution)).init(KEY, 0, None, (), {})
 
 
+ELBOS = [infer.Trace_ELBO, infer.TraceMeanField_ELBO, infer.TraceGraph_ELBO, infer.RenyiELBO]
 NAMED = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
 FACTORS = {
     "value": lambda z: NAMED.log_prob(z),
@@ -206,8 +207,13 @@ def test_a_factor_made_of_a_bound_is_refused_under_mcmc_and_by_hand(factor):
         NUTS(model).init(KEY, 0, None, (), {})
     with pytest.raises(ValueError, match=A_FACTOR):
         log_density(model, (), {}, {"z": jnp.ones(1)})
+
+
+@pytest.mark.parametrize("loss", ELBOS)
+def test_a_factor_made_of_a_bound_is_refused_by_every_elbo(loss):
+    guide = lambda: numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
     with pytest.raises(ValueError, match=A_FACTOR):
-        evaluate(model, lambda: numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1)))
+        evaluate(with_factor(FACTORS["value"]), guide, loss())
 
 
 def test_a_factor_that_depends_on_no_latent_site_is_a_constant():
@@ -222,12 +228,13 @@ def test_a_factor_that_depends_on_no_latent_site_is_a_constant():
     np.testing.assert_allclose(density, wanted, rtol=1e-5)
 
 
-def test_a_factor_of_data_trains_a_parameter():
+@pytest.mark.parametrize("loss", ELBOS)
+def test_a_factor_of_data_trains_a_parameter(loss):
     def model():
         prior = affine_prior(SCHEDULE, numpyro.param("mean", jnp.zeros(1)))
         numpyro.factor("f", nd.Diffusion(*_parts(prior), estimator=nd.AllSteps(), rng_key=KEY).log_prob(DATA[0]))
 
-    assert np.isfinite(evaluate(model, no_guide))
+    assert np.isfinite(evaluate(model, no_guide, loss()))
 
 
 @pytest.mark.optimised
