@@ -53,6 +53,7 @@ bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an 
 	$(BIN)/python benchmarks/posterior_mixture.py
 	$(BIN)/python benchmarks/posterior_joint.py
 	$(BIN)/python benchmarks/posterior_checks.py
+	$(BIN)/python benchmarks/posterior_scale.py
 	$(BIN)/python benchmarks/posterior_speed.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/image_posteriors.py

@@ -171,6 +171,19 @@ def test_moments_are_those_of_the_draws():
     assert Moments.start(jnp.zeros(2)).after(jnp.ones(2)).standard_deviation().tolist() == [0, 0]
 
 
+def test_the_step_search_meets_the_wanted_acceptance_where_single_ones_are_noisy():
+    """At the mean log step the acceptance is the wanted one. Steps that swing from draw to draw end at a smaller one."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(20):
+        search = StepSearch.start(0.5)
+        for _ in range(100):
+            accept = np.clip(np.exp(-(float(jnp.exp(search.log_step)) ** 2)) + rng.normal(scale=0.25), 0, 1)
+            search = search.after(jnp.asarray(accept, jnp.float32), 0.8)
+        found.append(float(jnp.exp(-(jnp.exp(search.log_mean) ** 2))))
+    assert 0.75 < np.mean(found) < 0.86
+
+
 def test_the_step_search_ends_at_the_wanted_acceptance():
     """Where the acceptance is exp(-step), 0.8 is that of -log 0.8."""
     search = StepSearch.start(0.9)
