@@ -172,7 +172,7 @@ def test_moments_are_those_of_the_draws():
 
 
 def test_the_step_search_meets_the_wanted_acceptance_where_single_ones_are_noisy():
-    """At the mean log step the acceptance is the wanted one. Steps that swing from draw to draw end at a smaller one."""
+    """At the mean log step the acceptance is the wanted one. Steps that swing with every draw end at a smaller one."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(20):
