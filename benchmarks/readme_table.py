@@ -138,6 +138,12 @@ ROWS = {
             ("digits_coverage_90_denoise_dps", "digits_coverage_90_inpaint_dps"),
         ),
         Row(
+            "8x8 digits by a learned network, `DiffusionHMC`: effective draws per 1000 network calls, the slowest "
+            "direction: noise 1; half unseen; block means",
+            ("digits_noise1_ess_per_1000", "digits_half_ess_per_1000", "digits_blocks_ess_per_1000"),
+            digits=1,
+        ),
+        Row(
             "noise level of 32 noisy digits, unknown: posterior mean at levels 0.5; 1",
             ("digits_noise_level_0.5", "digits_noise_level_1"),
             "the noise that was drawn",
