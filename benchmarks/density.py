@@ -86,7 +86,9 @@ def summary(name: str, by_seed: dict[str, dict[str, float]], num_rows: int, num_
         )
         for end, (method, words, limit) in compared.items()
     ]
-    return [*entries, records.record(f"density_{name}_minus_gaussian_se", error, "nats a row")]
+    if np.isfinite(error):
+        entries.append(records.record(f"density_{name}_minus_gaussian_se", error, "nats a row"))
+    return entries
 
 
 def toy(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
