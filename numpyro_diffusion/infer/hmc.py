@@ -7,8 +7,8 @@ too: v = centre + spread e, with mean and standard deviation of warm-up draws. T
 
     pi(z)  proportional to  N(z; 0, I) w(z),     log w = log L(u) - v^2 / 2 + e^2 / 2,
 
-and a draw is a trajectory of :mod:`numpyro_diffusion.noise.hmc`, whose step size is bounded by what w does, and not by
-the number of coordinates: (T + 1) d of them are no hindrance.
+and a draw is a trajectory of :mod:`numpyro_diffusion.noise.hmc`. Of the standard normal every step is exact: what is
+left in w alone bounds its size.
 
 Warm-up, in thirds: log w is raised from 1/1000 of itself (a chain started at a draw of the prior would meet a cliff);
 then the step size is adapted by dual averaging to the wanted acceptance, on short trajectories, and on those of the

@@ -4,6 +4,7 @@ The state of such a kernel has the unconstrained values of all latent sites in `
 and the log likelihood of :class:`~.reference.NormalReference` in ``log_likelihood``.
 """
 
+import abc
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -111,13 +112,15 @@ class NoiseKernel(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_program": None}
 
+    @abc.abstractmethod
     def _first_state(
         self, reference: NormalReference, num_warmup: int, z: dict[str, Array], log_likelihood: Array, rng_key: Array
     ) -> Any:
-        raise NotImplementedError
+        """The state of one chain at its starting point."""
 
+    @abc.abstractmethod
     def _step(self, reference: NormalReference, state: Any) -> Any:
-        raise NotImplementedError
+        """One draw of one chain."""
 
     def _start(self, reference: NormalReference, num_warmup: int, rng_key: Array, init_params: Values | None) -> Any:
         rng_key, search_key = jax.random.split(rng_key)

@@ -10,8 +10,7 @@ trajectory is
     Delta H = sum over kicks of (h/2 p.g + h^2/8 |g|^2)  -  (log w(z') - log w(z)),
 
 in which no sum over all coordinates is subtracted from another: single precision is enough in any number of them. Where
-w is constant every h is accepted, and h = pi/2 makes a fresh draw: it is not the number of coordinates that bounds the
-step, but what w does in them.
+w is constant every h is accepted, and h = pi/2 makes a fresh draw, in any number of coordinates: only w bounds it.
 
 A step is reversible and keeps the volume whatever g is. So the draw is one of pi even if g is not the gradient.
 
