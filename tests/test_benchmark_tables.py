@@ -40,8 +40,7 @@ def test_density_records_are_differences_over_seeds(load):
 
 
 def test_missing_records_are_over_the_cells_of_all_seeds(load):
-    def run(error, inside):
-        methods = ("ours", "flow", "gaussian")
+    def run(error, inside, methods):
         return {
             "errors": dict.fromkeys(methods, error),
             "inside": dict.fromkeys(methods, inside),
@@ -49,11 +48,16 @@ def test_missing_records_are_over_the_cells_of_all_seeds(load):
             "seconds": dict.fromkeys(methods, 2.0),
         }
 
-    by_seed = {"0": run([3.0], [True]), "1": run([0.0, 0.0], [True, False])}
-    found = {entry["name"]: entry["value"] for entry in load("missing").summary("t", by_seed)}
+    by_seed = {
+        "0": run([3.0], [True], ("ours", "gaussian", "flow")),
+        "1": run([0.0, 0.0], [True, False], ("ours", "gaussian")),
+    }
+    entries = {entry["name"]: entry for entry in load("missing").summary("t", by_seed)}
+    found = {name: entry["value"] for name, entry in entries.items()}
     assert found["missing_t_coverage_90"] == pytest.approx(2 / 3)
     assert found["missing_t_rmse"] == pytest.approx(3**0.5)
     assert found["missing_t_min_effective_size"] == 10.0
+    assert entries["missing_t_rmse"]["settings"]["others"]["flow"] == 3.0  # its one seed's
 
 
 def test_a_later_call_finds_the_runs_of_an_earlier_one(load, tmp_path):
