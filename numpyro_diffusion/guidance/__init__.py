@@ -6,6 +6,7 @@ from .learned import LearnedGuidance, StepCorrection
 from .moment_matching import MomentMatching
 from .network_errors import CovarianceGuidance, ErrorCovariance, error_covariance
 from .paper_tilt import PaperTilt
+from .pilot import PilotGuidance, pilot_guidance
 from .reconstruction import ReconstructionGuidance
 from .tilted_chain import TiltedChain
 
@@ -18,8 +19,10 @@ __all__ = [
     "LearnedGuidance",
     "MomentMatching",
     "PaperTilt",
+    "PilotGuidance",
     "ReconstructionGuidance",
     "StepCorrection",
     "TiltedChain",
     "error_covariance",
+    "pilot_guidance",
 ]

@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from closed_forms import affine_prior
+from correlated_gaussian import SPREAD, correlated_chain, exact_errors
 from numpyro.distributions.transforms import AffineTransform
 
 import numpyro_diffusion as nd
@@ -13,46 +14,21 @@ from numpyro_diffusion.guidance import CovarianceGuidance, ErrorCovariance, Tilt
 
 SCHEDULE = nd.schedules.log_snr(4, 0.3, 20.0)
 CHAIN = affine_prior(SCHEDULE, [0.4, -0.7]).chain
-ROTATION = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
-SPREAD = ROTATION @ np.diag([2.0, 0.5, 0.1]) @ ROTATION.T
-KERNEL = nd.GaussianKernel(nd.schedules.log_snr(30, 0.05, 50.0), parameterization="x0", variance="denoiser")
-
-
-def correlated_chain():
-    """The chain of N(0, SPREAD) with its exact denoiser: S a (a^2 S + v)^{-1} x_t."""
-    signal, noise = (
-        np.asarray(values, float) for values in (KERNEL.schedule.alpha_bar**0.5, KERNEL.schedule.noise_variance)
-    )
-    gains = np.stack(
-        [SPREAD * a @ np.linalg.inv(a**2 * SPREAD + v * np.eye(3)) for a, v in zip(signal, noise, strict=True)]
-    )
-    variances = np.stack([np.diag(SPREAD - a * gain @ SPREAD) for a, gain in zip(signal, gains, strict=True)])
-
-    def function(params, x_t, t, context):
-        gain, variance = params
-        return jnp.einsum("...ij,...j->...i", gain[t], x_t), jnp.broadcast_to(variance[t], x_t.shape)
-
-    params = jnp.asarray(gains, jnp.float32), jnp.asarray(variances, jnp.float32)
-    return nd.ReverseChain(KERNEL, nd.Transition(function, params, (3,))), gains, signal
-
-
-def conditional_covariance(gains, signal, t):
-    return SPREAD - signal[t] * gains[t] @ SPREAD
 
 
 def test_the_errors_of_an_exact_denoiser_have_the_conditional_covariance():
-    chain, gains, signal = correlated_chain()
+    chain, covariances = correlated_chain()
     found = error_covariance(jax.random.key(0), chain, num_draws=20_000, rank=3, batch_size=5000).matrices()
     assert found.shape == (30, 3, 3)
     for t in (1, 10, 20, 30):
-        exact = conditional_covariance(gains, signal, t)
+        exact = covariances[t]
         scale = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
         # Of 20,000 Gaussian errors: a relative error of sqrt(2 / n), .01; draws of 30 steps are not quite N(0, SPREAD).
         np.testing.assert_allclose(found[t - 1] / scale, exact / scale, atol=0.06)
 
 
 def test_the_rank_keeps_leading_directions_and_the_whole_diagonal():
-    chain, *_ = correlated_chain()
+    chain, _ = correlated_chain()
     whole, two = (error_covariance(jax.random.key(0), chain, num_draws=500, rank=rank) for rank in (3, 2))
     assert two.factor.shape == (30, 3, 2)
     for full, short in zip(whole.matrices(), two.matrices(), strict=True):
@@ -106,13 +82,12 @@ def test_an_observation_in_units_is_one_of_the_states():
 
 def test_guided_by_the_exact_covariance_the_weights_of_a_gaussian_are_nearly_flat():
     """And their mean is the evidence. A diagonal covariance leaves more."""
-    chain, gains, signal = correlated_chain()
+    chain, covariances = correlated_chain()
     matrix, y, noise = np.array([[1.0, 1.0, 0.0]], np.float32), np.array([2.0], np.float32), 0.2
-    exact = np.stack([conditional_covariance(gains, signal, t) for t in range(1, 31)])
-    values, directions = np.linalg.eigh(exact)
-    factor = jnp.asarray(directions * np.sqrt(np.maximum(values, 0))[:, None, :], jnp.float32)
-    whole = ErrorCovariance(factor, jnp.full((30, 3), 1e-6, jnp.float32))
-    diagonal = ErrorCovariance(jnp.zeros((30, 3, 1)), jnp.asarray(np.diagonal(exact, axis1=1, axis2=2), jnp.float32))
+    whole = exact_errors(covariances)
+    diagonal = ErrorCovariance(
+        jnp.zeros((30, 3, 1)), jnp.asarray(np.diagonal(covariances[1:], axis1=1, axis2=2), jnp.float32)
+    )
     log_r = lambda x: dist.Normal(matrix @ x, noise).log_prob(y).sum()
     spreads = []
     for errors in (whole, diagonal):
