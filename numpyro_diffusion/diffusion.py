@@ -11,9 +11,13 @@ answer depends on who asks for ``log_prob``:
 
 It is decided when the model is traced, by who stands on Python's stack (:func:`._compat.numpyro.asking`), so that no
 wrapper of NumPyro hides a diffusion. The engines of :mod:`numpyro_diffusion.infer` use the chain, and no density.
+
+What was measured once of a prior's network, the covariance C_t of its errors, goes with the prior (``with_errors``)
+into every model and file. Draws and estimates do not look at it.
 """
 
 import copy
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -27,6 +31,8 @@ from .chains.base import ARRAY, ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
 from .chains.reverse import ReverseChain
 from .estimates import AsDensity, Estimator, RandomStep
+from .guidance import ErrorCovariance
+from .guidance.base import check_real
 from .kernels import Kernel
 from .transition import Transition
 
@@ -65,8 +71,10 @@ class Diffusion(ChainDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {"context": ARRAY}
     reparametrized_params: ClassVar[list[str]] = ["context"]
-    pytree_data_fields: tuple[str, ...] = ("transition", "context", "rng_key")
+    pytree_data_fields: tuple[str, ...] = ("transition", "context", "rng_key", "errors")
     pytree_aux_fields = ("estimator",)
+
+    errors: ErrorCovariance | None = None
 
     def __init__(
         self,
@@ -91,11 +99,49 @@ class Diffusion(ChainDistribution):
         chain = ReverseChain(self.kernel, self.transition, context=self.context)
         return chain.expand(self.batch_shape)
 
+    def with_errors(self, errors: ErrorCovariance | None) -> "Diffusion":
+        """The same distribution, which carries the covariance C_t of its network's errors as ``errors``.
+
+        The engines that guide by C_t find it there. Draws and estimates are those without it.
+
+        Args:
+            errors: from ``guidance.error_covariance(rng_key, prior.chain)``: T covariances of the d numbers of one
+                state, in the units of the chain's states. None carries none.
+
+        Raises:
+            TypeError: for another object, or a kernel of discrete states.
+            ValueError: for covariances of another number of steps or of coordinates.
+
+        >>> import numpyro_diffusion as nd
+        >>> kernel = nd.GaussianKernel(nd.schedules.log_snr(20), variance="upper", parameterization="x0")
+        >>> prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0.5 * x_t, None, event_shape=(2,)))
+        >>> errors = nd.guidance.error_covariance(jax.random.key(0), prior.chain, num_draws=100)
+        >>> prior.with_errors(errors).errors.diagonal.shape
+        (20, 2)
+        """
+        if errors is not None:
+            self._check_errors(errors)
+        carrying = copy.copy(self)
+        carrying.errors = errors
+        return carrying
+
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         asker = asking()
         log_prob = ChainDistribution.log_prob(self._answering(asker, value), value)
         is_density = isinstance(self.estimator, AsDensity)
         return log_prob if asker is None or asker.mark is None or is_density else log_prob + asker.mark
+
+    def _check_errors(self, errors: ErrorCovariance) -> None:
+        check_real(self.kernel, "with_errors", "Bits have no covariance of this kind.")
+        if not isinstance(errors, ErrorCovariance):
+            raise TypeError(expected("an ErrorCovariance", repr(errors), "Use guidance.error_covariance."))
+        size = math.prod(self.event_shape)
+        if errors.diagonal.shape != (self.kernel.num_steps, size):
+            wanted = f"covariances of T = {self.kernel.num_steps} steps and d = {size} coordinates"
+            got = "T = {} and d = {}".format(*errors.diagonal.shape)
+            raise ValueError(
+                expected(wanted, got, "Compute them anew: guidance.error_covariance(rng_key, prior.chain).")
+            )
 
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
         return self.chain.expand(batch_shape).sample_last(key)

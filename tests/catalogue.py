@@ -29,7 +29,7 @@ from numpyro_diffusion import (
     networks,
     schedules,
 )
-from numpyro_diffusion.guidance import GaussianFactor, MomentMatching, PaperTilt, TiltedChain
+from numpyro_diffusion.guidance import ErrorCovariance, GaussianFactor, MomentMatching, PaperTilt, TiltedChain
 from numpyro_diffusion.kernels.bernoulli import BernoulliLogits
 from numpyro_diffusion.modules import HaikuFunction
 
@@ -305,6 +305,15 @@ CASES = [
         "diffusion gaussian vector context batch all-steps",
         lambda **k: estimated(gaussian(), affine((2,), 2, (2,)), AllSteps(), context=floats(3, 2), **k),
         (3,),
+        (2,),
+        is_estimate=True,
+    ),
+    Case(
+        "diffusion gaussian vector errors all-steps",
+        lambda **k: estimated(gaussian(), affine((2,), 2), AllSteps(), **k).with_errors(
+            ErrorCovariance(floats(T, 2, 1), 1 + floats(T, 2) ** 2)
+        ),
+        (),
         (2,),
         is_estimate=True,
     ),

@@ -225,6 +225,13 @@ FITS = "a network that runs with all the file's parameters"
         # nodes
         (put("params", value={}), "a value; got"),
         (put("params", value=[1]), "a value; got"),
+        # what a prior may carry
+        (put("errors", value=None), r"settings \['diagonal', 'factor'\]; got None"),
+        (put("errors", value={"dict": {"factor": 1, "diagonal": 1}}), "settings of a prior; got AttributeError"),
+        (
+            put("errors", value={"dict": {"factor": {"numpy": "schedule/beta"}, "diagonal": {"numpy": "params/gain"}}}),
+            r"factor \(T, d, q\) and diagonal \(T, d\)",
+        ),
         (put("params", value={"dict": []}), "a dict, list, tuple or array"),
         (put("params", value={"pickle": "params/gain"}), "a dict, list, tuple or array"),
         (put("params", value={"jax": 3}), "a dict, list, tuple or array"),
@@ -233,7 +240,7 @@ FITS = "a network that runs with all the file's parameters"
             "array of the file; got .*no/such",
         ),
     ],
-    ids=range(32),
+    ids=range(35),
 )
 def test_a_file_can_say_only_what_a_prior_is(no_type_checks, change, message, path):
     forge(path, change)
@@ -306,8 +313,8 @@ def test_a_dtype_that_no_prior_has_is_refused_and_booleans_are_true_or_false(pat
 
 def test_a_newer_format_says_to_upgrade(path):
     data = path.read_bytes()
-    path.write_bytes(data.replace(b'\\"format\\":1', b'\\"format\\":3'))
-    with pytest.raises(ValueError, match=r"a format version up to 2; got 3. Upgrade numpyro-diffusion"):
+    path.write_bytes(data.replace(b'\\"format\\":1', b'\\"format\\":4'))
+    with pytest.raises(ValueError, match=r"a format version up to 3; got 4. Upgrade numpyro-diffusion"):
         nd.load(path)
 
 

@@ -16,9 +16,10 @@ Assumed: a Gaussian kernel. Not captured: that the errors differ from one x^t to
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
-from .._checks import check_integer_at_least, expected
+from .._checks import check_finite, check_integer_at_least, expected, first_index, is_concrete
 from .._pytree import register_pytree
 from .._small_matrices import symmetric
 from .._typing import Array, ArrayLike
@@ -39,16 +40,30 @@ class ErrorCovariance:
     Attributes:
         factor: U, shape (T, d, q), d the number of coordinates.
         diagonal: D, shape (T, d), > 0.
+
+    Raises:
+        ValueError: for shapes that do not agree, and for numbers that are not finite or a D that is not positive.
     """
 
     factor: Array
     diagonal: Array
 
     def __init__(self, factor: Array, diagonal: Array) -> None:
-        if factor.shape[:2] != diagonal.shape:
+        if jnp.ndim(factor) != 3 or factor.shape[:2] != diagonal.shape:
             got = f"shapes {factor.shape} and {diagonal.shape}"
             raise ValueError(expected("factor (T, d, q) and diagonal (T, d)", got, "Use error_covariance."))
+        check_finite("factor", factor)
+        check_finite("diagonal", diagonal)
+        if is_concrete(diagonal) and not (np.asarray(diagonal) > 0).all():
+            first = first_index(np.asarray(diagonal) <= 0)
+            got = f"{np.asarray(diagonal)[first]} at index {first}"
+            raise ValueError(expected("diagonal > 0", got, "It is a variance; use error_covariance."))
         self.factor, self.diagonal = factor, diagonal
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.diagonal.shape[0]
 
     def matrices(self) -> Array:
         """All C_t, shape (T, d, d)."""
@@ -70,7 +85,7 @@ def error_covariance(
 
     Raises:
         TypeError: for a kernel that is not Gaussian.
-        ValueError: for a chain with a batch, or counts out of range.
+        ValueError: for a chain with a batch, counts out of range, or a network whose errors are not finite.
     """
     check_real(chain.kernel, "error_covariance", "Bits have no covariance of this kind.")
     if chain.batch_shape:

@@ -1,9 +1,10 @@
 r"""A trained distribution as one file, which another person loads without trusting it.
 
 The file holds all of a :class:`~numpyro_diffusion.Diffusion`: its parameters and state by name, the schedule's numbers,
-the kernel, the network and the estimator by name and settings, the context and the random key; and what is around it,
-``expand``, ``to_event`` and transforms of NumPyro by name and parameters. What is loaded draws the same samples and
-gives the same ``log_prob``, bit for bit, on the same versions and hardware.
+the kernel, the network and the estimator by name and settings, the context and the random key, and the covariance of
+the network's errors, if it carries one; and what is around it, ``expand``, ``to_event`` and transforms of NumPyro by
+name and parameters. What is loaded draws the same samples and gives the same ``log_prob``, bit for bit, on the same
+versions and hardware.
 
 The format is that of safetensors, so other programs can read the arrays; the settings are JSON in its metadata, with a
 SHA-256 of the file in which its own 64 digits are zeros: a seal against damage, not a signature. Loading runs no code
@@ -33,13 +34,14 @@ from .._checks import expected
 from ..diffusion import Diffusion
 from ..kernels import Kernel
 from ..schedules import Schedule
-from .settings import describe, require, restore, shown
+from .settings import OPTIONAL, describe, require, restore, shown
 from .wrappers import describe_wrappers, restore_wrappers
 
 __all__ = ["load", "save"]
 
-_FORMAT = 2
-_WITHOUT_WRAPPERS = 1  # the format of a file whose prior is a Diffusion, as older versions read it
+_FORMAT = 3
+_WITHOUT_OPTIONS = 2  # the format of a file without what a prior need not have, as older versions read it
+_WITHOUT_WRAPPERS = 1  # and the one whose prior is a Diffusion
 _KEY = "numpyro_diffusion"
 _ZEROS = b"0" * 64
 _DTYPES = {
@@ -133,7 +135,8 @@ def _pack(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> bytes:
     native = {name: np.asarray(x, x.dtype.newbyteorder("="), order="C") for name, x in tensors.items()}
     for name, x in native.items():
         require(x.dtype in _DTYPES.values(), f"a dtype out of {[*_DTYPES]} at {name!r}", x.dtype, "Convert it.")
-    version = _FORMAT if "wrappers" in settings else _WITHOUT_WRAPPERS
+    version = _WITHOUT_OPTIONS if "wrappers" in settings else _WITHOUT_WRAPPERS
+    version = _FORMAT if {*OPTIONAL} & {*settings["prior"]} else version
     text = json.dumps({"format": version, "sha256": _ZEROS.decode(), **settings}, separators=(",", ":"))
     data = safetensors.numpy.save(native, {_KEY: text})
     return data.replace(_ZEROS, hashlib.sha256(data).hexdigest().encode(), 1)

@@ -25,12 +25,13 @@ from .._checks import check_shape, expected, is_concrete
 from ..analytic import _MixtureDenoiser
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
+from ..guidance import ErrorCovariance
 from ..kernels import Kernel
 from ..modules import HaikuFunction
 from ..schedules import Schedule
 from ..transition import Transition
 
-__all__ = ["Tensors", "decode", "describe", "encode", "fields", "require", "restore", "shown"]
+__all__ = ["OPTIONAL", "Tensors", "decode", "describe", "encode", "fields", "require", "restore", "shown"]
 
 Tensors: TypeAlias = dict[str, np.ndarray]
 
@@ -44,6 +45,8 @@ _ESTIMATORS = {
     if dataclasses.is_dataclass(getattr(estimates, name)) and name != "AsDensity"
 }
 _SCHEDULE = ("beta", "alpha_bar", "noise_variance")
+# What a prior need not have, and files of older versions have not: such a file is of the newest format.
+OPTIONAL = ("errors",)
 _TREES = ("params", "state", "context", "rng_key")
 _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 # Networks allocate in proportion to some of their settings before they look at a parameter.
@@ -89,6 +92,9 @@ def describe(prior: Diffusion) -> tuple[Tensors, dict[str, Any]]:
         "validate_args": prior.__dict__.get("_validate_args"),
         **{name: encode(tree, name, tensors) for name, tree in trees.items()},
     }
+    if prior.errors is not None:
+        parts = {"factor": prior.errors.factor, "diagonal": prior.errors.diagonal}
+        settings["errors"] = encode(parts, "errors", tensors)
     return tensors, settings
 
 
@@ -99,7 +105,8 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
         ValueError, TypeError, LookupError: for what no prior has; for arguments that are missing or do not fit.
     """
     names = ("kernel", "schedule", "network", "is_haiku", "estimator", "event_shape", "context_shape", "batch_shape")
-    found = fields(settings, *names, "validate_args", *_TREES)
+    optional = [name for name in OPTIONAL if isinstance(settings, dict) and name in settings]
+    found = fields(settings, *names, "validate_args", *_TREES, *optional)
     trees = {name: decode(found[name], tensors) for name in _TREES}
     arrays = [decode(node, tensors) for node in fields(found["schedule"], *_SCHEDULE).values()]
     shapes = {np.shape(array) for array in arrays}
@@ -131,6 +138,9 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
         rng_key=key,
         validate_args=found["validate_args"],
     )
+    if "errors" in found:
+        parts = fields(decode(found["errors"], tensors), "factor", "diagonal")
+        prior = prior.with_errors(ErrorCovariance(**parts))
     return prior.expand(check_shape("batch_shape", found["batch_shape"], _FOREIGN))
 
 

@@ -7,6 +7,7 @@
     bit_raster             binary sequences, one to a row: their Fig. 2
     schedule               log signal-to-noise ratio by step
     bound_per_step         what each step contributes to the bound, and the step's entropy
+    error_covariance       the covariance of a network's errors, by level
     prior_and_posterior    draws in the plane before and after an observation
     marginals              the same of scalars
     effective_sizes        of particles, by level
@@ -19,6 +20,7 @@ saved, and matplotlib is not imported before a figure is needed.
 from .bits import bit_raster
 from .calibration import coverage, sbc_ranks
 from .chains import drift, slices, trajectory
+from .errors import error_covariance
 from .images import image_grid
 from .particles import effective_sizes
 from .posteriors import marginals, prior_and_posterior
@@ -30,6 +32,7 @@ __all__ = [
     "coverage",
     "drift",
     "effective_sizes",
+    "error_covariance",
     "image_grid",
     "marginals",
     "prior_and_posterior",
