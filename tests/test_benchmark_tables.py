@@ -67,3 +67,27 @@ def test_a_later_call_finds_the_runs_of_an_earlier_one(load, tmp_path):
     records.write([records.record("a", 1.0, "", runs={"0": {"ours": 1.0}}), records.record("b", 1.0, "")], path)
     assert records.earlier_runs("a", path) == {"0": {"ours": 1.0}}
     assert records.earlier_runs("c", path) == {}
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_records(load):
+    results = BENCHMARKS / "results"
+    assert (results / "density.md").read_text() == load("density_table").document(results)
+
+
+def test_a_table_has_a_line_for_each_table_of_data(load):
+    def record(name, value, **settings):
+        return {"name": name, "value": value, "baseline": 0.5, "seconds": 12.0, "settings": settings}
+
+    density = {
+        f"density_t_1_minus_{m}": record("", 0.25, rows=100, columns=3, seeds=2) for m in load("density_table").METHODS
+    }
+    density["density_t_1_minus_gaussian_se"] = record("", 0.125)
+    assert load("density_table").density(density).splitlines()[2:] == [
+        "| t 1 | 100 x 3 | 2 | +0.25 (0.12) | +0.25 | +0.25 | +0.25 | +0.25 | 12 |"
+    ]
+    missing = {
+        "missing_t_coverage_90": record("", 0.9, cells=40, others={"gaussian": 0.875}),
+        "missing_t_rmse": record("", 0.4),
+        "missing_t_min_effective_size": record("", 96.2),
+    }
+    assert load("density_table").missing(missing).splitlines()[2:] == ["| t | 40 | 0.90 | 0.88 | 0.400 | 0.500 | 96 |"]
