@@ -31,7 +31,7 @@ import numpyro_diffusion as nd
 NUM_ROWS, SHARE, NOISE = 12, 0.3, 0.1
 # Of NUTS: a gradient is one of the whole flow for every row, and without a bound on trees a table takes half an hour.
 NUM_FLOW_DRAWS, FLOW_TREE_DEPTH = 200, 7
-NUM_PARTICLES, NUM_ISLANDS, NUM_DRAWS = 1024, 8, 4000
+NUM_PARTICLES, NUM_ISLANDS, NUM_DRAWS = 512, 4, 2000
 
 
 def gaps(rows: np.ndarray, seed: int) -> np.ndarray:
