@@ -87,8 +87,8 @@ def train_flow(name: str, train: np.ndarray, seed: int, seconds: float | None = 
         name: of ``FLOWS``.
         train: rows.
         seed: of weights and batches.
-        seconds: as many epochs as this time holds, whatever the validation loss says meanwhile; None for the end by its
-            patience of five epochs.
+        seconds: epochs until they are over, compiling included, whatever the validation loss says meanwhile; None for
+            the end by its patience of five epochs.
     """
     import jax
     import jax.numpy as jnp
@@ -101,28 +101,25 @@ def train_flow(name: str, train: np.ndarray, seed: int, seconds: float | None = 
     start_model = FLOWS[name](key_init, dim, Normal(jnp.zeros(dim)), flows)
     data = jnp.asarray(train, jnp.float32)
 
-    def fit(max_epochs: int, max_patience: int) -> tuple[Any, float]:
-        start = time.perf_counter()
-        # The same number as theirs, which compiles an argmin anew for every number of epochs: most of the time.
-        with mock.patch.object(loops, "count_fruitless", lambda losses: len(losses) - int(np.argmin(losses)) - 1):
-            model, _ = fit_to_data(
-                key,
-                start_model,
-                data,
-                max_epochs=max_epochs,
-                max_patience=max_patience,
-                batch_size=min(100, int(0.9 * len(train))),
-                show_progress=False,
-            )
-        return model, time.perf_counter() - start
+    start = time.perf_counter()
 
-    if seconds is None:
-        return TrainedFlow(*fit(1000, 5))
-    _, compiling = fit(1, 1)
-    _, sixteen = fit(16, 16)
-    each = max((sixteen - compiling) / 15, 1e-3)
-    epochs = max(1, int((seconds - compiling) / each))
-    return TrainedFlow(*fit(epochs, epochs))
+    def fruitless(losses: list[float]) -> float:
+        """Epochs since the best one, as theirs, which compiles an argmin anew for every number of epochs."""
+        if seconds is not None:
+            return float("inf") if time.perf_counter() - start > seconds else 0
+        return len(losses) - int(np.argmin(losses)) - 1
+
+    with mock.patch.object(loops, "count_fruitless", fruitless):
+        model, _ = fit_to_data(
+            key,
+            start_model,
+            data,
+            max_epochs=1000 if seconds is None else 10**6,
+            max_patience=5,
+            batch_size=min(100, int(0.9 * len(train))),
+            show_progress=False,
+        )
+    return TrainedFlow(model, time.perf_counter() - start)
 
 
 def flow(name: str, train: np.ndarray, test: np.ndarray, seed: int, seconds: float | None = None) -> Fitted:
