@@ -129,7 +129,7 @@ def test_temperatures_that_run_out_are_told():
 
 @pytest.mark.parametrize("whitened", [(), ("v",)])
 def test_a_narrow_site_beside_wide_ones(whitened):
-    """v ~ N(2, .05) beside untouched ones, with coordinates of its own or without: integral 1, moments, and its step."""
+    """v ~ N(2, .05) beside untouched ones, in coordinates of its own or not: integral 1, moments, the step."""
 
     def log_weight(u):
         return Normal(2.0, 0.05).log_prob(u["v"]) - Normal(0.0, 1.0).log_prob(u["v"]) + 0 * u["a"].sum()
