@@ -26,9 +26,9 @@ References: Neal 2001 (tempering); Del Moral, Doucet, Jasra 2006 (samplers); Bes
 adaptation leaves of them).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ class _Moves(NamedTuple):
 def init(
     rng_key: jax.Array,
     log_weight: Callable[[Values], Array],
-    like: Values,
+    like: Mapping[str, Any],
     num_particles: int,
     settings: Settings,
     *,
@@ -210,7 +210,7 @@ def step(
 def run_tempered(
     rng_key: jax.Array,
     log_weight: Callable[[Values], Array],
-    like: Values,
+    like: Mapping[str, Any],
     num_particles: int,
     settings: Settings,
     *,

@@ -374,6 +374,7 @@ def test_few_particles_of_positive_density_are_told():
     )
 
 
+@pytest.mark.filterwarnings("ignore:Out-of-support values")  # NumPyro's own, that names neither site nor index
 def test_observed_nan_and_guidance_of_an_unknown_site_are_named():
     with pytest.raises(ValueError, match="observed values of site 'y' that are numbers"):
         run(seen, np.full(1, np.nan, np.float32))

@@ -75,8 +75,8 @@ def test_the_state_holds_the_weight_and_the_gradient_of_its_particles():
     _, end, _, _ = seen_sum()
     density = jax.value_and_grad(lambda u: Normal(u["a"].sum(), 0.3).log_prob(3.0))
     value, gradient = jax.vmap(jax.vmap(density))(end.u)
-    np.testing.assert_allclose(end.log_weight, value, rtol=1e-5)
-    np.testing.assert_allclose(end.gradient["a"], gradient["a"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(end.log_weight, value, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(end.gradient["a"], gradient["a"], rtol=1e-5, atol=1e-4)
 
 
 def test_a_constant_weight_takes_one_temperature_and_is_the_integral():
@@ -100,7 +100,7 @@ def test_weights_of_modes_eight_standard_deviations_apart():
     check_evidence(end, 2.0, refused=0.0)
     weights = np.exp(np.asarray(end.log_evidence, float) - 2)[:, None]
     share = of_islands(weights * (np.asarray(end.u["a"]) > 0))
-    check(share, 0.7, refused=0.5)
+    check(share, 0.7, refused=0.3)
 
 
 def test_a_weight_of_zero_somewhere_is_a_region_that_is_left_out():
