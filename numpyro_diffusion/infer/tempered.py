@@ -43,6 +43,7 @@ _PRIOR_DRAWS = 512  # quantiles of which are centre and spread of other sites at
 _DRAWS_AT_ONCE = 64
 _SD_QUANTILES = (0.1587, 0.5, 0.8413)  # of a normal: mean less sd, mean, mean plus sd
 _POOR_ACCEPTANCE = 0.1
+_SHORT_ANGLE = 0.1  # radians, of the 1.57 after which a particle may be anywhere
 
 
 class TemperedResult(NamedTuple):
@@ -103,14 +104,17 @@ class TemperedResult(NamedTuple):
     @property
     def min_ess(self) -> float:
         """The smallest effective size over islands of positive evidence and temperatures."""
-        sizes = self.effective_sizes[on_host(self.island_log_evidence) > -np.inf]
-        return float(np.nanmin(sizes)) if sizes.size else 0.0
+        return float(np.nanmin(self.effective_sizes[on_host(self.num_possible) > 0]))
 
     @property
     def last_accept_prob(self) -> float:
-        """Acceptance at temperature 1, mean over islands."""
-        last = on_host(self.num_temperatures)[:, None] - 1
-        return float(np.take_along_axis(on_host(self.history.accept_prob), last, 1).mean())
+        """Acceptance at the last temperature, mean over islands of positive evidence."""
+        return self._at_the_end(self.history.accept_prob)
+
+    @property
+    def last_angle(self) -> float:
+        """Mean length of the trajectories at the last temperature, in radians; a quarter of a turn is 1.57."""
+        return self._at_the_end(self.history.angle)
 
     def log_evidence_by_island(self) -> np.ndarray:
         """Shape (K,), nats.
@@ -167,13 +171,14 @@ class TemperedResult(NamedTuple):
         if self.min_ess < max(2.0, 0.005 * num_particles):
             messages.append(
                 f"The effective size fell to {self.min_ess:.1f} of {num_particles} particles: a few stand for all, and "
-                "draws and evidence are unreliable. The density is 0 at most of the first particles: take more, or "
-                "guidance that brings them to where it is positive."
+                "draws and evidence are unreliable. Take more particles, or guidance that brings the first of them to "
+                "where the density is positive."
             )
-        if self.last_accept_prob < _POOR_ACCEPTANCE:
+        if self.last_accept_prob < _POOR_ACCEPTANCE or self.last_angle < _SHORT_ANGLE:
             messages.append(
-                f"At temperature 1 {self.last_accept_prob:.2f} of the trajectories were accepted: particles are copies "
-                "of a few. Take a smaller step_size, more moves (num_moves), or better guidance."
+                f"At temperature 1 particles hardly moved: {self.last_accept_prob:.2f} of the trajectories were "
+                f"accepted, of {self.last_angle:.2g} radians. Particles are copies of a few. Take more moves "
+                "(num_moves), more steps (max_steps), or better guidance."
             )
         messages += disagreement(error, "Take more particles, more moves (num_moves), or better guidance.")
         for message in messages:
@@ -187,7 +192,8 @@ class TemperedResult(NamedTuple):
             f"{len(steps)} islands of {self.num_particles} particles, {steps.min()} to {steps.max()} temperatures",
             f"log evidence {self.log_evidence:.3f} +- {self.log_evidence_error:.3f} nats",
             f"smallest effective size {self.min_ess:.0f} of {self.num_particles}",
-            f"acceptance at temperature 1 {self.last_accept_prob:.2f}, {gradients.mean():.0f} gradients a particle",
+            f"at temperature 1 acceptance {self.last_accept_prob:.2f} of trajectories of {self.last_angle:.2g} radians",
+            f"{gradients.mean():.0f} gradients a particle",
         ]
         if possible < len(steps) * self.num_particles:
             lines.append(f"density 0, infinite or NaN at {len(steps) * self.num_particles - possible} first particles")
@@ -224,6 +230,10 @@ class TemperedResult(NamedTuple):
         """The last temperature of each island."""
         return np.nanmax(on_host(self.history.temperature), axis=1)
 
+    def _at_the_end(self, values: Any) -> float:
+        last = np.take_along_axis(on_host(values), on_host(self.num_temperatures)[:, None] - 1, 1)[:, 0]
+        return float(last[on_host(self.num_possible) > 0].mean())
+
     def _steps(self, values: Any) -> np.ndarray:
         return on_host(values)[:, : on_host(self.num_temperatures).max()]
 
@@ -250,7 +260,7 @@ class TemperedSMC(IslandEngine[TemperedResult]):
             are tried.
         target_ess: the effective size that a temperature leaves, as a share of the particles; larger takes more of
             them.
-        step_size: angle of the first trajectories in radians; later ones are adapted.
+        step_size: angle of the first steps in radians; later ones are adapted.
         target_accept_prob: the mean acceptance that the step size is adapted to.
         max_steps: the largest mean length of a trajectory.
         max_temperatures: an error tells if they do not suffice.

@@ -52,7 +52,7 @@ class Settings(NamedTuple):
     Attributes:
         num_moves: K, trajectories that a particle accepts at a temperature, in the mean; five times as many are tried.
         target_ess: the effective size that a temperature leaves, over the number of particles of positive weight.
-        step_size: angle of the first trajectories, radians.
+        step_size: angle of the first steps, radians.
         target_accept_prob: the mean acceptance that the angle is adapted to.
         max_steps: the largest mean length of a trajectory.
         max_temperatures: after which the walk ends, wherever it is.
@@ -78,7 +78,7 @@ class TemperedState(NamedTuple):
         temperature: a.
         log_evidence: log of the integral of N(u; 0, I) w(u)^a, estimated.
         centre, spread: of the sites that have coordinates of their own, (site shape...).
-        step_size: angle of the next trajectory, radians.
+        step_size: angle of the next step, radians.
     """
 
     u: Values
@@ -98,7 +98,8 @@ class TemperedInfo(NamedTuple):
         temperature: that was reached.
         effective_size: of the weights, before resampling.
         accept_prob: mean over particles and trajectories.
-        step_size: angle of the next trajectory, radians.
+        step_size: angle of the next step, radians.
+        angle: mean length of the trajectories, radians; a quarter of a turn may be a fresh draw.
         num_gradients: for each particle.
     """
 
@@ -106,6 +107,7 @@ class TemperedInfo(NamedTuple):
     effective_size: Array
     accept_prob: Array
     step_size: Array
+    angle: Array
     num_gradients: Array
 
 
@@ -115,6 +117,7 @@ class _Moves(NamedTuple):
     particles: tuple[Values, Array, Values]
     step_size: Array
     accepted: Array
+    angle: Array
     count: Array
     num_gradients: Array
 
@@ -175,6 +178,8 @@ def step(
     particles = gather((state.u, state.log_weight, state.gradient), ancestors)
     move = partial(_move_all, log_weight, settings, temperature, centre, spread)
 
+    zero = jnp.zeros_like(size)
+
     def is_wanting(carry: _Moves) -> Array:
         return (carry.accepted < settings.num_moves) & (carry.count < _MOST_TRIES * settings.num_moves)
 
@@ -186,12 +191,13 @@ def step(
             particles,
             jnp.minimum(following, MAX_ANGLE),
             carry.accepted + accept_prob,
+            carry.angle + carry.step_size * num_steps.astype(zero.dtype),
             carry.count + 1,
             carry.num_gradients + num_steps,
         )
 
-    none, zero = jnp.zeros((), int), jnp.zeros_like(size)
-    moved = jax.lax.while_loop(is_wanting, move_on, _Moves(particles, state.step_size, zero, none, none))
+    none = jnp.zeros((), int)
+    moved = jax.lax.while_loop(is_wanting, move_on, _Moves(particles, state.step_size, zero, zero, none, none))
     u, value, gradient = moved.particles
     following = TemperedState(
         u=u,
@@ -203,8 +209,8 @@ def step(
         spread=spread,
         step_size=moved.step_size,
     )
-    accept_prob = moved.accepted / moved.count.astype(zero.dtype)
-    return following, TemperedInfo(temperature, size, accept_prob, moved.step_size, moved.num_gradients)
+    accept_prob, angle = (total / moved.count.astype(zero.dtype) for total in (moved.accepted, moved.angle))
+    return following, TemperedInfo(temperature, size, accept_prob, moved.step_size, angle, moved.num_gradients)
 
 
 def run_tempered(

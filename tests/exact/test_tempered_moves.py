@@ -156,6 +156,19 @@ def test_any_number_of_particles_at_once_is_the_same_walk():
     np.testing.assert_allclose(whole[1].u["a"], parts[1].u["a"], rtol=1e-3, atol=1e-3)
 
 
+def test_gradients_are_counted():
+    """One for each first particle, and one for each step of a trajectory."""
+    calls = []
+
+    def log_weight(u):
+        jax.debug.callback(lambda _: calls.append(None), u["a"][0])
+        return Normal(u["a"].sum(), 0.3).log_prob(3.0)
+
+    _, _, info, _ = jax.jit(lambda key: run_tempered(key, log_weight, PAIR, 8, Settings()))(jax.random.key(0))
+    jax.effects_barrier()
+    assert len(calls) == 8 * (1 + int(info.num_gradients.sum()))
+
+
 def test_steps_do_not_exceed_a_quarter_of_a_turn():
     _, end, _, _ = islands(lambda u: 0 * u["a"].sum(), PAIR, num_islands=2, step_size=1.5, num_moves=5)
     np.testing.assert_allclose(end.step_size, MAX_ANGLE, rtol=1e-6)
