@@ -8,24 +8,25 @@ is a linear recursion from x^T ~ N(0, 1): mean and variance of x^0 follow step b
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from numpyro_diffusion import Schedule
 
 
-def chain_moments(schedule: Schedule, loc: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
-    """Mean, shape (d,), and variance of every coordinate of x^0 under the reverse chain.
+def chain_moments(schedule: Schedule, loc: np.ndarray, scale: Any) -> tuple[np.ndarray, Any]:
+    """Mean, shape (d,), and variance of the coordinates of x^0 under the reverse chain.
 
     Args:
         schedule: concrete.
         loc: mu, shape (d,).
-        scale: s.
+        scale: s, one number, or one for each coordinate; the variance has its shape.
     """
     beta, alpha_bar, noise = (
         np.asarray(x, np.float64) for x in (schedule.beta, schedule.alpha_bar, schedule.noise_variance)
     )
-    mean, variance = np.zeros_like(loc), 1.0
+    mean, variance = np.zeros_like(loc), np.ones_like(scale, np.float64)
     for t in range(schedule.num_steps, 0, -1):
         total = alpha_bar[t] * scale**2 + noise[t]
         gain = math.sqrt(alpha_bar[t]) * scale**2 / total

@@ -56,6 +56,31 @@ def twisted(
     return engine
 
 
+def tempered(num_particles: int, num_islands: int, num_steps: int = NUM_STEPS) -> Engine:
+    """TemperedSMC in the noises of a chain that matches moments by the data's scale; all its particles are draws."""
+
+    def engine(problem: MixtureProblem) -> Draws:
+        data = (jnp.asarray(value, float) for value in (problem.matrix, problem.y, problem.sigma))
+        smc = nd.infer.TemperedSMC(
+            problem.model(mixture_problems.prior(problem, num_steps)),
+            guidance={"x": MomentMatching(*data, covariance="scale")},
+            num_particles=num_particles,
+            num_islands=num_islands,
+            progress_bar=False,
+        )
+        result = smc.run(jax.random.key(problem.seed), jnp.asarray(problem.y, float))
+        facts = {
+            "evidence_error": result.log_evidence - problem.exact_log_evidence,
+            "evidence_standard_error": result.log_evidence_error,
+            "min_ess": result.min_ess,
+            "temperatures": float(result.num_temperatures.mean()),
+            "acceptance": result.last_accept_prob,
+        }
+        return Draws(np.asarray(smc.get_samples()["x"]), 3 * num_steps * smc.num_gradients, facts)
+
+    return engine
+
+
 def gibbs(
     twist: str = "tempered",
     num_particles: int = 16,

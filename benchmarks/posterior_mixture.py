@@ -1,6 +1,7 @@
 """Posterior draws against exact ones: linear inverse problems with a mixture of 25 Gaussians as diffusion prior.
 
     python benchmarks/posterior_mixture.py --rows 8_1 8_4 80_1 gibbs_8 gibbs_80 --seeds 0 1 2
+    python benchmarks/posterior_mixture.py --rows modes_8 modes_80 modes_800 --seeds 200 201
 
 Every row is a mean over problems (``mixture_problems.problem``); no setting was chosen by looking at the problems
 100-107, which are the default. Quality is the sliced first Wasserstein distance to exact draws over its floor, the same
@@ -20,8 +21,8 @@ from typing import Any
 import mixture_problems
 import numpy as np
 from mixture_problems import MixtureProblem
-from posterior_engines import BIASED, COUNT, NUM_STEPS, Engine, gibbs, twisted
-from records import parser, print_table, record, write
+from posterior_engines import BIASED, COUNT, NUM_STEPS, Engine, gibbs, tempered, twisted
+from records import merge, parser, print_table, record, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Outcome:
     min_ess: float = float("nan")
     ess_per_iteration: float = float("nan")
     lowest_ess_per_iteration: float = float("nan")
+    evidence_standard_error: float = float("nan")
+    temperatures: float = float("nan")
+    acceptance: float = float("nan")
 
 
 @cache
@@ -190,26 +194,69 @@ def gibbs_row(dimension: int, problems: list[MixtureProblem], limits: tuple[str,
     ]
 
 
+def modes_row(
+    dimension: int, problems: list[MixtureProblem], num_particles: int, num_islands: int
+) -> list[dict[str, Any]]:
+    """TemperedSMC: the weights of the modes, and the evidence in its own standard errors."""
+    engine = tempered(num_particles, num_islands)
+    outcomes = [assess(engine, problem, f"tempered {dimension}") for problem in problems]
+    count = num_particles * num_islands
+    exact = [problem.mode_weights_distance(problem.exact_draws(problem.seed, count)) for problem in problems]
+    errors = [outcome.evidence_error for outcome in outcomes]
+    settings = averages(outcomes, problems) | {"draws": count}
+    return [
+        record(
+            f"modes_{dimension}_1_tv",
+            float(np.mean([outcome.mode_distance for outcome in outcomes])),
+            "TV",
+            baseline=float(np.mean(exact)),
+            baseline_name="independent exact draws, as many",
+            limit="<= 0.05",
+            seconds=sum(outcome.seconds for outcome in outcomes),
+            by_problem=[outcome.mode_distance for outcome in outcomes],
+            particles=num_particles,
+            islands=num_islands,
+            temperatures=[outcome.temperatures for outcome in outcomes],
+            acceptance=[outcome.acceptance for outcome in outcomes],
+            **settings,
+        ),
+        record(
+            f"modes_{dimension}_1_log_evidence_abs_error",
+            float(np.mean(np.abs(errors))),
+            "nats",
+            baseline=float(np.mean([outcome.evidence_standard_error for outcome in outcomes])),
+            baseline_name="its standard error, as reported",
+            errors=errors,
+            standard_errors=[outcome.evidence_standard_error for outcome in outcomes],
+        ),
+    ]
+
+
 def run_row(name: str, seeds: list[int]) -> list[dict[str, Any]]:
     """The records of one row."""
-    observed = {"8_1": (8, 1), "8_4": (8, 4), "80_1": (80, 1), "gibbs_8": (8, 1), "gibbs_80": (80, 1)}[name]
-    problems = [mixture_problems.problem(seed, *observed) for seed in seeds]
+    observed = {"8_1": (8, 1), "8_4": (8, 4), "80_1": (80, 1), "gibbs_8": (8, 1), "gibbs_80": (80, 1)}
+    observed |= {f"modes_{dimension}": (dimension, 1) for dimension in MODES}
+    problems = [mixture_problems.problem(seed, *observed[name]) for seed in seeds]
+    if name.startswith("modes"):
+        dimension = observed[name][0]
+        return modes_row(dimension, problems, *MODES[dimension])
     if name == "8_1":
         return smc_row("8_1", problems, 4096, ("<= 1.7", "<= 0.05"), biased=True, tempered=True)
     if name == "8_4":
         return smc_row("8_4", problems, 4096, ("<= 1.2", "<= 0.08"), biased=False, tempered=False)
     if name == "80_1":
         return smc_row("80_1", problems, 2048, ("<= 1.5", "<= 0.12"), biased=True, tempered=False)
-    return gibbs_row(observed[0], problems, (">= 0.6", "<= 0.05") if name == "gibbs_8" else (">= 0.5", ""))
+    return gibbs_row(observed[name][0], problems, (">= 0.6", "<= 0.05") if name == "gibbs_8" else (">= 0.5", ""))
 
 
-ROWS = ["8_1", "8_4", "80_1", "gibbs_8", "gibbs_80"]
+MODES = {8: (512, 8), 80: (512, 8), 800: (256, 8)}  # particles, islands of TemperedSMC by dimension
+ROWS = ["8_1", "8_4", "80_1", "gibbs_8", "gibbs_80", *(f"modes_{dimension}" for dimension in MODES)]
 
 
 def main(arguments: argparse.Namespace) -> None:
     records = [entry for name in arguments.rows for entry in run_row(name, arguments.seeds)]
     print_table(records)
-    write(records, arguments.json)
+    write(merge(records, arguments.json), arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Any engine's result as ArviZ reads it: named axes, diagnostics, pointwise log likelihood.
 
-    posterior              draws of equal weight by chain; TwistedSMC, importance sampling and guides are one chain
+    posterior              draws of equal weight by chain; TwistedSMC, TemperedSMC, importance sampling and guides are
+                           one chain
     sample_stats           of MCMC the ``extra_fields`` under ArviZ's names, an inner kernel's among them; of TwistedSMC
-                           effective_size (island, level), log_weight (island, particle), log_evidence and its error;
+                           effective_size (island, level), log_weight (island, particle), log_evidence and its error; of
+                           TemperedSMC the same by temperature_step, with temperature and accept_prob;
                            of importance sampling log_weight (guide_draw), log_evidence, pareto_k
     log_likelihood         of each observation, by ``numpyro.infer.log_likelihood``
     observed_data          from the model
@@ -31,7 +33,9 @@ from ._compat.arviz import as_tree
 from ._compat.numpyro import model_arguments
 from ._typing import Shape
 from .diffusion import Diffusion
+from .infer.engine import IslandEngine
 from .infer.smc import TwistedSMC
+from .infer.tempered import TemperedSMC
 from .model.sites import check_plate, check_trained, is_latent
 from .model.trace import trace_model
 from .noise.importance import ImportanceResult
@@ -71,11 +75,11 @@ def to_arviz(
     """A result as ``arviz.InferenceData``, or from ArviZ 1 on ``xarray.DataTree``.
 
     Args:
-        result: a finished ``MCMC`` with any kernel, a finished ``TwistedSMC``, an ``ImportanceResult``, or draws by
-            site name, each (draws, site shape...), as from ``guide.sample_posterior``.
+        result: a finished ``MCMC`` with any kernel, a finished ``TwistedSMC`` or ``TemperedSMC``, an
+            ``ImportanceResult``, or draws by site name, each (draws, site shape...), as of ``guide.sample_posterior``.
         model: the model of the draws, with ``numpyro.handlers.substitute(model, data=params)`` if it has parameters.
-            MCMC and TwistedSMC know it; without one there are no plate names, observations and log likelihoods.
-        model_args: its arguments; MCMC and TwistedSMC know them.
+            MCMC and engines of islands know it; without one there are no plate names, observations and log likelihoods.
+        model_args: its arguments; MCMC and engines of islands know them.
         model_kwargs: its keyword arguments, likewise.
         prior: draws by site name, (draws, site shape...), as from ``Predictive(model, num_samples=...)``. Sites that
             the posterior has go into the group ``prior``, others into ``prior_predictive``.
@@ -100,7 +104,7 @@ def to_arviz(
     >>> dict(data["posterior"]["x"].sizes)
     {'chain': 1, 'draw': 100, 'axis': 2}
     """
-    if not isinstance(result, TwistedSMC | ImportanceResult) and (num_samples is not None or rng_key is not None):
+    if not isinstance(result, IslandEngine | ImportanceResult) and (num_samples is not None or rng_key is not None):
         cure = "These draws have equal weights already; thin them by mcmc's thinning or by indexing."
         raise ValueError(
             expected("num_samples and rng_key only for weighted results", f"num_samples={num_samples}", cure)
@@ -158,8 +162,8 @@ def _run_of(result: Any, num_samples: int | None, rng_key: jax.Array | None) -> 
             cure = "Draws are the leading axis of every array."
             raise ValueError(expected("draws of every site, as many of each", f"{counts}", cure))
         return _Run(draws, {}, _OURS)
-    if not isinstance(result, TwistedSMC | ImportanceResult):
-        wanted = "an MCMC, a TwistedSMC, an ImportanceResult or a dictionary of draws"
+    if not isinstance(result, IslandEngine | ImportanceResult):
+        wanted = "an MCMC, a TwistedSMC, a TemperedSMC, an ImportanceResult or a dictionary of draws"
         cure = "Of SVI pass guide.importance_weights(...), or guide.sample_posterior(...)."
         raise TypeError(expected(wanted, type(result).__name__, cure))
     draws = {name: np.asarray(value)[None] for name, value in result.get_samples(rng_key, num_samples).items()}
@@ -173,11 +177,15 @@ def _run_of(result: Any, num_samples: int | None, rng_key: jax.Array | None) -> 
         sizes, (_, log_weights) = result.effective_sizes, result.get_weighted_samples()
         elements = tuple(f"element_{axis}" for axis in range(sizes.ndim - 2))
         by_particle = np.reshape(log_weights, (result.num_islands, result.num_particles, *sizes.shape[2:]))
+        step = "temperature_step" if isinstance(result, TemperedSMC) else "level"
         stats = {
-            "effective_size": (("island", "level", *elements), np.asarray(sizes)),
+            "effective_size": (("island", step, *elements), np.asarray(sizes)),
             "log_weight": (("island", "particle", *elements), by_particle),
         }
-        known = (result.model, *result.result.split.arguments)
+        if isinstance(result, TemperedSMC):
+            stats["temperature"] = (("island", step), result.result.temperatures)
+            stats["accept_prob"] = (("island", step), result.result.accept_probs)
+        known = (result.model, *result.arguments)
     stats |= {name: ((), np.asarray(value)) for name, value in diagnostics.items()}
     reason = {"elements": result.elements_reason} if isinstance(result, TwistedSMC) else {}
     return _Run(draws, stats, {**_OURS, **diagnostics, **reason}, *known)

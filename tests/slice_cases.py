@@ -65,13 +65,19 @@ def z_score(values, wanted):
     return abs(values.mean() - wanted) / (values.std() / np.sqrt(effective_sample_size(values)))
 
 
-def check_scale_posterior(x_draws, sigma_draws, prior_sd, least_size):
-    """Means and variances of both marginals of ``unknown_scale``, where x ~ N(0, prior_sd^2)."""
+def scale_posterior(prior_sd):
+    """Of ``unknown_scale``, where x ~ N(0, prior_sd^2): x and sigma on a grid, the weights of its cells, log p(y)."""
     x, sigma = np.meshgrid(np.linspace(-6, 6, 801), np.linspace(0.005, 8, 1600), indexing="ij")
-    log_density = norm.logpdf(x, 0, prior_sd) + norm.logpdf(sigma)
+    log_density = norm.logpdf(x, 0, prior_sd) + norm.logpdf(sigma) + np.log(2)
     log_density += norm.logpdf(SCALED_DATA[:, None, None], x, sigma).sum(0)
     density = np.exp(log_density - log_density.max())
-    density /= density.sum()
+    cell = (x[1, 0] - x[0, 0]) * (sigma[0, 1] - sigma[0, 0])
+    return x, sigma, density / density.sum(), log_density.max() + np.log(density.sum() * cell)
+
+
+def check_scale_posterior(x_draws, sigma_draws, prior_sd, least_size):
+    """Means and variances of both marginals of ``unknown_scale``, where x ~ N(0, prior_sd^2)."""
+    x, sigma, density, _ = scale_posterior(prior_sd)
     for draws, value in ((x_draws, x), (sigma_draws, sigma)):
         mean = (density * value).sum()
         assert effective_sample_size(np.asarray(draws)) > least_size

@@ -11,6 +11,7 @@ from .guide import AutoDiffusionGuide
 from .hmc import DiffusionHMC, DiffusionHMCState
 from .slice import EllipticalSlice, EllipticalSliceState
 from .smc import TwistedSMC
+from .tempered import TemperedSMC
 
 __all__ = [
     "AutoDiffusionGuide",
@@ -25,6 +26,7 @@ __all__ = [
     "LinearGaussian",
     "NoTwist",
     "Tempered",
+    "TemperedSMC",
     "Twist",
     "TwistedSMC",
     "observe_entries",

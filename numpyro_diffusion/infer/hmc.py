@@ -33,7 +33,7 @@ from .._checks import check_integer_at_least, expected
 from .._typing import Array
 from ..guidance import Guidance
 from ..model.reference import NormalReference
-from ..noise.hmc import MAX_ANGLE, Point, hamiltonian_move, num_steps_of
+from ..noise.hmc import MAX_ANGLE, Point, hamiltonian_move, num_steps_of, over_coordinates
 from .adaptation import Moments, StepSearch
 from .noise_kernel import NoiseKernel
 
@@ -228,10 +228,7 @@ def _point(
     spread: dict[str, Array], power: Array,
 ) -> Point:  # fmt: skip
     """The point at e, of which u are the values, with the weight over N(e; 0, I) raised to a power."""
-    log_weight, slope = log_likelihood, dict(gradient)
-    for name, scale in spread.items():
-        log_weight = log_weight + 0.5 * ((e[name] - u[name]) * (e[name] + u[name])).sum()
-        slope[name] = scale * (gradient[name] - u[name]) + e[name]
+    log_weight, slope = over_coordinates(e, u, log_likelihood, gradient, spread)
     return Point(e, power * log_weight, jax.tree.map(lambda g: power * g, slope), (u, log_likelihood, gradient))
 
 

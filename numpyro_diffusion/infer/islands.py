@@ -9,7 +9,7 @@ import numpy as np
 from .._checks import expected
 from .._weights import effective_size
 
-__all__ = ["check_weights", "report", "table", "warn"]
+__all__ = ["check_weights", "disagreement", "report", "table", "warn"]
 
 # The relative standard error of K values' mean is 1 when one of them is all: above 1/2 it says little of the mean.
 _LARGE_ERROR = 0.5
@@ -109,13 +109,21 @@ def warn(result: Any, log_evidence_error: float) -> None:
                 f"Other latent sites {sorted(result.others)} were drawn from their prior, and {carried:.1f} of "
                 f"{len(result.shared)} islands carry the weight. Take more islands, or DiffusionGibbs."
             )
-    elif log_evidence_error > _LARGE_ERROR:
-        messages.append(
-            f"The islands disagree on the evidence: its standard error is {log_evidence_error:.2f} nats, and 1 is "
-            "all that it can be, when one island has all the weight. Take more particles or a closer twist."
-        )
+    else:
+        messages += disagreement(log_evidence_error, "Take more particles or a closer twist.")
     for message in messages:
         warnings.warn(message, stacklevel=4)
+
+
+def disagreement(log_evidence_error: float, cure: str) -> list[str]:
+    """What to warn of where the evidence's standard error, in nats, says little: a message or none."""
+    if not log_evidence_error > _LARGE_ERROR:
+        return []
+    message = (
+        f"The islands disagree on the evidence: its standard error is {log_evidence_error:.2f} nats, and 1 is all that "
+        f"it can be, when one island has all the weight. {cure}"
+    )
+    return [message]
 
 
 def report(result: Any) -> str:

@@ -22,7 +22,7 @@ from ..model.split import SplitModel
 from ..particles.filter import Cloud
 from .islands import check_weights, report, table, warn
 
-__all__ = ["SMCResult"]
+__all__ = ["SMCResult", "draw_particles", "take"]
 
 
 class SMCResult(NamedTuple):
@@ -134,8 +134,8 @@ class SMCResult(NamedTuple):
         by_element = bool(self.split.element_shape) and not self.islands_differ
         evidence = on_host(self.cloud.log_evidence) if by_element else self.log_evidence_by_island()
         rng = host_generator(self.rng_key if rng_key is None else rng_key)
-        islands, particles = _draw_particles(rng, on_host(self.cloud.log_weights), evidence, count)
-        samples: dict[str, Any] = {name: _take(x, islands, particles) for name, x in self.cloud.x.items()}
+        islands, particles = draw_particles(rng, on_host(self.cloud.log_weights), evidence, count)
+        samples: dict[str, Any] = {name: take(x, islands, particles) for name, x in self.cloud.x.items()}
         first_island = islands.reshape(count, -1)[:, 0]
         samples |= {name: on_host(value)[first_island] for name, value in self.others.items()}
         if self.split.has_outputs:
@@ -173,11 +173,11 @@ class SMCResult(NamedTuple):
         levels: Any = self.cloud.levels
         ancestors: Any = self.cloud.ancestors
         at = particles
-        states = {name: [_take(x, islands, at)] for name, x in self.cloud.x.items()}
+        states = {name: [take(x, islands, at)] for name, x in self.cloud.x.items()}
         for step in range(self.split.num_steps):
-            at = _take(ancestors[:, step], islands, at)
+            at = take(ancestors[:, step], islands, at)
             for name in states:
-                states[name].append(_take(levels[name][:, step], islands, at))
+                states[name].append(take(levels[name][:, step], islands, at))
         return {
             f"{site.name}_path": np.stack(states[site.name][: site.num_steps + 1], axis=1) for site in self.split.sites
         }
@@ -188,7 +188,7 @@ def _outputs(split: SplitModel, samples: dict[str, Array]) -> dict[str, Array]:
     return jax.vmap(split.outputs)(samples)
 
 
-def _draw_particles(
+def draw_particles(
     rng: np.random.Generator, log_weights: np.ndarray, log_evidence: np.ndarray, num_draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Equally weighted draws: which island and which of its particles, for each element.
@@ -224,7 +224,7 @@ def _draw_particles(
     return islands[shuffle].reshape(shape), particles[shuffle].reshape(shape)
 
 
-def _take(x: Any, islands: np.ndarray, particles: np.ndarray) -> np.ndarray:
+def take(x: Any, islands: np.ndarray, particles: np.ndarray) -> np.ndarray:
     """X of shape (K, N, E..., rest...) at (draws, E...)."""
     elements = np.indices(islands.shape)[1:]
     return np.asarray(x)[(islands, particles, *elements)]

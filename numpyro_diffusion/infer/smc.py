@@ -16,10 +16,8 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
-from .._checks import check_integer_at_least, expected, is_concrete
-from .._placement import Placement
+from .._checks import expected, is_concrete
 from .._typing import Array, PyTree
 from ..guidance.base import guide_step
 from ..guidance.gaussian_factor import ClampedNormal
@@ -29,6 +27,7 @@ from ..particles.steps import TiltedStep
 from ..particles.target import Calibration, States, Target, as_rows, calibrate, draw_prior
 from ..particles.twists.base import Twist
 from ..particles.twists.named import as_twist
+from .engine import IslandEngine
 from .result import SMCResult
 
 __all__ = ["TwistedSMC", "target_of"]
@@ -38,7 +37,7 @@ _MAX_ROWS = 2**16  # particles that walk at once
 _MIXTURE_DRAWS = 64  # of x, over which the prior of other sites that depend on x is averaged
 
 
-class TwistedSMC:
+class TwistedSMC(IslandEngine[SMCResult]):
     """Posterior draws and evidence of a model with diffusion sites.
 
     ``run`` is a function of arrays: ``jax.jit(smc.run)`` and ``jax.vmap(smc.run)`` over data sets of one shape work,
@@ -92,24 +91,14 @@ class TwistedSMC:
         progress_bar: bool = True,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
-        if not callable(model) or isinstance(model, type):
-            raise TypeError(expected("a NumPyro model", repr(model), "Pass the model function itself."))
-        self.model = model
-        self.num_particles = check_integer_at_least(
-            "num_particles", num_particles, 2, "One particle has nothing to be compared with; take hundreds."
-        )
-        self.num_islands = check_integer_at_least("num_islands", num_islands, 1, "Take 4 or so for standard errors.")
+        super().__init__(model, num_particles, num_islands, progress_bar, mesh)
         self.twist = as_twist(twist)
         self.proposal = dict(proposal or {})
         self.elements = elements
         self.keep_paths = keep_paths
-        self.progress_bar = progress_bar
-        self._place = Placement(mesh)
-        self._place.check_divisible("num_islands", num_islands)
         self._programs = Programs(model, elements)
         self._islands = jax.jit(self._run_islands)
         self._prior = jax.jit(self._draw_prior)
-        self._result: SMCResult | None = None
 
     def run(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> SMCResult:
         """Filter the model at these arguments.
@@ -134,48 +123,25 @@ class TwistedSMC:
         key_prior, key_islands, key_draws = jax.random.split(rng_key, 3)
         keys = jax.random.split(key_islands, self.num_islands)
         prior = self._prior(key_prior, split)
+        width = max(1, _MAX_ROWS // self.num_particles)
         if not is_concrete((rng_key, split)):
-            width = max(1, _MAX_ROWS // self.num_particles)
             island = lambda key: self._run_island(key, split, prior)  # noqa: E731
             cloud, others, shared = jax.lax.map(island, keys, batch_size=min(width, self.num_islands))
             return SMCResult(split, cloud, others, shared, key_draws)
-        cloud, others, shared = self._run_in_batches(keys, split, prior)
+        cloud, others, shared = self._run_in_batches(self._islands, keys, width, split, prior)
         result = SMCResult(split, cloud, others, shared, key_draws)
         result.check()
         self._result = result
         return result
 
     @property
-    def result(self) -> SMCResult:
-        """What the last ``run`` found."""
-        if self._result is None:
-            raise RuntimeError(expected("a finished run", "none", "Call run(rng_key, *model_arguments) first."))
-        return self._result
-
-    @property
-    def log_evidence(self) -> float:
-        """Of the result: log p(y) in nats."""
-        return self.result.log_evidence
-
-    @property
-    def log_evidence_error(self) -> float:
-        """Of the result: the standard error of ``log_evidence``."""
-        return self.result.log_evidence_error
+    def arguments(self) -> tuple[tuple, dict[str, Any]]:
+        return self.result.split.arguments
 
     @property
     def log_evidence_by_element(self) -> np.ndarray:
         """Of the result: shape E."""
         return self.result.log_evidence_by_element
-
-    @property
-    def effective_sizes(self) -> np.ndarray:
-        """Of the result: shape (K, T + 1, E...), by level, before resampling."""
-        return self.result.effective_sizes
-
-    @property
-    def min_ess(self) -> float:
-        """Of the result: the smallest effective size among islands that carry weight."""
-        return self.result.min_ess
 
     @property
     def elements_reason(self) -> str:
@@ -193,18 +159,6 @@ class TwistedSMC:
         jax.eval_shape(look)
         return split.num_steps * (1.0 + 2.0 * found[0])
 
-    def get_samples(self, rng_key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
-        """Equally weighted draws: :meth:`SMCResult.get_samples` of the result."""
-        return self.result.get_samples(rng_key, num_samples)
-
-    def get_weighted_samples(self) -> tuple[dict[str, Array], Array]:
-        """All particles with their weights: :meth:`SMCResult.get_weighted_samples` of the result."""
-        return self.result.get_weighted_samples()
-
-    def print_summary(self) -> None:
-        """Print evidence, effective sizes and the posterior's moments."""
-        print(self.result.summary())
-
     # Compiled parts -------------------------------------------------------------------------------
 
     def _draw_prior(self, key: jax.Array, split: SplitModel) -> _Prior:
@@ -215,21 +169,6 @@ class TwistedSMC:
         draws = draw_prior(target, key_draws, max(self.twist.num_prior_draws, least))
         believed = self.twist.num_prior_draws > 0  # else nothing is asked of the network
         return draws, calibrate(target, draws, jax.random.fold_in(key_draws, 1)) if believed else {}
-
-    def _run_in_batches(self, keys: jax.Array, split: SplitModel, prior: _Prior) -> tuple[Cloud, dict, Any]:
-        """All islands, as many at once as memory takes, on the host in the end."""
-        per_device = min(self.num_islands // self._place.num_devices, max(1, _MAX_ROWS // self.num_particles))
-        batch = per_device * self._place.num_devices
-        split, prior = self._place.replicate((split, prior))
-        parts = []
-        starts = range(0, self.num_islands, batch)
-        for start in tqdm(starts, desc="islands", disable=not self.progress_bar or len(starts) == 1):
-            # The last batch begins earlier rather than be compiled for another size.
-            first = min(start, self.num_islands - batch)
-            batch_keys = self._place.replicate(keys[first : first + batch])
-            part = self._place.gather(self._islands(batch_keys, split, prior))
-            parts.append(jax.tree.map(lambda leaf, skip=start - first: leaf[skip:], part))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _run_islands(self, keys: jax.Array, split: SplitModel, prior: _Prior) -> tuple[Cloud, dict, Array]:
         def share(keys: jax.Array, split: SplitModel, prior: _Prior) -> tuple[Cloud, dict, Array]:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from .._typing import Array, PyTree
 
-__all__ = ["MAX_ANGLE", "Move", "Point", "hamiltonian_move", "num_steps_of"]
+__all__ = ["MAX_ANGLE", "Move", "Point", "hamiltonian_move", "num_steps_of", "over_coordinates"]
 
 MAX_ANGLE = math.pi / 2  # a quarter of a turn is a fresh draw
 
@@ -116,6 +116,25 @@ def num_steps_of(rng_key: jax.Array, angle: Array, most: int) -> Array:
     """
     mean = jnp.clip(jnp.ceil(MAX_ANGLE / angle), 1, most).astype(int)
     return jax.random.randint(rng_key, (), 1, 2 * mean)
+
+
+def over_coordinates(
+    e: dict[str, Array], u: dict[str, Array], log_weight: Array, gradient: dict[str, Array], spread: dict[str, Array]
+) -> tuple[Array, dict[str, Array]]:
+    """The log weight over N(e; 0, I), but for a constant, and its gradient, from those over N(u; 0, I).
+
+    Args:
+        e: coordinates by site.
+        u: values by site: centre + spread e for the sites of ``spread``, e for the others.
+        log_weight: log w(u) over N(u; 0, I), nats.
+        gradient: of it, in u.
+        spread: by site.
+    """
+    slope = dict(gradient)
+    for name, scale in spread.items():
+        log_weight = log_weight + 0.5 * ((e[name] - u[name]) * (e[name] + u[name])).sum()
+        slope[name] = scale * (gradient[name] - u[name]) + e[name]
+    return log_weight, slope
 
 
 def _standard_normal(rng_key: jax.Array, like: PyTree) -> PyTree:

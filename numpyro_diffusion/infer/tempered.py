@@ -1,0 +1,443 @@
+r"""Tempered sequential Monte Carlo of all real latent sites together, diffusion sites in the noises of a guided chain.
+
+With u all latent sites, unconstrained, and each diffusion site as its noises, the target is N(u; 0, I) L(u) (see
+:mod:`numpyro_diffusion.model.reference`), and particles go from N(0, I) to it over N(u; 0, I) L(u)^a, a from 0 to 1, as
+:mod:`numpyro_diffusion.noise.tempered` has it. The first particles are draws of the guided chain, and L is what the
+guidance left: a few temperatures do, in any number of coordinates. Modes far apart keep their weights, and the mean
+weights are the evidence p(y).
+
+Any other site v begins in coordinates of its prior: v = m + s e, e ~ N(0, 1), with m and s from quantiles of prior
+draws that no particle sees. Its prior over N(v; m, s^2) is part of L.
+
+Assumed: real latent sites, a likelihood that is differentiable almost everywhere. All elements of a plate move
+together, so that a plate of many elements takes more temperatures than one.
+
+References: the noise module's.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._checks import check_integer_at_least, expected, is_concrete, on_host
+from .._typing import Array
+from .._weights import host_generator, log_mean_and_error, log_normalised
+from ..guidance import Guidance
+from ..model.arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
+from ..model.observations import check_observed
+from ..model.reference import NormalReference, Values
+from ..noise.hmc import MAX_ANGLE
+from ..noise.tempered import Settings, TemperedInfo, run_tempered
+from .engine import IslandEngine
+from .islands import disagreement, table
+from .result import draw_particles, take
+
+__all__ = ["TemperedResult", "TemperedSMC"]
+
+_PRIOR_DRAWS = 512  # quantiles of which are centre and spread of other sites at the start
+_DRAWS_AT_ONCE = 64
+_SD_QUANTILES = (0.1587, 0.5, 0.8413)  # of a normal: mean less sd, mean, mean plus sd
+_POOR_ACCEPTANCE = 0.1
+_SHORT_ANGLE = 0.1  # radians, of the 1.57 after which a particle may be anywhere
+
+
+class TemperedResult(NamedTuple):
+    """All islands of one run: a pytree of arrays, K islands of N particles, M = ``max_temperatures``.
+
+    After ``jax.vmap`` over data sets take one of them by ``jax.tree.map(lambda leaf: leaf[i], result)``.
+
+    Attributes:
+        samples: particles in the model's units, latent and deterministic sites by name, (K, N, site shape...).
+        island_log_evidence: log Z by island, (K,), nats; -inf of one whose particles all had weight zero.
+        history: what happened at each temperature, (K, M); NaN and 0 where it was not needed.
+        num_temperatures: that were needed, (K,).
+        num_gradients: of the model for each particle, (K,). One runs the chain once forth and back.
+        num_possible: of the first particles, those of positive density, (K,).
+        num_fixed: of the last particles, those that have no finite gradient and cannot move, (K,).
+        rng_key: from which draws are derived.
+    """
+
+    samples: dict[str, Any]
+    island_log_evidence: Any
+    history: TemperedInfo
+    num_temperatures: Any
+    num_gradients: Any
+    num_possible: Any
+    num_fixed: Any
+    rng_key: jax.Array
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return next(iter(self.samples.values())).shape[1]
+
+    @property
+    def log_evidence(self) -> float:
+        """Log p(y) in nats; with ``condition``-ed sites their prior is in it."""
+        return float(log_mean_and_error(self.log_evidence_by_island())[0])
+
+    @property
+    def log_evidence_error(self) -> float:
+        """The standard error of ``log_evidence`` over islands; NaN for one island."""
+        return float(log_mean_and_error(self.log_evidence_by_island())[1])
+
+    @property
+    def temperatures(self) -> np.ndarray:
+        """By island and step, (K, steps), the last one 1; NaN after it where others needed more."""
+        return self._steps(self.history.temperature)
+
+    @property
+    def effective_sizes(self) -> np.ndarray:
+        """By island and temperature, (K, steps), before resampling; NaN as in ``temperatures``."""
+        return self._steps(self.history.effective_size)
+
+    @property
+    def accept_probs(self) -> np.ndarray:
+        """Mean acceptance by island and temperature, (K, steps); NaN as in ``temperatures``."""
+        return self._steps(self.history.accept_prob)
+
+    @property
+    def min_ess(self) -> float:
+        """The smallest effective size over islands of positive evidence and temperatures."""
+        return float(np.nanmin(self.effective_sizes[on_host(self.num_possible) > 0]))
+
+    @property
+    def last_accept_prob(self) -> float:
+        """Acceptance at the last temperature, mean over islands of positive evidence."""
+        return self._at_the_end(self.history.accept_prob)
+
+    @property
+    def last_angle(self) -> float:
+        """Mean length of the trajectories at the last temperature, in radians; a quarter of a turn is 1.57."""
+        return self._at_the_end(self.history.angle)
+
+    def log_evidence_by_island(self) -> np.ndarray:
+        """Shape (K,), nats.
+
+        Raises:
+            RuntimeError: if an island did not come to temperature 1.
+        """
+        reached = self._reached()
+        if (reached < 1).any():
+            most = self.history.temperature.shape[-1]
+            raise RuntimeError(
+                expected(
+                    f"temperature 1 within max_temperatures={most}",
+                    f"{reached.min():.3g} in the worst of {len(reached)} islands",
+                    "The posterior is far from the first particles: guide the chain, or guide it better. Else take "
+                    "more temperatures, and more moves where the acceptance is low.",
+                )
+            )
+        return on_host(self.island_log_evidence, np.float64)
+
+    def check(self) -> None:
+        """Refuse a run without an answer, and warn of what makes its draws unreliable.
+
+        Raises:
+            RuntimeError: if an island did not come to temperature 1.
+            ValueError: if no particle of any island had a positive density, or none a finite gradient.
+        """
+        num_particles, num_islands = self.num_particles, len(self._reached())
+        fixed, possible = (int(on_host(count).sum()) for count in (self.num_fixed, self.num_possible))
+        if possible == 0:
+            raise ValueError(
+                expected(
+                    "a first particle of positive, finite density",
+                    f"0, infinity or NaN at all {num_particles * num_islands}",
+                    "Look at the likelihood at draws from the prior (numpyro.infer.Predictive); check units and scale.",
+                )
+            )
+        alive = on_host(self.num_possible) > 0
+        if fixed == num_particles * alive.sum():
+            raise ValueError(
+                expected(
+                    "finite gradients of the log density",
+                    "NaN or infinite ones at every particle",
+                    "No particle can move. Look at the gradients of the network and of the likelihood.",
+                )
+            )
+        error = self.log_evidence_error
+        messages = []
+        if fixed:
+            messages.append(
+                f"The gradient of the log density was NaN or infinite at {fixed} of {num_particles * num_islands} "
+                "particles, which could not move. Look at the gradients of the network and of the likelihood."
+            )
+        if self.min_ess < max(2.0, 0.005 * num_particles):
+            messages.append(
+                f"The effective size fell to {self.min_ess:.1f} of {num_particles} particles: a few stand for all, and "
+                "draws and evidence are unreliable. Take more particles, or guidance that brings the first of them to "
+                "where the density is positive."
+            )
+        if self.last_accept_prob < _POOR_ACCEPTANCE or self.last_angle < _SHORT_ANGLE:
+            messages.append(
+                f"At temperature 1 particles hardly moved: {self.last_accept_prob:.2f} of the trajectories were "
+                f"accepted, of {self.last_angle:.2g} radians. Particles are copies of a few. Take more moves "
+                "(num_moves), more steps (max_steps), or better guidance."
+            )
+        messages += disagreement(error, "Take more particles, more moves (num_moves), or better guidance.")
+        for message in messages:
+            warnings.warn(message, stacklevel=3)
+
+    def summary(self) -> str:
+        """Evidence, temperatures, acceptance and the posterior's moments, in words."""
+        steps, gradients = (on_host(count) for count in (self.num_temperatures, self.num_gradients))
+        possible = int(on_host(self.num_possible).sum())
+        lines = [
+            f"{len(steps)} islands of {self.num_particles} particles, {steps.min()} to {steps.max()} temperatures",
+            f"log evidence {self.log_evidence:.3f} +- {self.log_evidence_error:.3f} nats",
+            f"smallest effective size {self.min_ess:.0f} of {self.num_particles}",
+            f"at temperature 1 acceptance {self.last_accept_prob:.2f} of trajectories of {self.last_angle:.2g} radians",
+            f"{gradients.mean():.0f} gradients a particle",
+        ]
+        if possible < len(steps) * self.num_particles:
+            lines.append(f"density 0, infinite or NaN at {len(steps) * self.num_particles - possible} first particles")
+        return "\n".join([*lines, table(self.get_samples())])
+
+    def get_samples(self, rng_key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
+        """Equally weighted draws of all latent and deterministic sites, noises left out.
+
+        Args:
+            rng_key: for the resampling; by default derived from the key of the run, always the same draws.
+            num_samples: how many; by default as many as there are particles. No more than that is worth having.
+
+        Returns:
+            Site name -> (num_samples, site shape...), in the model's units.
+        """
+        evidence = self.log_evidence_by_island()
+        count = len(evidence) * self.num_particles if num_samples is None else num_samples
+        count = check_integer_at_least("num_samples", count, 1, "It is the number of draws.")
+        rng = host_generator(self.rng_key if rng_key is None else rng_key)
+        islands, particles = draw_particles(rng, np.zeros((len(evidence), self.num_particles)), evidence, count)
+        return {name: jnp.asarray(take(on_host(x), islands, particles)) for name, x in self.samples.items()}
+
+    def get_weighted_samples(self) -> tuple[dict[str, Array], Array]:
+        """All particles with their weights, equal within an island.
+
+        Returns:
+            Site name -> (K N, site shape...), and normalised log weights, (K N,).
+        """
+        log_weights = log_normalised(self.log_evidence_by_island()) - np.log(self.num_particles)
+        flat = {name: jnp.asarray(np.reshape(on_host(x), (-1, *x.shape[2:]))) for name, x in self.samples.items()}
+        return flat, jnp.repeat(jnp.asarray(log_weights, float), self.num_particles)
+
+    def _reached(self) -> np.ndarray:
+        """The last temperature of each island."""
+        return np.nanmax(on_host(self.history.temperature), axis=1)
+
+    def _at_the_end(self, values: Any) -> float:
+        last = np.take_along_axis(on_host(values), on_host(self.num_temperatures)[:, None] - 1, 1)[:, 0]
+        return float(last[on_host(self.num_possible) > 0].mean())
+
+    def _steps(self, values: Any) -> np.ndarray:
+        return on_host(values)[:, : on_host(self.num_temperatures).max()]
+
+
+class TemperedSMC(IslandEngine[TemperedResult]):
+    """Posterior draws and evidence where modes are far apart and coordinates many, by particles that move by gradients.
+
+    Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here, with ``guidance`` for those that it
+    names; a model in which :class:`DiffusionReparam` did so already is taken as well. Draws and evidence converge to
+    those of the T-step model's posterior as particles grow, whatever the guidance: good guidance takes few
+    temperatures. A particle costs some 30 gradients of the model, each the chain once forth and back.
+
+    ``run`` is a function of arrays: ``jax.jit(smc.run)`` and ``jax.vmap(smc.run)`` over data sets of one shape work,
+    and return :class:`TemperedResult`; call its ``check()`` outside. Called plainly, ``run`` checks, warns, and keeps
+    the result: its attributes and methods are then the engine's, too.
+
+    Args:
+        model: a NumPyro model with one or more latent ``Diffusion`` sites.
+        guidance: by the name of a diffusion site, for example ``{"x": MomentMatching(A, y, noise)}``; in units of the
+            chain's states, see ``in_states``. Without it, the noises are those of the prior's chain.
+        num_particles: N in each island, >= 2.
+        num_islands: K independent runs; two or more give standard errors.
+        num_moves: trajectories that a particle accepts at each temperature, in the mean; at most five times as many
+            are tried.
+        target_ess: the effective size that a temperature leaves, as a share of the particles; larger takes more of
+            them.
+        step_size: angle of the first steps in radians; later ones are adapted.
+        target_accept_prob: the mean acceptance that the step size is adapted to.
+        max_steps: the largest mean length of a trajectory.
+        max_temperatures: an error tells if they do not suffice.
+        particles_at_once: of an island, that are moved together; None for all. Memory grows with it and with T.
+        progress_bar: show one over islands.
+        mesh: divide the islands among the devices of a mesh, which may belong to several processes.
+
+    Raises:
+        TypeError: for a model that cannot be called.
+        ValueError: for options out of range.
+
+    >>> import numpyro, numpyro.distributions as dist
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, analytic, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(20), parameterization="x0", variance="denoiser")
+    >>> prior = Diffusion(kernel, analytic.gaussian_mixture(kernel, jnp.array([[0.0]]), 1.0, jnp.ones(1)))
+    >>> def model(y=None):
+    ...     x = numpyro.sample("x", prior)
+    ...     numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+    >>> smc = TemperedSMC(model, num_particles=500, num_islands=4, progress_bar=False)
+    >>> result = smc.run(jax.random.key(0), y=jnp.array([3.0]))
+    >>> abs(result.log_evidence - (-3.515)) < 0.2, smc.get_samples(num_samples=1000)["x"].shape
+    (True, (1000, 1))
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        guidance: Mapping[str, Guidance] | None = None,
+        num_particles: int = 256,
+        num_islands: int = 4,
+        num_moves: int = 2,
+        target_ess: float = 0.5,
+        step_size: float = 0.5,
+        target_accept_prob: float = 0.8,
+        max_steps: int = 32,
+        max_temperatures: int = 100,
+        particles_at_once: int | None = None,
+        progress_bar: bool = True,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> None:
+        super().__init__(model, num_particles, num_islands, progress_bar, mesh)
+        for name, value, least, most in (
+            ("target_ess", target_ess, 0.0, 0.99),
+            ("step_size", step_size, 0.0, MAX_ANGLE),
+            ("target_accept_prob", target_accept_prob, 0.0, 1.0),
+        ):
+            if not least < value <= most:
+                cure = "A step is an angle in radians, the others are shares."
+                raise ValueError(expected(f"{name} in ({least:g}, {most:.3g}]", value, cure))
+        self.guidance = dict(guidance or {})
+        if particles_at_once is not None:
+            check_integer_at_least("particles_at_once", particles_at_once, 1, "Pass None for all.")
+        self._settings = Settings(
+            num_moves=check_integer_at_least("num_moves", num_moves, 1, "Particles that stay are copies."),
+            target_ess=float(target_ess),
+            step_size=float(step_size),
+            target_accept_prob=float(target_accept_prob),
+            max_steps=check_integer_at_least("max_steps", max_steps, 1, "It bounds the cost of a move."),
+            max_temperatures=check_integer_at_least("max_temperatures", max_temperatures, 1, "One may suffice."),
+            batch_size=particles_at_once,
+        )
+        self._begin = jax.jit(self._find_coordinates, static_argnums=0)
+        self._islands = jax.jit(self._run_islands, static_argnums=0)
+        self._arguments: tuple[tuple, Values] = ((), {})
+
+    def run(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> TemperedResult:
+        """Run the islands at these arguments.
+
+        Args:
+            rng_key: JAX random key.
+            *args: the model's.
+            **kwargs: the model's.
+
+        Raises:
+            TypeError: for a discrete latent site.
+            ValueError: for a model without a latent diffusion site, with a subsampled plate or with untrained
+                parameters; for guidance of an unknown site; if the density is zero or without a finite gradient at all
+                particles.
+            RuntimeError: if an island did not come to temperature 1.
+        """
+        self._result = None  # what an earlier run found is no answer to this one
+        check_observed(self.model, args, kwargs)
+        begin_key, islands_key, draws_key = jax.random.split(rng_key, 3)
+        keys = jax.random.split(islands_key, self.num_islands)
+        arrays, static = split_arguments(args, kwargs)
+        try:
+            coordinates = self._begin(static, begin_key, arrays)
+        except NEEDS_VALUES:
+            # The model asks for values (the largest of some group numbers, as the size of a plate).
+            if not is_concrete(arrays):
+                raise
+            arrays, static = without_arrays(arrays, static)
+            coordinates = self._begin(static, begin_key, arrays)
+        if not is_concrete((rng_key, arrays)):
+            return TemperedResult(**self._islands(static, keys, arrays, coordinates), rng_key=draws_key)
+        # One island after the other on a device: side by side they would wait for the one with the longest way.
+        found = self._run_in_batches(partial(self._islands, static), keys, 1, arrays, coordinates)
+        result = TemperedResult(**found, rng_key=draws_key)
+        result.check()
+        self._result, self._arguments = result, (args, kwargs)
+        return result
+
+    @property
+    def arguments(self) -> tuple[tuple, Values]:
+        return self._arguments
+
+    @property
+    def num_gradients(self) -> float:
+        """Of the result: gradients of the model for one particle, each the chain once forth and back."""
+        return float(on_host(self.result.num_gradients).mean())
+
+    # Compiled parts -------------------------------------------------------------------------------
+
+    def _find_coordinates(self, static: Static, key: jax.Array, arrays: list) -> dict[str, tuple[Array, Array]]:
+        """Centre and spread of the prior of every site that is no noise, by name."""
+        reference = self._reference(static, arrays)
+        noises = reference.noises()
+
+        def draw(key: jax.Array) -> Values:
+            return {name: u for name, u in reference.prior_draw(key).items() if name not in noises}
+
+        draws = jax.lax.map(draw, jax.random.split(key, _PRIOR_DRAWS), batch_size=_DRAWS_AT_ONCE)
+        return {name: _centre_and_spread(values) for name, values in draws.items()}
+
+    def _run_islands(
+        self, static: Static, keys: jax.Array, arrays: list, coordinates: Mapping[str, tuple[Array, Array]]
+    ) -> dict[str, Any]:
+        def share(keys: jax.Array, arrays: list, coordinates: Mapping[str, tuple[Array, Array]]) -> dict:
+            return jax.lax.map(lambda key: self._run_island(static, key, arrays, coordinates), keys)
+
+        return self._place.divide(share)(keys, arrays, coordinates)
+
+    def _run_island(
+        self, static: Static, key: jax.Array, arrays: list, coordinates: Mapping[str, tuple[Array, Array]]
+    ) -> dict[str, Any]:
+        reference = self._reference(static, arrays)
+        like = jax.eval_shape(reference.prior_draw, key)
+
+        def values_of(e: Values) -> Values:
+            return {**e, **{name: centre + spread * e[name] for name, (centre, spread) in coordinates.items()}}
+
+        def log_weight(e: Values) -> Array:
+            u = values_of(e)
+            log_weight = reference.log_likelihood(u)
+            for name, (_, spread) in coordinates.items():
+                log_weight += (0.5 * (e[name] - u[name]) * (e[name] + u[name]) + jnp.log(spread)).sum()
+            return log_weight
+
+        start, end, history, num_temperatures = run_tempered(
+            key, log_weight, like, self.num_particles, self._settings, whitened=coordinates
+        )
+        noises = reference.noises()
+
+        def in_the_models_units(e: Values) -> Values:
+            return {name: x for name, x in reference.constrain(values_of(e)).items() if name not in noises}
+
+        samples = jax.lax.map(in_the_models_units, end.u, batch_size=self._settings.batch_size or self.num_particles)
+        gradients = jnp.stack([jnp.isfinite(g).reshape(len(g), -1).all(1) for g in end.gradient.values()])
+        return {
+            "samples": samples,
+            "island_log_evidence": end.log_evidence,
+            "history": history,
+            "num_temperatures": num_temperatures,
+            "num_gradients": history.num_gradients.sum() + 1,
+            "num_possible": (start.log_weight > -jnp.inf).sum(),
+            "num_fixed": (~gradients.all(0) & (end.log_weight > -jnp.inf)).sum(),
+        }
+
+    def _reference(self, static: Static, arrays: list) -> NormalReference:
+        args, kwargs = join(arrays, static)
+        return NormalReference(self.model, args, kwargs, self.guidance)
+
+
+def _centre_and_spread(draws: Array) -> tuple[Array, Array]:
+    """Median and half the width of the middle 68%, which heavy tails do not move; draws lead."""
+    low, centre, high = jnp.quantile(draws, jnp.asarray(_SD_QUANTILES, draws.dtype), axis=0)
+    spread = 0.5 * (high - low)
+    is_known = jnp.isfinite(spread) & (spread > 0) & jnp.isfinite(centre)
+    return jnp.where(is_known, centre, 0.0), jnp.where(is_known, spread, 1.0)
