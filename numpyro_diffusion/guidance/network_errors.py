@@ -15,6 +15,7 @@ Assumed: a Gaussian kernel. Not captured: that the errors differ from one x^t to
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -89,25 +90,26 @@ def error_covariance(
 
 
 def _estimate(key: jax.Array, chain: ReverseChain, batches: int, size: int, rank: int) -> tuple[Array, Array]:
-    steps = jnp.arange(1, chain.num_steps + 1)
-
-    @jax.jit
-    def squares(chain: ReverseChain, key: jax.Array) -> Array:
-        draw_key, noise_key = jax.random.split(key)
-        x_0 = chain.sample_last(draw_key, (size,))
-
-        def at(t: Array) -> Array:
-            x_t = chain.kernel.marginal(x_0, t).sample(jax.random.fold_in(noise_key, t))
-            error = (x_0 - chain.denoised(x_t, jnp.full(size, t))).reshape(size, -1)
-            return error.T @ error
-
-        return jax.lax.map(at, steps)
-
     keys = jax.random.split(key, batches)
-    total = sum(squares(chain, key) for key in keys) / (batches * size)
-    return jax.jit(_low_rank, static_argnums=1)(symmetric(total), rank)
+    total = sum(_squares(chain, key, size) for key in keys) / (batches * size)
+    return _low_rank(symmetric(total), rank)
 
 
+@partial(jax.jit, static_argnums=2)
+def _squares(chain: ReverseChain, key: jax.Array, size: int) -> Array:
+    """The sum of the errors' outer products over so many draws, for every t: shape (T, d, d)."""
+    draw_key, noise_key = jax.random.split(key)
+    x_0 = chain.sample_last(draw_key, (size,))
+
+    def at(t: Array) -> Array:
+        x_t = chain.kernel.marginal(x_0, t).sample(jax.random.fold_in(noise_key, t))
+        error = (x_0 - chain.denoised(x_t, jnp.full(size, t))).reshape(size, -1)
+        return error.T @ error
+
+    return jax.lax.map(at, jnp.arange(1, chain.num_steps + 1))
+
+
+@partial(jax.jit, static_argnums=1)
 def _low_rank(covariances: Array, rank: int) -> tuple[Array, Array]:
     """U (T, d, q) and D (T, d): leading directions, and what they leave of the diagonal."""
 

@@ -38,7 +38,7 @@ class Spectrum:
     """
 
     def __init__(self, factor: Array, diagonal: Array, rows: Array) -> None:
-        """Args: U, shape (T, n, q), and D, shape (T, n), of one of b equal blocks; A, shape (E..., k, b, n), d = b n."""
+        """U, shape (T, n, q), and D, shape (T, n), of one of b equal blocks; A, shape (E..., k, b, n), d = b n."""
         self.crossed, self.basis, self.values = _decomposed(factor, diagonal, rows)
         self.variance = jnp.tile((factor**2).sum(-1) + diagonal, (1, rows.shape[-2]))
 

@@ -23,7 +23,7 @@ References: Hoffman and Gelman 2014, Section 3.2 (dual averaging); the noise mod
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ class DiffusionHMC(NoiseKernel):
         self,
         model: Callable,
         *,
-        guidance: Mapping[str, Guidance] | None = None,
+        guidance: Mapping[str, Guidance] | Literal["auto"] | None = "auto",
         step_size: float = 0.5,
         target_accept_prob: float = 0.8,
         max_steps: int = 32,
