@@ -145,7 +145,7 @@ class LinearisedSite:
         sites = _seen(split, self.units, self.states, others)
         ratios = [unit.log_ratio(sites[name], self.elements) for name, unit in self.units.items()]
         ratio, counts = (jnp.concatenate(parts, axis=-1) for parts in zip(*ratios, strict=True))
-        mean = (ratio * counts).sum(-1) / jnp.maximum(counts.sum(-1), 1)
+        mean = jnp.where(counts, ratio, 0.0).sum(-1) / jnp.maximum(jnp.where(counts, 1.0, 0.0).sum(-1), 1.0)
         residual = _white(sites, self.units, self.elements)
         residual = self._kept(jnp.where(jnp.isfinite(residual), residual, 0.0))
         return residual, jnp.exp(jnp.clip(mean, _LOG_LEAST, _LOG_MOST))

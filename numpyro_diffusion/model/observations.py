@@ -85,8 +85,8 @@ class NoiseUnit:
             self.root = 1 / jnp.sqrt(self.variance)
         else:
             size = site.spread.shape[-1]
-            factor = jnp.linalg.cholesky(site.spread + ~site.seen[..., None] * jnp.eye(size))
-            unit = jnp.broadcast_to(jnp.eye(size), factor.shape)
+            unit = jnp.broadcast_to(jnp.eye(size, dtype=site.spread.dtype), site.spread.shape)
+            factor = jnp.linalg.cholesky(jnp.where(site.seen[..., None], site.spread, unit))
             self.root = jax.scipy.linalg.solve_triangular(factor, unit, lower=True)
 
     def numbers(self, residual: Array, elements: Shape) -> Array:
