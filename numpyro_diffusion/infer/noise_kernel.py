@@ -65,14 +65,16 @@ class NoiseKernel(MCMCKernel):
 
     @property
     def charts(self) -> dict[str, str]:
-        """What the noises of each diffusion site are those of, in words, by the arguments of the latest run.
+        """What the noises of each diffusion site are those of, in words, for the data of the latest run.
 
         Raises:
             RuntimeError: before a run.
         """
         if self._program is None:
-            raise RuntimeError(expected("a kernel that has run", "one that has not", "Charts depend on the data."))
-        return self._program.reference.charts()
+            raise RuntimeError(
+                expected("a kernel that has run", "one that has not", "What guides a chain depends on the data.")
+            )
+        return self._program.reference.charts
 
     @property
     def _sample_fn(self) -> Callable:

@@ -10,7 +10,7 @@ Assumed: real latent sites with their supports, and a model that is a function o
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import jax
@@ -84,13 +84,25 @@ class NormalReference:
 
     def noises(self) -> frozenset[str]:
         """Names of the sites that are noises of a diffusion."""
+        return frozenset(f"{name}_noise" for name in self._noncentred_sites(self._sites))
+
+    @cached_property
+    def charts(self) -> dict[str, str]:
+        """What the noises of each diffusion site are those of, in words."""
+        if isinstance(self.guidance, ModelGuidance):
+            found, reason = dict(self.guidance.charts), self.guidance.reason
+        else:
+            found, reason = {name: f"guided by {type(each).__name__}" for name, each in self.guidance.items()}, ""
+        own = self._noncentred_sites(lambda key: trace_model(seed(self.model, key), self.args, self.kwargs))
+        found = {**dict.fromkeys(own, "the model's own"), **found}
+        unguided = f"the prior's: {reason}" if reason else "the prior's"
+        return {name: found.get(name, unguided) for name in self._noncentred_sites(self._sites)}
+
+    def _noncentred_sites(self, sites: Callable[[Array], Values]) -> list[str]:
+        """The diffusions among some sites that are functions of their noises, by the shapes alone."""
         found: list[str] = []
-
-        def look(key: Array) -> None:
-            found.extend(f"{name}_noise" for name in _diffusions(self._sites(key)))
-
-        jax.eval_shape(look, jax.random.key(0))
-        return frozenset(found)
+        jax.eval_shape(lambda key: found.extend(_diffusions(sites(key))), jax.random.key(0))
+        return found
 
     def transforms(self) -> Values:
         """Each latent site's transform from the real line.
@@ -114,15 +126,6 @@ class NormalReference:
                     )
                 )
         return {name: biject_to(support) for name, support in supports.items()}
-
-    def charts(self) -> dict[str, str]:
-        """What the noises of each diffusion site are those of, in words."""
-        if isinstance(self.guidance, ModelGuidance):
-            found, reason = dict(self.guidance.charts), self.guidance.reason
-        else:
-            found, reason = {name: f"guided by {type(each).__name__}" for name, each in self.guidance.items()}, ""
-        sites = sorted(name.removesuffix("_noise") for name in self.noises())
-        return {name: found.get(name, "the prior's" + (f": {reason}" if reason else "")) for name in sites}
 
     def _guidance_at(self, u: Values | None = None) -> Mapping[str, Guidance]:
         """Guidance by site at values of the other latent sites, by default where the model was linearised."""

@@ -21,7 +21,7 @@ from slice_cases import SCALED_DATA, check_scale_posterior, unknown_scale
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import ErrorCovariance
-from numpyro_diffusion.infer import DiffusionHMC
+from numpyro_diffusion.infer import DiffusionHMC, DiffusionReparam
 from numpyro_diffusion.model.automatic import AutoGuidance
 from numpyro_diffusion.model.reference import NormalReference
 
@@ -73,7 +73,7 @@ def weighted(model, args, guidance="auto", others=None, num_draws=1000):
         return reference.constrain(u)["x"], reference.log_likelihood(u)
 
     x, log_weights = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), num_draws))
-    return np.asarray(x, float), np.asarray(log_weights, float), reference.charts()["x"]
+    return np.asarray(x, float), np.asarray(log_weights, float), reference.charts["x"]
 
 
 def check_flat(found, mean, covariance, matrix, noise, y, *, spread=0.05, to_state=lambda x: x):
@@ -368,8 +368,8 @@ def test_a_site_that_cannot_be_guided_keeps_the_noises_of_its_prior_and_says_why
         likelihood(numpyro.sample("x", site))
 
     reference, plain = (NormalReference(model, (), {}, guidance) for guidance in ("auto", None))
-    assert reference.charts()["x"].startswith(said)
-    assert plain.charts()["x"] == "the prior's"
+    assert reference.charts["x"].startswith(said)
+    assert plain.charts["x"] == "the prior's"
     u = plain.prior_draw(jax.random.key(0))
     np.testing.assert_array_equal(reference.log_likelihood(u), plain.log_likelihood(u))
     np.testing.assert_array_equal(reference.constrain(u)["x"], plain.constrain(u)["x"])
@@ -383,7 +383,7 @@ def test_what_is_left_out_is_said():
         one_site(x, Y)
         numpyro.sample("count", dist.Poisson(jnp.exp(x[1])), obs=1.0)
 
-    chart = NormalReference(model, (), {}, "auto").charts()["x"]
+    chart = NormalReference(model, (), {}, "auto").charts["x"]
     assert chart == "guided by 'y', 2 numbers; errors of the prior; left out: 'count' is Poisson"
 
 
@@ -413,6 +413,7 @@ def test_an_unknown_scale_is_drawn_with_x_by_default():
     mcmc = MCMC(kernel, num_warmup=300, num_samples=1500, num_chains=4, chain_method="vectorized", progress_bar=False)
     mcmc.run(jax.random.key(0), SCALED_DATA)
     assert kernel.charts == {"x": "guided by 'y', 4 numbers; its noise follows 'sigma'; errors computed"}
+    assert "guided" not in kernel.get_diagnostics_str(jax.tree.map(lambda leaf: leaf[0], mcmc.last_state))
     found = mcmc.get_samples(group_by_chain=True)
     check_scale_posterior(found["x"], found["sigma"], prior_sd=1.0, least_size=1000)
 
@@ -442,7 +443,7 @@ def test_a_traced_prior_without_errors_is_refused():
         def model():
             one_site(numpyro.sample("x", site), Y)
 
-        return NormalReference(model, (), {}, "auto").charts()
+        return NormalReference(model, (), {}, "auto").charts
 
     with pytest.raises(
         ValueError, match=r"a prior at site 'x' that brings the covariance of its errors.*guidance=None"
@@ -463,3 +464,25 @@ def test_a_discrete_site_is_refused_as_without_guidance():
 
     with pytest.raises(TypeError, match="real latent sites; got the discrete site 'k'"):
         DiffusionHMC(model).init(jax.random.key(0), 0)
+
+
+def test_the_progress_bar_says_what_is_not_guided():
+    site = prior()
+
+    def model():
+        counts(numpyro.sample("x", site))
+
+    kernel = DiffusionHMC(model)
+    state = kernel.init(jax.random.key(0), 0)
+    assert kernel.charts == {"x": "the prior's: 'y' is Poisson"}
+    assert kernel.get_diagnostics_str(state).endswith("acceptance 0.00, x not guided")
+
+
+def test_a_site_that_the_model_reparameterised_is_its_own():
+    site = prior()
+
+    def model():
+        one_site(numpyro.sample("x", site), Y)
+
+    noncentred = numpyro.handlers.reparam(model, config={"x": DiffusionReparam()})
+    assert NormalReference(noncentred, (), {}, "auto").charts == {"x": "the model's own"}
