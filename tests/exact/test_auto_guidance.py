@@ -61,24 +61,29 @@ def moments(x):
     return np.asarray(mean[0], float), np.diag(np.asarray(variance[0], float))
 
 
-def weighted(model, args, guidance="auto", others=None, num_draws=1000):
-    """Values of x at fresh noises, and log L there."""
+def weigher(model, args, guidance="auto"):
+    """A function of the other unknowns, unconstrained: values of x at fresh noises, and log L there."""
     reference = NormalReference(model, args, {}, guidance)
     shapes = jax.eval_shape(reference.prior_draw, jax.random.key(0))
 
-    def one(key):
+    def one(key, others):
         keys = dict(zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True))
-        u = {name: jax.random.normal(keys[name], like.shape, like.dtype) for name, like in shapes.items()}
-        u |= {name: jnp.asarray(value, shapes[name].dtype) for name, value in (others or {}).items()}
+        u = {name: jax.random.normal(keys[name], like.shape, like.dtype) for name, like in shapes.items()} | others
         return reference.constrain(u)["x"], reference.log_likelihood(u)
 
-    x, log_weights = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), num_draws))
-    return np.asarray(x, float), np.asarray(log_weights, float), reference.charts["x"]
+    compiled = jax.jit(jax.vmap(one, (0, None)))
+
+    def weigh(num_draws=1000, **others):
+        values = {name: jnp.asarray(value, shapes[name].dtype) for name, value in others.items()}
+        found = compiled(jax.random.split(jax.random.key(3), num_draws), values)
+        return [np.asarray(part, float) for part in found]
+
+    return weigh, reference.charts["x"]
 
 
 def check_flat(found, mean, covariance, matrix, noise, y, *, spread=0.05, to_state=lambda x: x):
     """Weights of a spread of at most so many nats, whose mean is the evidence, and draws of the posterior's mean."""
-    x, log_weights, _ = found
+    x, log_weights = found
     evidence, wanted, _ = linear_posterior(mean, covariance, matrix, noise, y)
     assert log_weights.std() < spread
     peak = log_weights.max()
@@ -90,7 +95,7 @@ def check_flat(found, mean, covariance, matrix, noise, y, *, spread=0.05, to_sta
 
 # Nothing else is unknown -------------------------------------------------------------------------------------------
 
-Y = np.array([1.4, -1.1, 2.5], np.float32)
+Y = np.array([3.0, -2.5, 5.0], np.float32)
 SOME = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
 
 
@@ -99,14 +104,11 @@ def one_site(x, y):
 
 
 def two_sites(x, y):
+    """One number behind a mask."""
     numpyro.sample("one", dist.Normal(x[0], 0.4), obs=y[0])
+    seen = np.array([False, True])
     with numpyro.plate("rest", 2):
-        numpyro.sample("two", dist.Normal(x[1:], 0.8), obs=y[1:])
-
-
-def masked(x, y):
-    seen = np.array([True, False, True])
-    numpyro.sample("y", dist.Normal(x, 0.5).mask(seen).to_event(1), obs=jnp.where(seen, y, jnp.nan))
+        numpyro.sample("two", dist.Normal(x[1:], 0.8).mask(seen), obs=jnp.where(seen, y[1:], jnp.nan))
 
 
 def multivariate(x, y):
@@ -122,8 +124,7 @@ def repeated(x, y):
 EYE = np.eye(3)
 PLAIN = {
     "one site": (one_site, SOME, [0.25, 0.25], Y[:2] - 1.0),
-    "two sites": (two_sites, EYE, [0.16, 0.64, 0.64], Y),
-    "a mask": (masked, EYE[[0, 2]], [0.25, 0.25], Y[[0, 2]]),
+    "two sites": (two_sites, EYE[[0, 2]], [0.16, 0.64], Y[[0, 2]]),
     "multivariate": (multivariate, EYE, [0.3, 0.5, 0.4], Y),
     "more numbers than coordinates": (
         repeated, np.tile(EYE, (4, 1)), np.full(12, 0.49), np.concatenate([Y, Y + 0.5, Y - 1.0, Y]),
@@ -139,10 +140,9 @@ def test_the_guided_chain_of_a_linear_model_is_its_posterior(name):
     def model(y):
         likelihood(numpyro.sample("x", site), y)
 
-    found = weighted(model, (Y,))
-    check_flat(found, *moments(site), matrix, np.diag(noise), y)
-    assert "guided by" in found[2]
-    assert weighted(model, (Y,), None, num_draws=200)[1].std() > 1.0  # in the noises of the prior
+    weigh, chart = weigher(model, (Y,))
+    check_flat(weigh(), *moments(site), matrix, np.diag(noise), y)
+    assert chart.startswith("guided by")
 
 
 def test_double_precision_under_strict_promotion(x64):
@@ -152,28 +152,25 @@ def test_double_precision_under_strict_promotion(x64):
         two_sites(numpyro.sample("x", site), y)
 
     with jax.numpy_dtype_promotion("strict"):
-        found = weighted(model, (np.asarray(Y, float),), num_draws=200)
-    check_flat(found, *moments(site), EYE, np.diag([0.16, 0.64, 0.64]), Y)
+        found = weigher(model, (np.asarray(Y, float),))[0](300)
+    check_flat(found, *moments(site), EYE[[0, 2]], np.diag([0.16, 0.64]), Y[[0, 2]])
 
 
-@pytest.mark.parametrize("name", ["affine", "whitening"])
-def test_units_of_the_data(name):
+def test_units_of_the_data():
     site = prior()
     root = np.array([[2.0, 0, 0], [1.0, 1.0, 0], [-0.5, 0.3, 0.5]], np.float32)
-    transform = {
-        "affine": npt.AffineTransform(100.0, 5.0, domain=npt.constraints.real_vector),
-        "whitening": npt.LowerCholeskyAffine(jnp.array([1.0, 2.0, 3.0]), jnp.asarray(root)),
-    }[name]
-    offset, slope = (np.full(3, 100.0), 5 * EYE) if name == "affine" else (np.array([1.0, 2.0, 3.0]), root)
-    rows = np.linalg.inv(slope)[:2]  # each sees one coordinate of the state
+    offset = np.array([1.0, 2.0, 300.0])
+    transform = npt.LowerCholeskyAffine(jnp.asarray(offset, float), jnp.asarray(root))
+    rows = np.linalg.inv(root)[:2]  # each sees one coordinate of the state
     y = np.asarray(rows @ offset + Y[:2], np.float32)
 
     def model(y):
         x = numpyro.sample("x", dist.TransformedDistribution(site, transform))
         numpyro.sample("y", dist.Normal(jnp.asarray(rows, jnp.float32) @ x, 0.5).to_event(1), obs=y)
 
-    to_state = lambda x: (x - offset) @ np.linalg.inv(slope).T
-    check_flat(weighted(model, (y,)), *moments(site), EYE[:2], 0.25 * np.eye(2), y - rows @ offset, to_state=to_state)
+    to_state = lambda x: (x - offset) @ np.linalg.inv(root).T
+    found = weigher(model, (y,))[0]()
+    check_flat(found, *moments(site), EYE[:2], 0.25 * np.eye(2), y - rows @ offset, to_state=to_state)
 
 
 def test_elements_of_a_plate_are_guided_one_by_one():
@@ -188,7 +185,7 @@ def test_elements_of_a_plate_are_guided_one_by_one():
 
     mean, covariance = moments(site)
     rows = np.eye(6)[seen.ravel()]
-    found = weighted(model, (y,))
+    found = weigher(model, (y,))[0]()
     check_flat(found, np.tile(mean, 2), np.kron(np.eye(2), covariance), rows, 0.25 * np.eye(2), y[seen])
 
 
@@ -198,13 +195,13 @@ def test_elements_that_are_seen_together_are_guided_together():
     def model(y):
         with numpyro.plate("n", 2):
             x = numpyro.sample("x", site)
-        numpyro.sample("y", dist.Normal(x.sum(0), 0.5).to_event(1), obs=y)
+        numpyro.sample("y", dist.Normal(x.sum(0), 1.0).to_event(1), obs=y)
 
     mean, covariance = moments(site)
     rows = np.tile(EYE, 2)
-    found, unguided = weighted(model, (Y,)), weighted(model, (Y,), None)
+    found, unguided = (weigher(model, (Y,), guidance)[0](3000) for guidance in ("auto", None))
     # Steps know no correlation of the two, so that the weights are not flat.
-    check_flat(found, np.tile(mean, 2), np.kron(np.eye(2), covariance), rows, 0.25 * EYE, Y, spread=1.0)
+    check_flat(found, np.tile(mean, 2), np.kron(np.eye(2), covariance), rows, EYE, Y, spread=1.5)
     assert unguided[1].std() > 3 * found[1].std()
 
 
@@ -220,7 +217,8 @@ def test_errors_that_are_not_known_are_computed_once():
     assert len(auto._errors) == 1
     auto.bind((2 * Y,), {})
     assert len(auto._errors) == 1
-    check_flat(weighted(model, (Y,), first), *moments(site), EYE, np.diag([0.16, 0.64, 0.64]), Y, spread=0.2)
+    found = weigher(model, (Y,), first)[0]()
+    check_flat(found, *moments(site), EYE[[0, 2]], np.diag([0.16, 0.64]), Y[[0, 2]], spread=0.2)
 
 
 # Other unknowns ----------------------------------------------------------------------------------------------------
@@ -238,30 +236,16 @@ def noise_after(site, y):
     numpyro.sample("two", dist.Normal(x[1:], 2 * sigma).to_event(1), obs=y[1:])
 
 
-def amplitude(site, y):
-    x = numpyro.sample("x", site)
-    numpyro.sample("y", dist.Normal(numpyro.sample("u", dist.Normal(0.0, 1.0)) * x, 0.5).to_event(1), obs=y)
-
-
-def offset(site, y):
-    x = numpyro.sample("x", site)
-    numpyro.sample("y", dist.Normal(x + numpyro.sample("u", dist.Normal(0.0, 1.0)), 0.5).to_event(1), obs=y)
-
-
 def everything(site, y):
     u = numpyro.sample("u", dist.Normal(0.0, 1.0))
     x = numpyro.sample("x", site)
-    numpyro.sample("y", dist.Normal((1.0 + 0.3 * u**2) * x - u, jnp.exp(0.3 * u)).to_event(1), obs=y)
+    numpyro.sample("y", dist.Normal(u * x - u, jnp.exp(0.3 * u)).to_event(1), obs=y)
 
 
 FOLLOWED = {  # by u, unconstrained: the slope, the noise's variance, what is taken off y; and what is said
     "noise, before x": (noise_before, lambda u: (1.0, np.exp(2 * u) * np.ones(3), 0.0), "its noise follows 'u'"),
     "noise, after x": (noise_after, lambda u: (1.0, np.exp(2 * u) * np.array([1, 4, 4]), 0.0), "its noise follows 'u'"),
-    "amplitude": (amplitude, lambda u: (u, 0.25 * np.ones(3), 0.0), "its slope follows 'u'"),
-    "offset": (offset, lambda u: (1.0, 0.25 * np.ones(3), u), "its offset follows 'u'"),
-    "everything": (
-        everything, lambda u: (1 + 0.3 * u**2, np.exp(0.6 * u) * np.ones(3), -u), "its noise follows 'u'; its slope",
-    ),
+    "everything": (everything, lambda u: (u, np.exp(0.6 * u) * np.ones(3), -u), "noise follows 'u'; its slope follows 'u'"),
 }  # fmt: skip
 
 
@@ -274,12 +258,11 @@ def test_guidance_follows_the_current_values_of_other_unknowns(name):
     def model(y):
         likelihood(site, y)
 
-    guidance = AutoGuidance(model).bind((Y,), {})
-    assert said in dict(guidance.charts)["x"]
+    weigh, chart = weigher(model, (Y,))
+    assert said in chart
     for u in (-1.2, 0.7):
         slope, noise, shift = of(u)
-        found = weighted(model, (Y,), guidance, {"u": u})
-        check_flat(found, *moments(site), slope * EYE, np.diag(noise), Y - shift)
+        check_flat(weigh(u=u), *moments(site), slope * EYE, np.diag(noise), Y - shift)
 
 
 def test_a_latent_normal_number_guides_by_its_current_value():
@@ -290,7 +273,8 @@ def test_a_latent_normal_number_guides_by_its_current_value():
         z = numpyro.sample("z", dist.Normal(x[0], 0.5))
         numpyro.sample("y", dist.Normal(z, 0.3), obs=y[0])
 
-    x, log_weights, chart = weighted(model, (Y,), others={"z": 1.7})
+    weigh, chart = weigher(model, (Y,))
+    x, log_weights = weigh(z=1.7)
     assert "guided by 'z', 1 numbers; its offset follows 'z'" in chart
     mean, covariance = moments(site)
     evidence, wanted, _ = linear_posterior(mean, covariance, EYE[:1], 0.25 * np.eye(1), np.array([1.7]))
@@ -303,20 +287,21 @@ def test_a_latent_normal_number_guides_by_its_current_value():
 # What is not linear, and what cannot be linearised -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mean", "variance", "y"), [(2.0, 0.2, 5.0), (0.0, 0.5, 2.0)])
-def test_the_square_of_x_is_linearised_where_it_has_a_slope(mean, variance, y):
-    """And the evidence is that of quadrature, also where there are two modes and next to no slope."""
-    site = independent([mean], [variance])
+def test_the_square_of_x_is_linearised_where_it_has_a_slope():
+    """And the evidence is that of quadrature."""
+    site = independent([2.0], [0.2])
 
     def model(y):
         x = numpyro.sample("x", site)
         numpyro.sample("y", dist.Normal(x[0] ** 2, 1.0), obs=y)
 
-    _, log_weights, chart = weighted(model, (y,), num_draws=4000)
+    weigh, chart = weigher(model, (5.0,))
     assert "linearised at the mean of the prior" in chart
+    weights = np.exp(weigh(4000)[1])
+    assert weights.std() < 0.3 * weights.mean()
     grid = np.linspace(-9, 9, 1201)
-    likelihood = np.exp(-0.5 * (y - grid**2) ** 2) / np.sqrt(2 * np.pi)
-    check(of_independent(np.exp(log_weights)), (density_on_grid(site, grid) * likelihood).sum() * (grid[1] - grid[0]))
+    likelihood = np.exp(-0.5 * (5.0 - grid**2) ** 2) / np.sqrt(2 * np.pi)
+    check(of_independent(weights), (density_on_grid(site, grid) * likelihood).sum() * (grid[1] - grid[0]))
 
 
 def counts(x):
@@ -395,11 +380,11 @@ def test_a_batch_of_contexts_has_the_errors_of_the_first():
         with numpyro.plate("n", 2):
             numpyro.sample("y", dist.Normal(numpyro.sample("x", site), 0.5).to_event(1), obs=y)
 
-    found = weighted(model, (y,))
-    assert found[2] == "guided by 'y', 6 numbers; errors computed for the first context"
+    weigh, chart = weigher(model, (y,))
+    assert chart == "guided by 'y', 6 numbers; errors computed for the first context"
     means = np.concatenate([moments(prior())[0], moments(prior())[0] + np.array([2.0, -1.0, 1.0])])
     covariance = np.kron(np.eye(2), moments(prior())[1])
-    check_flat(found, means, covariance, np.eye(6), 0.25 * np.eye(6), y.ravel(), spread=0.3)
+    check_flat(weigh(), means, covariance, np.eye(6), 0.25 * np.eye(6), y.ravel(), spread=0.3)
 
 
 # In the kernel -----------------------------------------------------------------------------------------------------
