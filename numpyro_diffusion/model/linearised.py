@@ -124,8 +124,9 @@ class LinearisedSite:
 
     @property
     def num_seen(self) -> int:
-        """How many numbers guide, over all elements."""
-        return sum(unit.variance.size for unit in self.units.values())
+        """How many numbers guide, over all elements; with those behind masks where these are traced."""
+        seen = [unit.seen for unit in self.units.values()]
+        return sum(int(np.sum(each)) for each in seen) if is_concrete(seen) else sum(each.size for each in seen)
 
     def guidance(self, split: SplitModel, others: Values) -> LinearisedGuidance:
         """At values of the other latent sites."""
@@ -164,7 +165,7 @@ def _at_reference(site: LinearisedSite, split: SplitModel, others: Values) -> tu
 
 
 def numbers_that_guide(split: SplitModel, name: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The sites that guide a diffusion site, and of those that depend on it and do not, why."""
+    """The sites that guide a diffusion site, sorted as JAX sorts them; of others that depend on it, why they do not."""
     diffusions = {site.name for site in split.sites}
     guide, left_out = [], {}
     normal = jax.eval_shape(lambda: split.seen(*_some(split)))
@@ -178,7 +179,7 @@ def numbers_that_guide(split: SplitModel, name: str) -> tuple[tuple[str, ...], d
             left_out[site] = f"depends on {', '.join(map(repr, sorted(above - {name})))} too"
         else:
             guide.append(site)
-    return tuple(guide), left_out
+    return tuple(sorted(guide)), left_out
 
 
 def dependences(split: SplitModel, name: str, guide: tuple[str, ...], states: Values, others: Values) -> Dependences:
