@@ -4,10 +4,12 @@
     python benchmarks/posterior_scale.py --problems noise1 --charts covariance --seed 3
 
 The prior is that of ``image_posteriors.py``. A held-out digit is seen whole with noise as large as the signal
-(``noise1``), in its upper half with noise .5 (``half``), or by the means of 2x2 blocks with noise .1 (``blocks``).
-DiffusionHMC runs in the noises of the prior's chain, and in those of the chain guided by the network's error
-covariance. A gradient of a chain of T steps counts as 3 T network calls. The effective size is the smallest of the mean
-pixel and of 20 random projections, over 4 chains; R-hat the largest of the same.
+(``noise1``), in its upper half with noise .5 (``half``), by the means of 2x2 blocks with noise .1 (``blocks``), or
+whole with a noise that is not known (``unknown_noise``). DiffusionHMC runs in the noises of the prior's chain, in those
+of the chain guided by the network's error covariance, made by hand, and in those that it makes of the model (``auto``).
+A gradient of a chain of T steps counts as 3 T network calls. The effective size is the smallest of the mean pixel and
+of 20 random projections, over 4 chains; R-hat the largest of the same. Of an unknown noise it is that of log sigma,
+whose draws are also held against those of a longer run with another key.
 """
 
 import time
@@ -36,7 +38,13 @@ def block_means() -> np.ndarray:
     return np.eye(64)[blocks].mean(1)
 
 
-PROBLEMS = {"noise1": (np.eye(64), 1.0), "half": (np.eye(64)[:32], 0.5), "blocks": (block_means(), 0.1)}
+PROBLEMS = {
+    "noise1": (np.eye(64), 1.0),
+    "half": (np.eye(64)[:32], 0.5),
+    "blocks": (block_means(), 0.1),
+    "unknown_noise": (np.eye(64), 1.0),
+}
+LONGER = 4  # times as many draws in the run that others are held against
 
 
 def the_prior(seed: int, path: Path | None) -> tuple[nd.Diffusion, np.ndarray]:
@@ -50,24 +58,29 @@ def the_prior(seed: int, path: Path | None) -> tuple[nd.Diffusion, np.ndarray]:
     return prior, np.asarray(held_out)
 
 
-def run(prior: nd.Diffusion, truth: np.ndarray, problem: str, chart: str, seed: int, sizes: tuple) -> dict[str, Any]:
-    """Effective draws per 1000 network calls and what goes with them."""
+def run(
+    prior: nd.Diffusion, truth: np.ndarray, problem: str, chart: str, seed: int, sizes: tuple, repeat: int = 0
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Effective draws per 1000 network calls and what goes with them; draws of log sigma, if it is not known."""
     matrix, noise = PROBLEMS[problem]
     matrix = jnp.asarray(matrix, jnp.float32)
     keys = jax.random.split(jax.random.key(seed), 3)
     y = matrix @ truth + noise * jax.random.normal(keys[0], matrix.shape[:1])
 
     def model(y: jax.Array) -> None:
+        is_unknown = problem == "unknown_noise"
+        sigma = numpyro.sample("sigma", dist.LogNormal(0.0, 1.0)) if is_unknown else noise
         x = numpyro.sample("x", prior)
-        numpyro.sample("y", dist.Normal(matrix @ x, noise).to_event(1), obs=y)
+        numpyro.sample("y", dist.Normal(matrix @ x, sigma).to_event(1), obs=y)
 
-    guidance = None
+    guidance: Any = "auto" if chart == "auto" else None
     if chart == "covariance":
         errors = error_covariance(keys[1], prior.chain, num_draws=4000, rank=48)
         guidance = {"x": CovarianceGuidance(matrix, y, noise, errors=errors)}
     num_warmup, num_draws = sizes
+    kernel = nd.infer.DiffusionHMC(model, guidance=guidance)
     mcmc = MCMC(
-        nd.infer.DiffusionHMC(model, guidance=guidance),
+        kernel,
         num_warmup=num_warmup,
         num_samples=num_draws,
         num_chains=NUM_CHAINS,
@@ -76,14 +89,22 @@ def run(prior: nd.Diffusion, truth: np.ndarray, problem: str, chart: str, seed: 
     )
     start = time.perf_counter()
     fields = ("~z.x_noise", "accept_prob", "num_steps", "step_size", "log_likelihood")
-    mcmc.run(keys[2], y, extra_fields=fields)
-    draws = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
+    mcmc.run(jax.random.fold_in(keys[2], repeat) if repeat else keys[2], y, extra_fields=fields)
+    print(kernel.charts, flush=True)
+    found = {name: np.asarray(values, float) for name, values in mcmc.get_samples(group_by_chain=True).items()}
+    draws, log_sigma = found["x"], np.log(found.get("sigma", np.ones(1)))
     extra = {name: np.asarray(value) for name, value in mcmc.get_extra_fields(group_by_chain=True).items()}
     directions = np.random.default_rng(0).normal(size=(64, NUM_PROJECTIONS)) / 8
     functionals = np.concatenate([draws.mean(-1, keepdims=True), draws @ directions], axis=-1)
     effective = effective_sample_size(functionals)
     calls = 3 * prior.kernel.num_steps * extra["num_steps"].sum()
-    return {
+    of_sigma = {}
+    if "sigma" in found:
+        of_sigma = {
+            "log_sigma_per_1000": 1000 * float(effective_sample_size(log_sigma)) / calls,
+            "log_sigma_rhat": float(split_gelman_rubin(log_sigma)),
+        }
+    result = {
         "per_1000": 1000 * float(effective.min()) / calls,
         "median_per_1000": 1000 * float(np.median(effective)) / calls,
         "rhat": float(split_gelman_rubin(functionals).max()),
@@ -92,13 +113,22 @@ def run(prior: nd.Diffusion, truth: np.ndarray, problem: str, chart: str, seed: 
         "steps": float(extra["num_steps"].mean()),
         "sd_log_weight": float(extra["log_likelihood"].std()),
         "seconds": time.perf_counter() - start,
+        **of_sigma,
     }
+    return result, log_sigma
+
+
+def distance(draws: np.ndarray, reference: np.ndarray) -> float:
+    """The Wasserstein distance of two samples of a number, in standard deviations of the second."""
+    levels = (np.arange(1000) + 0.5) / 1000
+    apart = np.abs(np.quantile(draws, levels) - np.quantile(reference, levels)).mean()
+    return float(apart / reference.std())
 
 
 def main() -> None:
     parser = records.parser(__doc__, "posterior_scale.json")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="which")
-    parser.add_argument("--charts", nargs="+", choices=("prior", "covariance"), default=["prior", "covariance"])
+    parser.add_argument("--charts", nargs="+", choices=("prior", "covariance", "auto"), default=["prior", "auto"])
     parser.add_argument("--image", type=int, default=0, help="number of the held-out digit")
     parser.add_argument("--draws", type=int, nargs=2, default=(300, 500), help="of warm-up, and after, for each chain")
     parser.add_argument("--prior", type=Path, help="a file for the prior, which is trained if it is not there")
@@ -107,15 +137,30 @@ def main() -> None:
     found = []
     for problem in arguments.problems:
         for chart in arguments.charts:
-            result = run(prior, held_out[arguments.image], problem, chart, arguments.seed, tuple(arguments.draws))
+            problem_of = (prior, held_out[arguments.image], problem, chart, arguments.seed)
+            result, log_sigma = run(*problem_of, tuple(arguments.draws))
             print(problem, chart, {name: round(value, 4) for name, value in result.items()}, flush=True)
-            name = f"digits_{problem}" + ("" if chart == "covariance" else f"_{chart}")
-            limit = ">= 2.5" if chart == "covariance" else ""
+            name = f"digits_{problem}" + {"covariance": "_by_hand", "auto": "", "prior": "_prior"}[chart]
+            is_ours = chart == "auto"
             settings = {**result, "seed": arguments.seed, "image": arguments.image, "draws": list(arguments.draws)}
-            found += [
-                records.record(f"{name}_ess_per_1000", result["per_1000"], "draws", limit=limit, **settings),
-                records.record(f"{name}_rhat", result["rhat"], "", limit="<= 1.03" if limit else ""),
-            ]
+            if problem != "unknown_noise":
+                limit = ">= 2.5" if is_ours else ""
+                found += [
+                    records.record(f"{name}_ess_per_1000", result["per_1000"], "draws", limit=limit, **settings),
+                    records.record(f"{name}_rhat", result["rhat"], "", limit="<= 1.03" if is_ours else ""),
+                ]
+            else:
+                sizes = (arguments.draws[0], LONGER * arguments.draws[1])
+                longer, reference = run(*problem_of, sizes, repeat=1)
+                print(problem, chart, "longer", {key: round(value, 4) for key, value in longer.items()}, flush=True)
+                value, limit = result["log_sigma_per_1000"], ">= 3" if is_ours else ""
+                apart = distance(log_sigma, reference)
+                found += [
+                    records.record(f"{name}_log_sigma_ess_per_1000", value, "draws", limit=limit, **settings),
+                    records.record(
+                        f"{name}_w1_over_sd", apart, "sd", limit="<= 0.05" if is_ours else "", longer=longer
+                    ),
+                ]
             records.write(records.merge(found, arguments.json), arguments.json)
     records.print_table(found)
 

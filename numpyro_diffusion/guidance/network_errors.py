@@ -14,23 +14,27 @@ p's own does. *Approximate*: biased by itself, a chart of noises (:class:`~.Diff
 Assumed: a Gaussian kernel. Not captured: that the errors differ from one x^t to another.
 """
 
+import math
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 from .._checks import check_finite, check_integer_at_least, expected, first_index, is_concrete
+from .._numerics import expand_right
 from .._pytree import register_pytree
 from .._small_matrices import symmetric
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import check_normal, check_real
 from .linear_observation import LinearObservation
+from .spectrum import Spectrum, conditioned_step
 from .units import affine_rows
 
 __all__ = ["CovarianceGuidance", "ErrorCovariance", "error_covariance"]
-
-_LEAST_SHARE = 0.02  # of a step's variance that stays: an average says little of the smallest
 
 
 @register_pytree(data=("factor", "diagonal"), static=())
@@ -101,25 +105,26 @@ def error_covariance(
 
 
 def _estimate(key: jax.Array, chain: ReverseChain, batches: int, size: int, rank: int) -> tuple[Array, Array]:
-    steps = jnp.arange(1, chain.num_steps + 1)
-
-    @jax.jit
-    def squares(chain: ReverseChain, key: jax.Array) -> Array:
-        draw_key, noise_key = jax.random.split(key)
-        x_0 = chain.sample_last(draw_key, (size,))
-
-        def at(t: Array) -> Array:
-            x_t = chain.kernel.marginal(x_0, t).sample(jax.random.fold_in(noise_key, t))
-            error = (x_0 - chain.denoised(x_t, jnp.full(size, t))).reshape(size, -1)
-            return error.T @ error
-
-        return jax.lax.map(at, steps)
-
     keys = jax.random.split(key, batches)
-    total = sum(squares(chain, key) for key in keys) / (batches * size)
-    return jax.jit(_low_rank, static_argnums=1)(symmetric(total), rank)
+    total = sum(_squares(chain, key, size) for key in keys) / (batches * size)
+    return _low_rank(symmetric(total), rank)
 
 
+@partial(jax.jit, static_argnums=2)
+def _squares(chain: ReverseChain, key: jax.Array, size: int) -> Array:
+    """The sum of the errors' outer products over so many draws, for every t: shape (T, d, d)."""
+    draw_key, noise_key = jax.random.split(key)
+    x_0 = chain.sample_last(draw_key, (size,))
+
+    def at(t: Array) -> Array:
+        x_t = chain.kernel.marginal(x_0, t).sample(jax.random.fold_in(noise_key, t))
+        error = (x_0 - chain.denoised(x_t, jnp.full(size, t))).reshape(size, -1)
+        return error.T @ error
+
+    return jax.lax.map(at, jnp.arange(1, chain.num_steps + 1))
+
+
+@partial(jax.jit, static_argnums=1)
 def _low_rank(covariances: Array, rank: int) -> tuple[Array, Array]:
     """U (T, d, q) and D (T, d): leading directions, and what they leave of the diagonal."""
 
@@ -133,7 +138,7 @@ def _low_rank(covariances: Array, rank: int) -> tuple[Array, Array]:
     return jax.lax.map(one, covariances)
 
 
-@register_pytree(data=("matrix", "value", "noise_scale", "mask", "errors", "gain", "share"), static=())
+@register_pytree(data=("matrix", "value", "noise_scale", "mask", "errors", "spectrum"), static=())
 class CovarianceGuidance(LinearObservation):
     """Approximate: guidance by y = A x^0 + noise as if x^0 given x^t were N(x0hat, C_t). Biased in general.
 
@@ -183,7 +188,8 @@ class CovarianceGuidance(LinearObservation):
             got = f"rows of {rows.shape[1]} numbers and errors of {errors.diagonal.shape[1]}"
             raise ValueError(expected("a matrix whose rows fit the errors", got, "Both are of one x."))
         self.errors = errors
-        self.gain, self.share = _gains(errors, rows, self.scales(rows.dtype), self.seen(rows.shape[:1]), inflation)
+        seen = jnp.where(self.seen(rows.shape[:1])[:, None], rows, 0.0) / expand_right(self._units(rows.dtype)[0], 1)
+        self.spectrum = Spectrum(math.sqrt(inflation) * errors.factor, inflation * errors.diagonal, seen[:, None, :])
 
     def in_states(self, transforms: object) -> "CovarianceGuidance":
         """The same observation, given in the units of x = T(s), as one of the chain's states s.
@@ -202,24 +208,13 @@ class CovarianceGuidance(LinearObservation):
         output = chain.output(x_t, t)
         step = check_normal(chain.reverse(x_t, t, output), "CovarianceGuidance")
         residual = self.residual(chain.denoised(x_t, t, output), chain)
-        index = jnp.asarray(t) - 1
-        gain, share = jnp.asarray(self.gain, x_t.dtype)[index], jnp.asarray(self.share, x_t.dtype)[index]
-        shift = jnp.einsum("...dm,...m->...d", gain, residual).reshape(x_t.shape)
+        scale, noise = self._units(residual.dtype)
+        shift, share = self.spectrum.at(t, residual / scale, jnp.ones((), residual.dtype), noise)
         share = share.reshape(share.shape[:-1] + chain.state_shape)
-        bridge_gain, lower = chain.kernel.bridge_terms(chain.beside_state(t), x_t)
-        variance = lower + jnp.maximum(step.scale**2 - lower, 0.0) * share
-        return dist.Normal(step.loc + bridge_gain * shift, jnp.sqrt(variance), validate_args=False)
+        return conditioned_step(chain, step, t, shift.reshape(x_t.shape), share)
 
-
-def _gains(errors: ErrorCovariance, rows: Array, scales: Array, seen: Array, inflation: float) -> tuple[Array, Array]:
-    """C_t A^T (R + A C_t A^T)^{-1}, (T, d, m), and what is left of each coordinate's variance, (T, d)."""
-    rows = jnp.where(seen[:, None], rows, 0.0)
-
-    def one(covariance: Array) -> tuple[Array, Array]:
-        crossed = covariance @ rows.T
-        total = jnp.diag(scales**2) + symmetric(rows @ crossed)
-        gain = jax.scipy.linalg.solve(total, crossed.T, assume_a="pos").T
-        left = 1 - (gain * crossed).sum(-1) / jnp.diagonal(covariance)
-        return gain, jnp.clip(left, _LEAST_SHARE, 1.0)
-
-    return jax.lax.map(one, inflation * errors.matrices())
+    def _units(self, dtype: Any) -> tuple[Array, Array]:
+        """What the numbers are divided by, and the variance of the noise that is left."""
+        scale = jnp.asarray(self.noise_scale, dtype)
+        one = jnp.ones((), dtype)
+        return (scale, one) if scale.ndim else (one, scale**2)

@@ -23,7 +23,7 @@ References: Hoffman and Gelman 2014, Section 3.2 (dual averaging); the noise mod
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,16 +95,21 @@ class DiffusionHMCState(NamedTuple):
 class DiffusionHMC(NoiseKernel):
     """MCMC kernel that draws all real latent sites together, diffusion sites in the noises of a guided chain.
 
-    Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here, with ``guidance`` for those that it
-    names; a model in which :class:`DiffusionReparam` did so already is taken as well. The posterior is that of the
-    T-step model, whatever the guidance: good guidance makes steps long. ``MCMC`` returns diffusion sites and noises;
+    Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here; a model in which
+    :class:`DiffusionReparam` did so already is taken as well. The posterior is that of the T-step model, whatever the
+    guidance: good guidance makes steps long. By default it is made of the model, by the Normal numbers whose mean
+    depends on a diffusion site: see :mod:`numpyro_diffusion.model.automatic`. ``charts`` says, after a run, what
+    guides, or why a site keeps the noises of its prior. ``MCMC`` returns diffusion sites and noises;
     ``extra_fields=("~z.x_noise", "accept_prob", "num_steps", "diverging", "log_likelihood")`` drops the noises and adds
     a diagnosis. A draw costs ``num_steps`` gradients of the model, each the chain once forth and back.
 
     Args:
         model: a NumPyro model.
-        guidance: by the name of a diffusion site, for example ``{"x": MomentMatching(A, y, noise)}``; in units of the
-            chain's states, see ``in_states``. Without it, the noises are those of the prior's chain.
+        guidance: ``"auto"``, made of the model; None, for the noises of the prior's chain; or by the name of a
+            diffusion site, for example ``{"x": MomentMatching(A, y, noise)}``, in units of the chain's states, see
+            ``in_states``, and the others' noises those of the prior's chain. ``"auto"`` needs the covariance of the
+            network's errors. If the prior does not bring it, it is computed before the first draw: 2000 draws of the
+            prior and as many network calls again, once for a kernel.
         step_size: where adaptation starts; the step size itself where ``num_warmup`` is 0. An angle in radians.
         target_accept_prob: the mean acceptance that the step size is adapted to.
         max_steps: the largest mean length of a trajectory.
@@ -117,24 +122,21 @@ class DiffusionHMC(NoiseKernel):
 
     >>> import numpyro
     >>> from numpyro_diffusion import Diffusion, GaussianKernel, Transition, schedules
-    >>> from numpyro_diffusion.guidance import MomentMatching
     >>> import numpyro.distributions as dist
     >>> kernel = GaussianKernel(schedules.log_snr(5), variance="upper")
     >>> prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, (2,)))
     >>> def model(y): numpyro.sample("y", dist.Normal(numpyro.sample("x", prior), 1.0).to_event(1), obs=y)
-    >>> y = jnp.array([1.0, -1.0])
-    >>> hmc = DiffusionHMC(model, guidance={"x": MomentMatching(jnp.eye(2), y, 1.0)})
-    >>> mcmc = numpyro.infer.MCMC(hmc, num_warmup=30, num_samples=20, progress_bar=False)
-    >>> mcmc.run(jax.random.key(0), y)
-    >>> mcmc.get_samples()["x"].shape
-    (20, 2)
+    >>> mcmc = numpyro.infer.MCMC(DiffusionHMC(model), num_warmup=30, num_samples=20, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0), jnp.array([1.0, -1.0]))
+    >>> mcmc.get_samples()["x"].shape, mcmc.sampler.charts
+    ((20, 2), {'x': "guided by 'y', 2 numbers; errors computed"})
     """
 
     def __init__(
         self,
         model: Callable,
         *,
-        guidance: Mapping[str, Guidance] | None = None,
+        guidance: Mapping[str, Guidance] | Literal["auto"] | None = "auto",
         step_size: float = 0.5,
         target_accept_prob: float = 0.8,
         max_steps: int = 32,
@@ -152,7 +154,10 @@ class DiffusionHMC(NoiseKernel):
 
     def get_diagnostics_str(self, state: DiffusionHMCState) -> str:
         step, accept = float(state.step_size), float(state.mean_accept_prob)
-        return f"step size {step:.2f}, {int(state.num_steps)} steps, acceptance {accept:.2f}"
+        charts = self.charts if self._program is not None else {}
+        unguided = [name for name, chart in charts.items() if chart.startswith("the prior's")]
+        said = f", {', '.join(unguided)} not guided" if unguided else ""
+        return f"step size {step:.2f}, {int(state.num_steps)} steps, acceptance {accept:.2f}{said}"
 
     def refresh(self, state: DiffusionHMCState, model_args: tuple, model_kwargs: Any) -> DiffusionHMCState:
         value, gradient = jax.value_and_grad(self._reference(model_args, model_kwargs).log_likelihood)(state.z)

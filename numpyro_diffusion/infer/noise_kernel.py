@@ -7,7 +7,7 @@ and the log likelihood of :class:`~.reference.NormalReference` in ``log_likeliho
 import abc
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from .._compat.numpyro import GIBBS_SITES_KWARG, is_prng_key, transform_fn
 from .._typing import Array
 from ..guidance import Guidance
 from ..model.arguments import Static, as_static
+from ..model.automatic import AutoGuidance
 from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 
@@ -31,6 +32,7 @@ class _Program(NamedTuple):
     """What is compiled for one set of model arguments, to be used again as long as they are the same."""
 
     arguments: Static
+    reference: NormalReference
     start: Callable
     constrain: Callable
 
@@ -40,22 +42,39 @@ class NoiseKernel(MCMCKernel):
 
     Args:
         model: a NumPyro model.
-        guidance: of diffusion sites, by name.
+        guidance: of diffusion sites, by name; or ``"auto"``, made of the model.
     """
 
     sample_field = "z"
 
-    def __init__(self, model: Callable, guidance: Mapping[str, Guidance] | None = None) -> None:
+    def __init__(self, model: Callable, guidance: Mapping[str, Guidance] | Literal["auto"] | None = None) -> None:
         if not callable(model):
             raise TypeError(expected("a NumPyro model", repr(model), "Pass the function, with no potential."))
         self._model = model
-        self._guidance = dict(guidance or {})
+        if isinstance(guidance, str) and guidance != "auto":
+            cure = "Name sites, {'x': MomentMatching(...)}, or leave it to the model."
+            raise ValueError(expected("guidance by site, 'auto' or None", repr(guidance), cure))
+        self._guidance = guidance if isinstance(guidance, str) else dict(guidance or {})
+        self._auto: AutoGuidance | None = None
         self._program: _Program | None = None
 
     @property
     def model(self) -> Callable:
         """The user's model."""
         return self._model
+
+    @property
+    def charts(self) -> dict[str, str]:
+        """What the noises of each diffusion site are those of, in words, for the data of the latest run.
+
+        Raises:
+            RuntimeError: before a run.
+        """
+        if self._program is None:
+            raise RuntimeError(
+                expected("a kernel that has run", "one that has not", "What guides a chain depends on the data.")
+            )
+        return self._program.reference.charts
 
     @property
     def _sample_fn(self) -> Callable:
@@ -110,7 +129,7 @@ class NoiseKernel(MCMCKernel):
         return partial(transform_fn, self._reference(model_args, model_kwargs).transforms())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_program": None}
+        return {**self.__dict__, "_program": None, "_auto": None}
 
     @abc.abstractmethod
     def _first_state(
@@ -133,16 +152,20 @@ class NoiseKernel(MCMCKernel):
         program = self._program
         if program is not None and program.arguments == arguments:
             return program
-        reference = self._reference(model_args, model_kwargs)
         check_observed(self._model, model_args, model_kwargs or {})
+        guidance: Any = self._guidance
+        if isinstance(guidance, str):
+            self._auto = self._auto or AutoGuidance(self._model)
+            guidance = self._auto.bind(model_args, model_kwargs or {})
+        reference = NormalReference(self._model, model_args, model_kwargs or {}, guidance)
         start = jax.jit(partial(self._start, reference), static_argnums=0)
-        program = _Program(arguments, start, jax.jit(reference.constrain))
+        program = _Program(arguments, reference, start, jax.jit(reference.constrain))
         if is_concrete(arguments.leaves):
             self._program = program
         return program
 
     def _reference(self, model_args: tuple, model_kwargs: Values | None) -> NormalReference:
-        return NormalReference(self._model, model_args, model_kwargs or {}, self._guidance)
+        return self._prepare(model_args, model_kwargs).reference
 
 
 def _first_point(reference: NormalReference, key: Array, init_params: Values | None) -> tuple[dict[str, Array], Array]:

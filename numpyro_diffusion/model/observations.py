@@ -21,6 +21,7 @@ from .sites import check_proper, site_log_prob
 from .trace import trace_model
 
 __all__ = [
+    "NoiseUnit",
     "NormalSite",
     "Observation",
     "check_observed",
@@ -61,6 +62,43 @@ class NormalSite:
     def __init__(self, residual: Array, spread: Array, seen: Array, event_dim: int, is_diagonal: bool) -> None:
         self.residual, self.spread, self.seen = residual, spread, seen
         self.event_dim, self.is_diagonal = event_dim, is_diagonal
+
+    def variances(self) -> Array:
+        """Of each number, of the residual's shape."""
+        return self.spread if self.is_diagonal else jnp.diagonal(self.spread, axis1=-2, axis2=-1)
+
+
+@register_pytree(data=("root", "variance", "seen"), static=("event_dim", "is_diagonal"))
+class NoiseUnit:
+    """The noise of a Normal site somewhere, as a unit: in it residuals there have the covariance I.
+
+    Attributes:
+        root: R^{-1/2}, of the residual's shape, or the inverse of a lower Cholesky factor with one more axis.
+        variance: of each number, of the residual's shape; 1 where it is not seen.
+        seen, event_dim, is_diagonal: the site's.
+    """
+
+    def __init__(self, site: NormalSite) -> None:
+        self.seen, self.event_dim, self.is_diagonal = site.seen, site.event_dim, site.is_diagonal
+        self.variance = jnp.where(site.seen, site.variances(), 1.0)
+        if site.is_diagonal:
+            self.root = 1 / jnp.sqrt(self.variance)
+        else:
+            size = site.spread.shape[-1]
+            unit = jnp.broadcast_to(jnp.eye(size, dtype=site.spread.dtype), site.spread.shape)
+            factor = jnp.linalg.cholesky(jnp.where(site.seen[..., None], site.spread, unit))
+            self.root = jax.scipy.linalg.solve_triangular(factor, unit, lower=True)
+
+    def numbers(self, residual: Array, elements: Shape) -> Array:
+        """Residuals, or changes of them, in this unit: shape (E..., m)."""
+        white = residual * self.root if self.is_diagonal else jnp.einsum("...ij,...j->...i", self.root, residual)
+        return _elements_first(white, elements, self.event_dim)
+
+    def log_ratio(self, site: NormalSite, elements: Shape) -> tuple[Array, Array]:
+        """The site's noise over this one, log of variances, shape (E..., m), and which of them count."""
+        ratio = jnp.log(jnp.where(site.seen & self.seen, site.variances(), self.variance)) - jnp.log(self.variance)
+        first = lambda values: _elements_first(values, elements, self.event_dim)  # noqa: E731
+        return first(ratio), first(site.seen & self.seen)
 
 
 def normal_site(site: dict) -> NormalSite | None:

@@ -81,7 +81,7 @@ class Program:
     """
 
     def __init__(self, model: Callable, static: Static, arrays: list, elements: str) -> None:
-        self._model, self.static = model, static
+        self.model, self.static = model, static
         blank = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arrays)
         some_key = jax.random.key(0)
         self._key_kind, self._key_shape = jax.random.key_impl(some_key), jax.random.key_data(some_key).shape
@@ -132,7 +132,7 @@ class Program:
             return wrapped.value(some_state)
 
         args, kwargs = join(arrays, self.static)
-        return trace_model(self._model, args, kwargs, rng_key=key, fill=fill), diffusions
+        return trace_model(self.model, args, kwargs, rng_key=key, fill=fill), diffusions
 
     def states(self, arrays: list, values: Values) -> dict[str, Array]:
         """The states of diffusion sites at given values, see :meth:`SplitModel.states`."""

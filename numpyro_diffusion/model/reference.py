@@ -10,7 +10,8 @@ Assumed: real latent sites with their supports, and a model that is a function o
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from .._compat.numpyro import Messenger, constrain_fn, potential_energy
 from .._typing import Array
 from ..guidance import Guidance
 from ..wrappers import unwrap
+from .automatic import AutoGuidance, ModelGuidance, with_states
 from .reparam import DiffusionReparam
 from .sites import check_proper, check_trained, latent_diffusion
 from .trace import trace_model
@@ -39,20 +41,27 @@ class NormalReference:
     Args:
         model: a NumPyro model.
         args, kwargs: its arguments.
-        guidance: of diffusion sites, by name, see :class:`DiffusionReparam`.
+        guidance: of diffusion sites, by name, see :class:`DiffusionReparam`; or made of the model: what
+            :class:`AutoGuidance` binds, or ``"auto"``, for which it is made here.
     """
 
     def __init__(
-        self, model: Callable, args: tuple, kwargs: Values, guidance: Mapping[str, Guidance] | None = None
+        self,
+        model: Callable,
+        args: tuple,
+        kwargs: Values,
+        guidance: Mapping[str, Guidance] | ModelGuidance | Literal["auto"] | None = None,
     ) -> None:
         self.model = model
         self.args = args
         self.kwargs = kwargs
-        self.guidance = dict(guidance or {})
+        if isinstance(guidance, str):
+            guidance = AutoGuidance(model).bind(args, kwargs)
+        self.guidance = guidance if isinstance(guidance, ModelGuidance) else dict(guidance or {})
 
     def log_likelihood(self, u: Values) -> Array:
         """The number log L(u) in nats: finite, or -inf where the density is 0, infinite or NaN."""
-        model = _CancelStandardNormals(self._noncentred(jax.random.key(0)))
+        model = _CancelStandardNormals(self._noncentred(jax.random.key(0), self._guidance_at(u)))
         log_density = -potential_energy(model, self.args, self.kwargs, u)
         others = [value for name, value in u.items() if name not in model.cancelled]
         value = jnp.asarray(log_density - sum(dist.Normal(0.0, 1.0).log_prob(other).sum() for other in others), float)
@@ -60,7 +69,8 @@ class NormalReference:
 
     def constrain(self, u: Values) -> Values:
         """Values of all latent sites in their supports, and of all deterministic ones."""
-        return constrain_fn(self._noncentred(jax.random.key(0)), self.args, self.kwargs, u, return_deterministic=True)
+        model = self._noncentred(jax.random.key(0), self._guidance_at(u))
+        return constrain_fn(model, self.args, self.kwargs, u, return_deterministic=True)
 
     def prior_draw(self, key: Array) -> dict[str, Array]:
         """Unconstrained values of the latent sites, drawn from their prior.
@@ -74,13 +84,25 @@ class NormalReference:
 
     def noises(self) -> frozenset[str]:
         """Names of the sites that are noises of a diffusion."""
+        return frozenset(f"{name}_noise" for name in self._noncentred_sites(self._sites))
+
+    @cached_property
+    def charts(self) -> dict[str, str]:
+        """What the noises of each diffusion site are those of, in words."""
+        if isinstance(self.guidance, ModelGuidance):
+            found, reason = dict(self.guidance.charts), self.guidance.reason
+        else:
+            found, reason = {name: f"guided by {type(each).__name__}" for name, each in self.guidance.items()}, ""
+        own = self._noncentred_sites(lambda key: trace_model(seed(self.model, key), self.args, self.kwargs))
+        found = {**dict.fromkeys(own, "the model's own"), **found}
+        unguided = f"the prior's: {reason}" if reason else "the prior's"
+        return {name: found.get(name, unguided) for name in self._noncentred_sites(self._sites)}
+
+    def _noncentred_sites(self, sites: Callable[[Array], Values]) -> list[str]:
+        """The diffusions among some sites that are functions of their noises, by the shapes alone."""
         found: list[str] = []
-
-        def look(key: Array) -> None:
-            found.extend(f"{name}_noise" for name in _diffusions(self._sites(key)))
-
-        jax.eval_shape(look, jax.random.key(0))
-        return frozenset(found)
+        jax.eval_shape(lambda key: found.extend(_diffusions(sites(key))), jax.random.key(0))
+        return found
 
     def transforms(self) -> Values:
         """Each latent site's transform from the real line.
@@ -105,22 +127,35 @@ class NormalReference:
                 )
         return {name: biject_to(support) for name, support in supports.items()}
 
-    def _noncentred(self, key: Array) -> Callable:
-        return reparam(seed(self.model, key), config=self._noises_for_diffusions)
+    def _guidance_at(self, u: Values | None = None) -> Mapping[str, Guidance]:
+        """Guidance by site at values of the other latent sites, by default where the model was linearised."""
+        guidance = self.guidance
+        if not isinstance(guidance, ModelGuidance):
+            return guidance
+        others = guidance.others
+        if u is not None and not guidance.is_fixed:
+            # Where a support depends on a diffusion site it is that of a fixed state: a function of the others alone.
+            model = seed(with_states(self.model), jax.random.key(0))
+            others = constrain_fn(model, self.args, self.kwargs, {name: u[name] for name in others})
+        return guidance.at(others)
 
-    def _noises_for_diffusions(self, site: Values) -> DiffusionReparam | None:
-        wrapped = latent_diffusion(site)
-        if wrapped is None or wrapped.diffusion.kernel.is_discrete:
-            return None
-        return DiffusionReparam(self.guidance.get(site["name"]))
+    def _noncentred(self, key: Array, guidance: Mapping[str, Guidance]) -> Callable:
+        return reparam(seed(self.model, key), config=partial(_noises_for_diffusions, guidance))
 
     def _latent_sites(self, key: Array) -> list[tuple[str, Values]]:
         sites = self._sites(key)
-        _check_sites(sites, self.guidance)
+        _check_sites(sites, {} if isinstance(self.guidance, ModelGuidance) else self.guidance)
         return list(_latent(sites).items())
 
     def _sites(self, key: Array) -> Values:
-        return trace_model(self._noncentred(key), self.args, self.kwargs, fill=_initial_value)
+        return trace_model(self._noncentred(key, self._guidance_at()), self.args, self.kwargs, fill=_initial_value)
+
+
+def _noises_for_diffusions(guidance: Mapping[str, Guidance], site: Values) -> DiffusionReparam | None:
+    wrapped = latent_diffusion(site)
+    if wrapped is None or wrapped.diffusion.kernel.is_discrete:
+        return None
+    return DiffusionReparam(guidance.get(site["name"]))
 
 
 class _CancelStandardNormals(Messenger):
