@@ -14,6 +14,8 @@ p's own does. *Approximate*: biased by itself, a chart of noises (:class:`~.Diff
 Assumed: a Gaussian kernel. Not captured: that the errors differ from one x^t to another.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,11 @@ class ErrorCovariance:
     def num_steps(self) -> int:
         """T."""
         return self.diagonal.shape[0]
+
+    def at_levels(self, levels: Sequence[int]) -> "ErrorCovariance":
+        """Those of a respaced chain, which visits these levels t alone."""
+        index = np.asarray(levels) - 1
+        return ErrorCovariance(self.factor[index], self.diagonal[index])
 
     def matrices(self) -> Array:
         """All C_t, shape (T, d, d)."""
