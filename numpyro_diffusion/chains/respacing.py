@@ -6,7 +6,8 @@ q(x^{l_k} | x^{l_{k-1}}), in closed form, and the reverse steps
     p(x^{l_{k-1}} | x^{l_k})      the kernel's, from x0hat(x^{l_k}), with the bridge q(x^{l_{k-1}} | x^{l_k}, x^0)
 
 The network is asked at its own step l_k. The variance keeps its meaning between these levels: "lower" and "upper" are
-those of the longer steps, "learned" keeps the fraction of the way between them, "denoiser" the variance of x^0.
+those of the longer steps, "learned" keeps the fraction of the way between them, "denoiser" the variance of x^0. Where
+level 1 is kept, p(x^0 | x^1) is that of the whole chain (``Schedule.first_ratio`` is what its lower value needs).
 
 It is *another model*, with an exact density of its path and a bound of its own: a step of p is Gaussian, and
 q(x^{l_{k-1}} | x^{l_k}) is less so the longer the step.
@@ -64,7 +65,10 @@ def _even(schedule: Schedule, num_steps: int) -> tuple[int, ...]:
         raise ValueError(expected("a schedule whose numbers are known", "a traced one", cure))
     if num_steps == 1:
         return (top,)
-    log_snr = np.asarray(schedule.log_snr, float)
+    # By NumPy: inside of a trace jax.numpy has no values, and a schedule that was made before it has.
+    power, noise = np.asarray(schedule.alpha_bar, float), np.asarray(schedule.noise_variance, float)
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(power) - np.log(noise)
     has_end = not np.isfinite(log_snr[top])
     last, count = (top - 1, num_steps - 1) if has_end else (top, num_steps)
     levels = [0]

@@ -62,11 +62,6 @@ class ErrorCovariance:
             raise ValueError(expected("diagonal > 0", got, "It is a variance; use error_covariance."))
         self.factor, self.diagonal = factor, diagonal
 
-    @property
-    def num_steps(self) -> int:
-        """T."""
-        return self.diagonal.shape[0]
-
     def at_levels(self, levels: Sequence[int]) -> "ErrorCovariance":
         """Those of a respaced chain, which visits these levels t alone."""
         index = np.asarray(levels) - 1
