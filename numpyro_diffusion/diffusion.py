@@ -18,6 +18,7 @@ into every model and file. Draws and estimates do not look at it.
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -29,6 +30,7 @@ from ._dependence import mixed_with_latent
 from ._typing import Array, ArrayLike, Shape
 from .chains.base import ARRAY, ChainDistribution, check_context
 from .chains.keys import key_from_context, require_key
+from .chains.respacing import chosen_levels
 from .chains.reverse import ReverseChain
 from .estimates import AsDensity, Estimator, RandomStep
 from .guidance import ErrorCovariance
@@ -124,6 +126,33 @@ class Diffusion(ChainDistribution):
         carrying = copy.copy(self)
         carrying.errors = errors
         return carrying
+
+    def respaced(self, num_steps: int | None = None, *, levels: Sequence[int] | None = None) -> "Diffusion":
+        """The prior of the same network that visits some of the levels of noise: fewer calls, another model.
+
+        Its chain is that of :meth:`.ReverseChain.respaced`, and its bound is its own: compare ``evaluation.bound`` of
+        both. The covariance of the network's errors goes along, each level's.
+
+        Args:
+            num_steps: K <= T.
+            levels: in place of that, K rising integers out of 1..T, the last of them T.
+
+        Raises:
+            TypeError, ValueError: as :meth:`.ReverseChain.respaced`.
+
+        >>> import numpyro_diffusion as nd
+        >>> kernel = nd.GaussianKernel(nd.schedules.log_snr(100), variance="upper")
+        >>> prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,)))
+        >>> prior.respaced(25).kernel.num_steps
+        25
+        """
+        levels = chosen_levels(self, num_steps, levels)
+        if len(levels) == self.kernel.num_steps:
+            return self
+        respaced = copy.copy(self)
+        respaced.kernel, respaced.transition = self.kernel.at_levels(levels), self.transition.at_levels(levels)
+        respaced.errors = None if self.errors is None else self.errors.at_levels(levels)
+        return respaced
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         asker = asking()

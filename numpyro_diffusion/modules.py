@@ -179,7 +179,7 @@ def update_state(
     if transition.state is None:
         raise ValueError(expected(f"a network with state at {name!r}", "one without", "There is nothing to update."))
     function: Any = transition.function
-    state = function.next_state(transition.params, transition.state, x_t, jnp.asarray(t), context, **kwargs)
+    state = function.next_state(transition.params, transition.state, x_t, transition.own_step(t), context, **kwargs)
     mutable(f"{name}$state", {"state": transition.state})["state"] = jax.lax.stop_gradient(state)
 
 

@@ -19,6 +19,7 @@ References: Sohl-Dickstein et al. 2015, Section 2.4.1; Ho et al. 2020 (linear); 
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ __all__ = [
 _STEPS_CURE = "Pass the number of diffusion steps T, for example 100."
 
 
-@register_pytree(data=("beta", "alpha_bar", "noise_variance"), static=("num_steps",))
+@register_pytree(data=("beta", "alpha_bar", "noise_variance", "first_ratio"), static=("num_steps",))
 class Schedule:
     """b_t, abar_t and 1 - abar_t for t = 0..T, a pytree of three arrays.
 
@@ -51,16 +52,26 @@ class Schedule:
         alpha_bar: abar_t, shape (T + 1,), from 1 down.
         noise_variance: 1 - abar_t without cancellation, shape (T + 1,), from 0 up.
         num_steps: T.
+        first_ratio: of some levels of a longer schedule, that schedule's own v_1 / v_2, shape (); else None.
     """
 
     beta: ArrayLike
     alpha_bar: ArrayLike
     noise_variance: ArrayLike
     num_steps: int
+    first_ratio: ArrayLike | None = None
 
-    def __init__(self, beta: ArrayLike, alpha_bar: ArrayLike, noise_variance: ArrayLike) -> None:
+    def __init__(
+        self,
+        beta: ArrayLike,
+        alpha_bar: ArrayLike,
+        noise_variance: ArrayLike,
+        *,
+        first_ratio: ArrayLike | None = None,
+    ) -> None:
         self.beta, self.alpha_bar, self.noise_variance = beta, alpha_bar, noise_variance
         self.num_steps = jnp.shape(beta)[0] - 1
+        self.first_ratio = first_ratio
 
     @classmethod
     def from_beta(cls, beta: ArrayLike | Sequence[float]) -> "Schedule":
@@ -112,6 +123,36 @@ class Schedule:
             noise_variance[t] = (1.0 - b) * noise_variance[t - 1] + b
         alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - beta)])
         return cls(np.concatenate([[0.0], beta]), alpha_bar, noise_variance)
+
+    def at_levels(self, levels: Sequence[int]) -> "Schedule":
+        """The schedule of the chain that visits these levels of noise alone: step k goes from levels[k-1] to levels[k].
+
+        abar and v are those of the levels; b_k = 1 - prod (1 - b_t) over the steps t that it joins.
+
+        Args:
+            levels: rising integers out of 1..T, the last of them T.
+
+        >>> constant_fraction(4).at_levels([1, 4]).alpha_bar
+        array([1.  , 0.75, 0.  ])
+        """
+        index = np.asarray((0, *levels))
+        if isinstance(self.beta, np.ndarray):
+            with np.errstate(divide="ignore"):  # b_T = 1
+                log_kept: Any = np.add.reduceat(np.log1p(-self.beta[1:]), index[:-1])
+            beta: ArrayLike = np.concatenate([[0.0], -np.expm1(log_kept)])
+        else:
+            joins = np.repeat(np.arange(len(levels)), np.diff(index))
+            log_kept = jax.ops.segment_sum(jnp.log1p(-jnp.asarray(self.beta)[1:]), joins, len(levels))
+            beta = jnp.concatenate([jnp.zeros((1,), log_kept.dtype), -jnp.expm1(log_kept)])
+        power, noise = self.alpha_bar[index], self.noise_variance[index]  # type: ignore[index]
+        return Schedule(beta, power, noise, first_ratio=self.ratio_at_end if levels[0] == 1 else None)
+
+    @property
+    def ratio_at_end(self) -> ArrayLike:
+        """v_1 / v_2, or that of the longer schedule whose levels these are; 1/2 when T = 1."""
+        if self.first_ratio is not None:
+            return self.first_ratio
+        return self.noise_variance[1] / self.noise_variance[2] if self.num_steps > 1 else 0.5  # type: ignore[index]
 
     @property
     def log_snr(self) -> Array:

@@ -9,6 +9,9 @@ batch shape, from () to the full one; ``context`` is None or (batch..., context 
 ``kernel.num_outputs`` arrays of exactly x_t's shape and dtype: one array, or a tuple.
 """
 
+import copy
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +23,7 @@ from .kernels import Kernel
 __all__ = ["Transition", "check_output"]
 
 
-@register_pytree(data=("params", "state"), static=("function", "event_shape", "context_shape"))
+@register_pytree(data=("params", "state"), static=("function", "event_shape", "context_shape", "levels"))
 class Transition:
     """A transition function with its parameters bound.
 
@@ -32,6 +35,9 @@ class Transition:
         state: a network's non-trained state (moving averages), handed to the function with the parameters as
             ``(params, state)`` when it is not None.
 
+    Attributes:
+        levels: of a respaced chain of K steps, the network's own step t of each k = 1..K; None where they are the same.
+
     >>> unit_gaussian = Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,))
     >>> unit_gaussian.event_shape
     (2,)
@@ -42,6 +48,7 @@ class Transition:
     event_shape: Shape
     context_shape: Shape | None
     state: PyTree
+    levels: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -71,12 +78,25 @@ class Transition:
         return len(self.event_shape)
 
     def __call__(self, x_t: Array, t: ArrayLike, context: Array | None = None) -> PyTree:
-        """The network's output at x_t and t."""
+        """The network's output at x_t and step t of the chain."""
         params = self.params if self.state is None else (self.params, self.state)
-        return self.function(params, x_t, jnp.asarray(t), context)
+        return self.function(params, x_t, self.own_step(t), context)
+
+    def own_step(self, t: ArrayLike) -> Array:
+        """Step t of the chain as the network was trained to count it."""
+        return jnp.asarray(t) if self.levels is None else jnp.asarray((0, *self.levels))[jnp.asarray(t)]
+
+    def at_levels(self, levels: Sequence[int]) -> "Transition":
+        """The same network for a chain whose step k is this one's step levels[k-1]."""
+        own = (0, *self.levels) if self.levels is not None else range(levels[-1] + 1)
+        kept = copy.copy(self)
+        kept.levels = tuple(int(own[t]) for t in levels)
+        return kept
 
     def __repr__(self) -> str:
-        return f"Transition({self.function!r}, event_shape={self.event_shape}, context_shape={self.context_shape})"
+        levels = "" if self.levels is None else f", levels={self.levels}"
+        shapes = f"event_shape={self.event_shape}, context_shape={self.context_shape}"
+        return f"Transition({self.function!r}, {shapes}{levels})"
 
 
 def check_output(kernel: Kernel, output: PyTree, x_t: Array) -> None:

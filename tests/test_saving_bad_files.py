@@ -226,6 +226,10 @@ FITS = "a network that runs with all the file's parameters"
         (put("params", value={}), "a value; got"),
         (put("params", value=[1]), "a value; got"),
         # what a prior may carry
+        (put("levels", value=[1, 2]), r"1 rising levels; got \[1, 2\]"),
+        (put("levels", value="os"), "levels to be a tuple of positive integers"),
+        (put("first_ratio", value="a"), "settings of a prior|a number in"),
+        (put("first_ratio", value=2.0), r"a number in \(0, 1\] as first_ratio; got 2.0"),
         (put("errors", value=None), r"settings \['diagonal', 'factor'\]; got None"),
         (put("errors", value={"dict": {"factor": 1, "diagonal": 1}}), "settings of a prior; got AttributeError"),
         (
@@ -240,7 +244,7 @@ FITS = "a network that runs with all the file's parameters"
             "array of the file; got .*no/such",
         ),
     ],
-    ids=range(35),
+    ids=range(39),
 )
 def test_a_file_can_say_only_what_a_prior_is(no_type_checks, change, message, path):
     forge(path, change)

@@ -12,6 +12,7 @@ Whatever needs a kernel, a network and a context takes a ReverseChain. Its step 
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,11 +21,13 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from .._checks import check_integer_at_least, check_trailing_shape, expected
+from .._compat.numpyro import explicit_validation
 from .._numerics import expand_right
 from .._typing import Array, ArrayLike, PyTree, Shape
 from ..kernels import Kernel
 from ..transition import Transition, check_output
 from .base import ARRAY, ChainDistribution, check_context, check_kernel
+from .respacing import chosen_levels
 
 __all__ = ["ReverseChain"]
 
@@ -126,6 +129,77 @@ class ReverseChain(ChainDistribution):
     def with_context(self, context: ArrayLike | None) -> "ReverseChain":
         """The same chain for another context, whose batch shape it takes."""
         return ReverseChain(self.kernel, self.transition, context=context, stop=self.stop)
+
+    def respaced(self, num_steps: int | None = None, *, levels: Sequence[int] | None = None) -> "ReverseChain":
+        """The chain of the same network that visits some of the levels of noise: fewer calls, another model.
+
+        Its path has an exact density, and its x^0 a bound, of its own: look at ``evaluation.bound`` of both. See
+        :mod:`numpyro_diffusion.chains.respacing`.
+
+        Args:
+            num_steps: K <= T; the levels are then 1, T and others at even distances in log SNR.
+            levels: in place of that, K rising integers out of 1..T, the last of them T. Without level 1 the last step
+                is longer, and its Gaussian wider.
+
+        Returns:
+            A chain whose steps are 1..K; with all levels this one.
+
+        Raises:
+            TypeError: for a kernel that cannot, such as one with ``parameterization="paper"``.
+            ValueError: for a number of steps or levels out of range; for a chain that stops at a level that is left
+                out; inside of NumPyro's ``scan``.
+
+        >>> import numpyro_diffusion as nd
+        >>> kernel = nd.GaussianKernel(nd.schedules.log_snr(100), variance="upper")
+        >>> chain = ReverseChain(kernel, nd.Transition(lambda params, x_t, t, context: 0 * x_t, None, (2,)))
+        >>> short = chain.respaced(4)
+        >>> short.sample(jax.random.key(0)).shape, short.transition.levels
+        ((5, 2), (1, 34, 67, 100))
+        """
+        levels = chosen_levels(self, num_steps, levels)
+        if len(levels) == self.num_steps:
+            return self
+        if self.stop and self.stop not in levels:
+            wanted = f"levels among which stop = {self.stop} is"
+            raise ValueError(expected(wanted, levels, "Respace the chain down to x^0."))
+        kernel, transition = self.kernel.at_levels(levels), self.transition.at_levels(levels)
+        stop, validate_args = (0, *levels).index(self.stop), explicit_validation(self)
+        chain = ReverseChain(kernel, transition, context=self.context, stop=stop, validate_args=validate_args)
+        chain._batch_shape = self.batch_shape
+        return chain
+
+    def flow(self, x_top: ArrayLike) -> Array:
+        r"""The data that x^T leads to without noise: DDIM, a discretisation of the probability flow.
+
+            x^{t-1} = a_{t-1} x0hat + sqrt(n_{t-1} / n_t) (x^t - a_t x0hat),     q(x^t | x^0) = N(a_t x^0, n_t)
+
+        *Not a draw* of the chain's p(x^0), but one of the flow's model, of the same network.
+
+        Args:
+            x_top: x^T, shape (batch..., event...), for example standard normal.
+
+        Returns:
+            x^0, of that shape: the network's estimate of it at x^1.
+
+        Raises:
+            TypeError: for a kernel of discrete states.
+            ValueError: for a chain with ``stop`` > 0.
+
+        References: Song, Meng, Ermon 2021, Denoising diffusion implicit models, Eq. 12 with sigma = 0.
+        """
+        if self.kernel.is_discrete:
+            cure = "Bits have no flow; draw them by respaced(num_steps).sample_last."
+            raise TypeError(expected("a kernel of real states for the flow", type(self.kernel).__name__, cure))
+        if self.stop:
+            raise ValueError(expected("a chain down to x^0 for the flow", f"stop={self.stop}", "Build it with stop=0."))
+        check_trailing_shape("x_top", x_top, self.state_shape, "Batch dimensions go to the left.")
+
+        def step(x_t: Array, t: Array) -> tuple[Array, None]:
+            x_0 = self.denoised(x_t, t)
+            (signal, noise), (before, noise_before) = (self.kernel.signal_and_noise(u, x_t) for u in (t, t - 1))
+            return before * x_0 + jnp.sqrt(noise_before / noise) * (x_t - signal * x_0), None
+
+        return jax.lax.scan(step, jnp.asarray(x_top), self._steps(), reverse=True)[0]
 
     def beside_state(self, batched: ArrayLike) -> Array:
         """Numbers of the batch (steps, weights) shaped to broadcast against states."""

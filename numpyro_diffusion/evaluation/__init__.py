@@ -3,6 +3,7 @@
     bound                    K with every step, term by term, and K - L_null
     importance_weighted      tighter with more trajectories, and how it converges
     probability_flow         an ordinary differential equation through the denoiser; ProbabilityFlow is the estimator
+    flow_sample              draws of that flow in few network calls, which are not draws of the model
     integer_log_likelihood  of integers under a model of real numbers: dequantised, bins accounted for
     entropy_bounds           what each reverse step's entropy must lie between
     parzen_log_likelihood    only for comparison with published tables
@@ -17,7 +18,7 @@ from .bounds import Bound, bound
 from .calibration import Coverage, expected_coverage, rank_uniformity, sbc_ranks
 from .distances import TwoSampleTest, classifier_two_sample_test, max_mean_discrepancy, sliced_wasserstein
 from .entropies import EntropyBounds, entropy_bounds
-from .flow import FlowLikelihood, ProbabilityFlow, probability_flow
+from .flow import FlowLikelihood, ProbabilityFlow, flow_sample, probability_flow
 from .importance import ImportanceWeightedBound, importance_weighted
 from .integers import integer_log_likelihood
 from .parzen import ParzenLikelihood, parzen_log_likelihood
@@ -37,6 +38,7 @@ __all__ = [
     "classifier_two_sample_test",
     "entropy_bounds",
     "expected_coverage",
+    "flow_sample",
     "importance_weighted",
     "integer_log_likelihood",
     "max_mean_discrepancy",

@@ -22,7 +22,10 @@ network: for a network that is not exact, K of the chain may lie above or below 
 The divergence is exact for few dimensions (as many directional derivatives) and else the mean of ``num_probes``
 Hutchinson estimates, unbiased, with their Monte Carlo error.
 
-References: Song et al. 2021, Section 4.3 and Appendix D; Grathwohl et al. 2019 (Hutchinson).
+Draws of the flow (``flow_sample``) take its equation by Euler's rule in sqrt(v / abar), which is DDIM.
+
+References: Song et al. 2021, Section 4.3 and Appendix D; Grathwohl et al. 2019 (Hutchinson); Song, Meng, Ermon 2021
+(DDIM).
 """
 
 import dataclasses
@@ -38,10 +41,11 @@ from .._checks import check_integer_at_least, expected, is_concrete
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from ..kernels import Kernel
+from ..wrappers import wrapped_diffusion
 from ._chunks import Chunk, Model, chunks, over_points, point_keys, states_of
 from .results import LogLikelihood
 
-__all__ = ["FlowLikelihood", "ProbabilityFlow", "probability_flow"]
+__all__ = ["FlowLikelihood", "ProbabilityFlow", "flow_sample", "probability_flow"]
 
 _STENCIL = 4  # a cubic
 
@@ -134,6 +138,46 @@ class ProbabilityFlow:
         )
         x_top, divergence = jax.tree.map(lambda path: path[0], solution.ys)
         return x_top, divergence
+
+
+def flow_sample(
+    rng_key: jax.Array, model: Model, num_steps: int | None = None, sample_shape: tuple[int, ...] = ()
+) -> Array:
+    """Draws of the flow in few network calls (DDIM): noise carried to data without more noise.
+
+    *Not draws of the T-step model*, whose p(x^0) they only resemble: for pictures and starting points, never in place
+    of ``model.sample`` where its distribution matters. One call of the network a step and none of diffrax.
+
+    Args:
+        rng_key: JAX random key.
+        model: parameters bound; a diffusion of real states, alone or inside of transforms, or its chain.
+        num_steps: K <= T levels, chosen as by ``Diffusion.respaced``; by default all.
+        sample_shape: of the draws.
+
+    Returns:
+        Shape sample_shape + batch_shape + event_shape, in the model's units.
+
+    Raises:
+        TypeError: for a model of discrete states, or none.
+        ValueError: for a number of steps out of 1..T.
+
+    >>> from numpyro_diffusion import Diffusion, GaussianKernel, Transition, schedules
+    >>> kernel = GaussianKernel(schedules.log_snr(100), variance="upper")
+    >>> prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0 * x_t, None, event_shape=(2,)))
+    >>> flow_sample(jax.random.key(0), prior, 10, (5,)).shape
+    (5, 2)
+
+    References: Song, Meng, Ermon 2021, Denoising diffusion implicit models.
+    """
+    wrapped = None if isinstance(model, ReverseChain) else wrapped_diffusion(model)
+    if wrapped is None and type(model) is not ReverseChain:
+        wanted = "a Diffusion, alone or inside of transforms, or a ReverseChain"
+        raise TypeError(expected(wanted, repr(model), "Pass fit.distribution(name)."))
+    chain: Any = model if wrapped is None else wrapped.chain
+    chain = chain if num_steps is None else chain.respaced(num_steps)
+    shape = tuple(sample_shape) + chain.batch_shape + chain.state_shape
+    state = chain.flow(chain.kernel.stationary(shape).sample(rng_key))
+    return state if wrapped is None else wrapped.value(state)
 
 
 def check_flow(kernel: Kernel) -> None:

@@ -15,6 +15,7 @@ Assumed: a Gaussian kernel. Not captured: that the errors differ from one x^t to
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -64,10 +65,10 @@ class ErrorCovariance:
             raise ValueError(expected("diagonal > 0", got, "It is a variance; use error_covariance."))
         self.factor, self.diagonal = factor, diagonal
 
-    @property
-    def num_steps(self) -> int:
-        """T."""
-        return self.diagonal.shape[0]
+    def at_levels(self, levels: Sequence[int]) -> "ErrorCovariance":
+        """Those of a respaced chain, which visits these levels t alone."""
+        index = np.asarray(levels) - 1
+        return ErrorCovariance(self.factor[index], self.diagonal[index])
 
     def matrices(self) -> Array:
         """All C_t, shape (T, d, d)."""

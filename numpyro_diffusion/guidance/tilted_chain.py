@@ -12,7 +12,7 @@ standardised noise, so that single precision is enough for any T.
 References: Sohl-Dickstein et al. 2015, Section 2.5, Eq. 16-22.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,15 @@ class TiltedChain(ReverseChain):
         """The unguided chain."""
         chain = ReverseChain(self.kernel, self.transition, context=self.context, stop=self.stop)
         return chain.expand(self.batch_shape)
+
+    def respaced(self, num_steps: int | None = None, *, levels: Sequence[int] | None = None) -> "ReverseChain":
+        """Refused: guidance may count the steps. Respace the chain, and guide that.
+
+        Raises:
+            TypeError: always.
+        """
+        cure = "TiltedChain(chain.respaced(num_steps), tilt), with a tilt made for that chain."
+        raise TypeError(expected("an unguided ReverseChain to respace", "a TiltedChain", cure))
 
     def log_weight(self, path: ArrayLike, log_r: Callable[[Array], ArrayLike] | None = None) -> Array:
         """The importance weight log p(path) + log r(x^0) - log q(path) of trajectories drawn from this chain.

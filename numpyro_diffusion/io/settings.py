@@ -12,6 +12,7 @@ come back as NumPy arrays: schedules are computed in float64, where JAX has 32 b
 
 import dataclasses
 import inspect
+import itertools
 import math
 from typing import Any, TypeAlias
 
@@ -46,7 +47,7 @@ _ESTIMATORS = {
 }
 _SCHEDULE = ("beta", "alpha_bar", "noise_variance")
 # What a prior need not have, and files of older versions have not: such a file is of the newest format.
-OPTIONAL = ("errors",)
+OPTIONAL = ("errors", "levels", "first_ratio")
 _TREES = ("params", "state", "context", "rng_key")
 _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 # Networks allocate in proportion to some of their settings before they look at a parameter.
@@ -92,6 +93,10 @@ def describe(prior: Diffusion) -> tuple[Tensors, dict[str, Any]]:
         "validate_args": prior.__dict__.get("_validate_args"),
         **{name: encode(tree, name, tensors) for name, tree in trees.items()},
     }
+    if transition.levels is not None:
+        settings["levels"] = list(transition.levels)
+    if schedule.first_ratio is not None:
+        settings["first_ratio"] = encode(schedule.first_ratio, "schedule/first_ratio", tensors)
     if prior.errors is not None:
         parts = {"factor": prior.errors.factor, "diagonal": prior.errors.diagonal}
         settings["errors"] = encode(parts, "errors", tensors)
@@ -111,7 +116,10 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
     arrays = [decode(node, tensors) for node in fields(found["schedule"], *_SCHEDULE).values()]
     shapes = {np.shape(array) for array in arrays}
     require(len(shapes) == 1 and len(shapes.pop()) == 1, "vectors of one length as a schedule", found["schedule"])
-    schedule = Schedule(*arrays)
+    ratio = decode(found.get("first_ratio"), tensors)
+    is_ratio = ratio is None or (np.shape(ratio) == () and 0 < float(ratio) <= 1)
+    require(is_ratio, "a number in (0, 1] as first_ratio", found.get("first_ratio"))
+    schedule = Schedule(*arrays, first_ratio=ratio)
     kernel = kernel(schedule) if kernel is not None and not isinstance(kernel, Kernel) else kernel
     kernel = _restore("kernel", found["kernel"], _KERNELS, tensors, kernel, schedule)
     same = all(np.array_equal(getattr(kernel.schedule, name), getattr(schedule, name)) for name in _SCHEDULE)
@@ -125,6 +133,11 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
         None if found["context_shape"] is None else tuple(found["context_shape"]),
         trees["state"],
     )
+    if "levels" in found:
+        levels = check_shape("levels", found["levels"], _FOREIGN)
+        is_rising = len(levels) == kernel.num_steps and all(a < b for a, b in itertools.pairwise(levels))
+        require(is_rising, f"{kernel.num_steps} rising levels", found["levels"])
+        transition = transition.at_levels(levels)
     _check_network(kernel, transition)
     key = trees["rng_key"]
     require(key is None or is_prng_key(key), "a random key", key)

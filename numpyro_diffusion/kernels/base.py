@@ -32,6 +32,8 @@ References: Sohl-Dickstein et al. 2015, Table App. 1 and Sections 2.1, 2.2 and 2
 """
 
 import abc
+import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -129,6 +131,21 @@ class Kernel(abc.ABC):
             )
         )
 
+    def at_levels(self, levels: Sequence[int]) -> "Kernel":
+        """The kernel of the chain that visits these levels of noise alone, for the same network.
+
+        A step then goes from one kept level to the next: the forward steps between them are one, and the reverse step
+        takes x0hat across all of them. A kernel has it whose network says of x^0, and not of x^{t-1}, what it says.
+
+        Args:
+            levels: rising integers out of 1..T, the last of them T.
+
+        Raises:
+            TypeError: for a kernel that has no such method.
+        """
+        cure = "Implement it, or train a network with fewer steps."
+        raise TypeError(expected("a kernel that has at_levels", type(self).__name__, cure))
+
     def encode(self, x_t: Array) -> Array:
         """The state as the network sees it: floating point."""
         return x_t
@@ -211,6 +228,11 @@ class Kernel(abc.ABC):
         if self.num_states is None:
             return jax.random.normal(key, shape)
         return jax.random.randint(key, shape, 0, self.num_states)
+
+    def _with_schedule(self, schedule: Schedule) -> Any:
+        changed = copy.copy(self)
+        changed.schedule = schedule
+        return changed
 
     def _zero_and_one(self, like: ArrayLike) -> tuple[Array, Array]:
         if self.is_discrete:

@@ -19,6 +19,7 @@ Not assumed: that the data's mean is the rate (the paper's form of the bound doe
 References: Sohl-Dickstein et al. 2015, Table App. 1, Sections 2.1, 2.2; Austin et al. 2021 ("x0" parameterisation).
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -103,6 +104,12 @@ class BernoulliKernel(Kernel):
     @property
     def num_outputs(self) -> int:
         return 1
+
+    def at_levels(self, levels: Sequence[int]) -> "BernoulliKernel":
+        if self.parameterization == "logits":
+            cure = "It says of x^{t-1} what it says; train another network with fewer steps."
+            raise TypeError(expected("a network of x^0 to respace", "parameterization='logits'", cure))
+        return self._with_schedule(self.schedule.at_levels(levels))
 
     def check_data(self, name: str, value: ArrayLike) -> None:
         check_binary(name, value)

@@ -22,6 +22,7 @@ Not assumed: an order of the states, or a distance between them.
 References: Austin et al. 2021 (uniform and absorbing rates); Hoogeboom et al. 2021 (uniform).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -115,6 +116,9 @@ class CategoricalKernel(Kernel):
     @property
     def num_outputs(self) -> int:
         return 1
+
+    def at_levels(self, levels: Sequence[int]) -> "CategoricalKernel":
+        return self._with_schedule(self.schedule.at_levels(levels))
 
     def check_data(self, name: str, value: ArrayLike) -> None:
         if not is_concrete(value):

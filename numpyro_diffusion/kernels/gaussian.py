@@ -38,6 +38,7 @@ Nichol and Dhariwal 2021 (interpolated log variance); Bao et al. 2022 (optimal v
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -125,6 +126,14 @@ class GaussianKernel(Kernel):
     def num_outputs(self) -> int:
         return 2 if self.variance in ("learned", "denoiser") else 1
 
+    def at_levels(self, levels: Sequence[int]) -> "GaussianKernel":
+        if self.parameterization == "paper":
+            cure = "Its outputs are those of its own steps; train another network with fewer steps."
+            raise TypeError(
+                expected("a network of x^0, noise, score or v to respace", "parameterization='paper'", cure)
+            )
+        return self._with_schedule(self.schedule.at_levels(levels))
+
     def check_data(self, name: str, value: ArrayLike) -> None:
         check_floating(name, value, "Convert it with .astype(jnp.float32).")
         check_finite(name, value)
@@ -198,10 +207,7 @@ class GaussianKernel(Kernel):
         """
         gain, bridge = self.bridge_terms(t, x_t)
         upper = bridge + gain**2 * self.denoised_variance(t, jnp.asarray(self.data_scale**2, bridge.dtype))
-        if self.num_steps == 1:
-            return 0.5 * upper, upper
-        first_two = self._at(self.schedule.noise_variance, np.arange(1, 3), x_t)
-        extrapolated = upper * first_two[0] / first_two[1]
+        extrapolated = upper * jnp.asarray(self.schedule.ratio_at_end, upper.dtype)
         return jnp.where(jnp.asarray(t) == 1, extrapolated, bridge), upper
 
     def _to_x0(self, output: ArrayLike, x_t: ArrayLike, t: ArrayLike) -> ArrayLike:
