@@ -101,14 +101,15 @@ def states_of(model: Model, x: ArrayLike) -> Points:
                 "A probability has no Jacobian: score the states by the Diffusion itself.",
             )
         )
-    log_det = np.zeros(len(x))
     states = np.asarray(x)
+    count = len(states)
+    log_det = np.zeros(count)
     if wrapped.transforms:
         states = wrapped.states_of(x)
         log_det = log_det - np.asarray(wrapped.log_abs_det(jnp.asarray(states), model.event_dim), np.float64)
-    base = _of_states(wrapped, len(x), several)
+    base = _of_states(wrapped, count, several)
     group = math.prod(several)
-    flat = states.reshape(len(x) * group, *wrapped.diffusion.event_shape)
+    flat = states.reshape(count * group, *wrapped.diffusion.event_shape)
     return Points(base, points_of(base, flat), log_det, size, group)
 
 
