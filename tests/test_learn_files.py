@@ -66,19 +66,20 @@ def test_a_file_that_became_shorter_is_named(tmp_path):
 
 
 def test_a_prior_from_a_file_is_the_prior_from_memory(tmp_path):
-    learned = {
-        "memory": nd.learn_prior(rows(), rng_key=jax.random.key(0), **QUICK),
-        "map": nd.learn_prior(on_disk(tmp_path, rows()), rng_key=jax.random.key(0), **QUICK),
-        "path": nd.learn_prior(str(tmp_path / "rows.npy"), rng_key=jax.random.key(0), **QUICK),
-        "iterator": nd.learn_prior(iter(np.split(rows(), 6)), rng_key=jax.random.key(0), **QUICK),
-    }
-    memory = learned.pop("memory")
-    for name, one in learned.items():
-        np.testing.assert_allclose(one.fit.losses, memory.fit.losses, rtol=1e-4)
-        np.testing.assert_allclose(one.report.prior.per_point, memory.report.prior.per_point, atol=1e-2)
-        assert ("an iterator of 300 rows, kept in a temporary file" in str(one.report)) == (name == "iterator")
-    assert "'column 1' (1)" in str(memory.report)
-    assert "20 rows repeat another" in str(memory.report)
+    memory, file = (
+        nd.learn_prior(data, rng_key=jax.random.key(0), **QUICK) for data in (rows(), on_disk(tmp_path, rows()))
+    )
+    np.testing.assert_allclose(file.fit.losses, memory.fit.losses, rtol=1e-4)
+    np.testing.assert_allclose(file.report.prior.per_point, memory.report.prior.per_point, atol=1e-2)
+    for one in (memory, file):
+        assert "'column 1' (1)" in str(one.report)
+        assert "20 rows repeat another" in str(one.report)
+
+
+def test_rows_of_an_iterator_are_those_of_its_batches_and_it_is_told():
+    found = look_at(iter(np.split(rows(), 6)), None, "real", "refuse", None)
+    np.testing.assert_array_equal(found.values, rows())
+    assert found.did[0] == "an iterator of 300 rows, kept in a temporary file"
 
 
 def test_rows_with_gaps_in_a_file_are_named_or_left_out(tmp_path):
@@ -208,12 +209,13 @@ def test_a_file_without_permission_is_refused_in_words(tmp_path, monkeypatch):
 
 MEASURE = """
 import resource, sys
+from importlib import import_module
 import jax, numpy as np
 import numpyro_diffusion as nd
 
-sys.modules["numpyro_diffusion.learning.learn"]._MOST_FITTED = 5000
-sys.modules["numpyro_diffusion.learning.baselines"]._MOST_ROWS = 500
-sys.modules["numpyro_diffusion.learning.rows"]._MOST_HELD_OUT = 200
+import_module("numpyro_diffusion.learning.learn")._MOST_FITTED = 5000
+import_module("numpyro_diffusion.learning.baselines")._MOST_ROWS = 500
+import_module("numpyro_diffusion.learning.rows")._MOST_HELD_OUT = 200
 kernel = nd.GaussianKernel(nd.schedules.log_snr(4, 0.1, 20.0), parameterization="x0", variance="denoiser")
 network = nd.networks.GaussianSkip(kernel.schedule.log_snr[1:], width=8, depth=1)
 settings = dict(num_steps=8, every=4, batch_size=64, num_trajectories=1, kernel=kernel, network=network)
