@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import scipy.sparse
 import xarray
 
 from numpyro_diffusion.learning.columns import look
@@ -105,6 +106,13 @@ def test_empty_cells_of_objects_are_nan():
         (pl.DataFrame({"who": ["x"]}), TypeError, "numbers in column 'who'; got 'x' in row 0"),
         (pl.DataFrame({"when": [datetime.date(2024, 1, 1)]}), TypeError, "column 'when'; got dates"),
         (pl.DataFrame({"many": [[1.0, 2.0], [3.0]]}), TypeError, "numbers in column 'many'"),
+        ({"a": ["1.5", "2"]}, TypeError, "numbers in column 'a'; got '1.5' in row 0. .*numbers as text.*to_numeric"),
+        ([{"a": 1.0}, {"a": 2.0}], TypeError, r"got {'a': 1.0} in row 0. Make columns of it: pandas.DataFrame"),
+        ({"d": np.ones(3, "timedelta64[D]")}, TypeError, r"column 'd'; got durations, .*timedelta64\(1, 'D'\)"),
+        (None, TypeError, "data that are a table; got None"),
+        ({1.0, 2.0}, TypeError, "data that are a table; got set"),
+        (scipy.sparse.csr_matrix(np.eye(3)), TypeError, r"got csr_matrix. Pass data.toarray\(\)"),
+        (3.0, ValueError, r"n >= 1; got shape \(\)"),
         (iter([]), ValueError, "an iterator with at least one row; got none"),
         (iter([np.zeros(2), np.zeros(3)]), ValueError, "rows of one shape"),
     ],
@@ -189,6 +197,21 @@ def test_a_support_that_is_none_is_named(support, match):
 def test_weights_that_are_none_are_refused(weights, match):
     with pytest.raises(ValueError, match=match):
         looked_at(ROWS, weights=weights)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    with pytest.raises(TypeError, match=r"weights that are numbers; got 'age'. .*data\[name\]"):
+        looked_at(ROWS, weights="age")
+    np.testing.assert_allclose(looked_at(ROWS, weights=pl.Series(np.arange(12.0))).weights.sum(), 12)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e38, 1e-320, 1e-37])
+def test_numbers_that_draws_could_not_have_are_refused(scale):
+    with pytest.raises(
+        ValueError, match=r"numbers of an ordinary size in column 'column 1'.*Take other units.*float32"
+    ):
+        looked_at(ROWS * [1.0, scale])
+    assert looked_at(ROWS * [1e-30, 1e30]).columns[1].scale > 1e29
 
 
 def test_a_look_tells_grids_constants_bits_and_reals():

@@ -342,7 +342,7 @@ def test_values_that_are_not_finite_are_named_with_site_and_index(value):
 def test_they_are_named_in_arrays_on_disk_in_any_chunk(tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["numpyro_diffusion.training.sources"], "_STRETCH_BYTES", 64)
+    monkeypatch.setattr(sys.modules["numpyro_diffusion.training.sources"], "_LOOK_BYTES", 64)
     np.save(tmp_path / "x.npy", with_bad((13, 0), np.nan))
     with pytest.raises(ValueError, match=r"finite values at site 'x'; got nan at row 13, column 0 of the data"):
         train(observed, np.load(tmp_path / "x.npy", mmap_mode="r"))

@@ -11,7 +11,8 @@
     sbc_ranks, rank_uniformity, expected_coverage                            posteriors against truths
 
 A model is a diffusion or a ``TransformedDistribution`` of one, whose log likelihoods are those of the data in their own
-units. Log likelihoods are in nats, with properties for bits and bits per dimension, and carry standard errors.
+units. Several independent states that ``to_event`` made one event have the sum of theirs. Log likelihoods are in nats,
+with properties for bits and bits per dimension, and carry standard errors.
 """
 
 from .bounds import Bound, bound

@@ -1,9 +1,14 @@
 """Any number of points through one compiled function, in equal chunks.
 
-Every point has its own key, ``fold_in(key, index of the point)``, so that a result depends neither on the size of the
-chunks nor on which other points there are. The last chunk is filled up with copies of the last point, which are masked.
+Every state has its own key, ``fold_in(key, index of the state)``, so that a result depends neither on the size of the
+chunks nor on which other points there are. The last chunk is filled up with copies of the last state, which are masked.
+
+A point is one state, or several independent ones that ``to_event`` made one event. Its log likelihood is the sum of
+theirs, and so is a bound of it: averages of weights are taken for each state, which bounds no worse than averages of
+their products.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,10 +18,10 @@ import numpy as np
 import numpyro.distributions as dist
 
 from .._checks import check_integer_at_least, check_trailing_shape, expected
-from .._typing import Array, ArrayLike
+from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from ..wrappers import wrapped_diffusion
+from ..wrappers import WrappedDiffusion, wrapped_diffusion
 
 __all__ = [
     "Chunk",
@@ -38,10 +43,10 @@ class Chunk(NamedTuple):
     """A slice of the data, as compiled functions take it.
 
     Attributes:
-        chain: the model's, with a context for each of the points if it has one.
-        x: shape (points, event...).
-        positions: of each point in the data, shape (points,).
-        size: how many of the points are no filling.
+        chain: the model's, with a context for each of the states if it has one.
+        x: shape (states, event...).
+        positions: of each state in the data, shape (states,).
+        size: how many of the states are no filling.
     """
 
     chain: ReverseChain
@@ -55,41 +60,40 @@ class Points(NamedTuple):
 
     Attributes:
         model: of the states.
-        states: shape (n, state event...).
+        states: shape (n * group, state event...), those of a point one after the other.
         log_det: -log |det dx/ds| of each point, to be added, shape (n,), nats; 0 without transforms.
         num_dimensions: numbers in one data point.
+        group: states of one point.
     """
 
     model: Diffusion | ReverseChain
     states: np.ndarray
     log_det: np.ndarray
     num_dimensions: int
+    group: int = 1
+
+    def of_points(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the states of each point: (n * group, ...) to (n, ...), in float64."""
+        return np.asarray(values, np.float64).reshape(-1, self.group, *np.shape(values)[1:]).sum(1)
 
 
 def states_of(model: Model, x: ArrayLike) -> Points:
     """The states of data, checked against the model.
 
     Raises:
-        TypeError: for a model that is no diffusion, alone or inside of transforms with an inverse.
-        ValueError: as :func:`points_of`; for points outside of the transforms' support, with the first; for a
-            transformed model whose data point is several states.
+        TypeError: for a model that is no diffusion, alone or inside of ``expand``, ``to_event`` and transforms with an
+            inverse; for bits inside of transforms.
+        ValueError: as :func:`points_of`; for points outside of the transforms' support, with the first.
     """
     size = max(1, int(np.prod(jnp.shape(x)[1:])))
     wrapped = wrapped_diffusion(model)
-    if wrapped is None or not wrapped.transforms:
-        states = points_of(model, x)
-        return Points(model, states, np.zeros(len(states)), size)
-    transformed: Any = model
-    check_trailing_shape("x", x, transformed.event_shape, "Pass data of shape (n, event...).")
-    if wrapped.batch_shape != transformed.batch_shape:
-        raise ValueError(
-            expected(
-                "a transformed diffusion of which a data point is one state",
-                f"states of batch_shape {wrapped.batch_shape} in a model of batch_shape {transformed.batch_shape}",
-                "Score each of them by itself: drop to_event.",
-            )
-        )
-    if wrapped.diffusion.kernel.is_discrete:
+    several = () if wrapped is None else wrapped.batch_shape[len(model.batch_shape) :]
+    if wrapped is None or not (wrapped.transforms or several):
+        bare: Any = model if wrapped is None else wrapped.diffusion.expand(wrapped.batch_shape)
+        states = points_of(bare, x)
+        return Points(bare, states, np.zeros(len(states)), size)
+    _check_points(x, model.event_shape, model.batch_shape)
+    if wrapped.transforms and wrapped.diffusion.kernel.is_discrete:
         raise TypeError(
             expected(
                 "real states inside of the transforms",
@@ -97,10 +101,43 @@ def states_of(model: Model, x: ArrayLike) -> Points:
                 "A probability has no Jacobian: score the states by the Diffusion itself.",
             )
         )
-    states = wrapped.states_of(x)
-    log_det = -np.asarray(wrapped.log_abs_det(jnp.asarray(states), transformed.event_dim), np.float64)
-    base: Any = wrapped.diffusion.expand(wrapped.batch_shape)
-    return Points(base, points_of(base, states), np.broadcast_to(log_det, len(states)), size)
+    states = np.asarray(x)
+    count = len(states)
+    log_det = np.zeros(count)
+    if wrapped.transforms:
+        states = wrapped.states_of(x)
+        log_det = log_det - np.asarray(wrapped.log_abs_det(jnp.asarray(states), model.event_dim), np.float64)
+    base = _of_states(wrapped, count, several)
+    group = math.prod(several)
+    flat = states.reshape(count * group, *wrapped.diffusion.event_shape)
+    return Points(base, points_of(base, flat), log_det, size, group)
+
+
+def _check_points(x: ArrayLike, event_shape: Shape, model_batch_shape: Shape) -> None:
+    """Data of shape (n, event...), n >= 1, for a model with one distribution for all points or one for each."""
+    batch_shape = check_trailing_shape("x", x, event_shape, "Pass data of shape (n, event...).")
+    if len(batch_shape) != 1 or batch_shape[0] < 1:
+        cure = "Reshape it to one axis of points."
+        raise ValueError(expected(f"data of shape (n, *{event_shape}), n >= 1", f"shape {jnp.shape(x)}", cure))
+    if model_batch_shape not in ((), (1,), batch_shape):
+        raise ValueError(
+            expected(
+                f"a context for each of the {batch_shape[0]} points, or one for all",
+                f"a model of batch_shape {model_batch_shape}",
+                "Bind one context for each row of x.",
+            )
+        )
+
+
+def _of_states(wrapped: WrappedDiffusion, count: int, several: Shape) -> Diffusion:
+    """The distribution of all states in one row, each with its context."""
+    inner = wrapped.diffusion
+    if inner.context is None:
+        return Diffusion(inner.kernel, inner.transition)
+    shape = inner.transition.context_shape or ()
+    context = jnp.broadcast_to(inner.context, (*wrapped.batch_shape, *shape))
+    context = jnp.broadcast_to(context.reshape(-1, *several, *shape), (count, *several, *shape))
+    return Diffusion(inner.kernel, inner.transition, context=context.reshape(-1, *shape))
 
 
 def points_of(model: Diffusion | ReverseChain, x: ArrayLike) -> np.ndarray:
@@ -116,30 +153,16 @@ def points_of(model: Diffusion | ReverseChain, x: ArrayLike) -> np.ndarray:
         raise TypeError(expected("a Diffusion or a ReverseChain", repr(model), "Pass fit.distribution(name)."))
     if isinstance(model, ReverseChain) and model.stop:
         raise ValueError(expected("a chain down to x^0", f"stop = {model.stop}", "Build it with stop=0."))
-    batch_shape = check_trailing_shape("x", x, model.transition.event_shape, "Pass data of shape (n, event...).")
-    if len(batch_shape) != 1 or batch_shape[0] < 1:
-        raise ValueError(
-            expected(
-                f"data of shape (n, *{model.transition.event_shape}), n >= 1",
-                f"shape {jnp.shape(x)}",
-                "Reshape it to one axis of points.",
-            )
-        )
-    if model.batch_shape not in ((), (1,), batch_shape):
-        raise ValueError(
-            expected(
-                f"a context for each of the {batch_shape[0]} points, or one for all",
-                f"a model of batch_shape {model.batch_shape}",
-                "Bind one context for each row of x.",
-            )
-        )
+    _check_points(x, model.transition.event_shape, model.batch_shape)
     model.kernel.check_data("x", x)
     return np.asarray(x)
 
 
-def chunks(model: Diffusion | ReverseChain, x: np.ndarray, chunk_size: int) -> Iterator[Chunk]:
-    """The data in chunks of one size, at most ``chunk_size``."""
+def chunks(points: Points, chunk_size: int) -> Iterator[Chunk]:
+    """The states in chunks of one size, whole points, at most ``chunk_size`` states if a point has no more."""
+    model, x = points.model, points.states
     size = min(check_integer_at_least("chunk_size", chunk_size, 1, "It counts points that are in memory."), len(x))
+    size = max(size // points.group, 1) * points.group
     context = None
     if model.context is not None:
         wanted = (len(x), *(model.transition.context_shape or ()))
@@ -152,18 +175,18 @@ def chunks(model: Diffusion | ReverseChain, x: np.ndarray, chunk_size: int) -> I
 
 
 def point_keys(key: jax.Array, chunk: Chunk, num_draws: int) -> jax.Array:
-    """A key for every point and draw, shape (points, num_draws)."""
+    """A key for every state and draw, shape (states, num_draws)."""
     by_point = jax.vmap(jax.random.fold_in, (None, 0))(key, chunk.positions)
     return jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_draws)))(by_point)
 
 
 def over_points(function: Callable[[ReverseChain, Array, Array], Any], chunk: Chunk, drawn: Array) -> Any:
-    """``function(chain, x, one of drawn)`` for all points and draws.
+    """``function(chain, x, one of drawn)`` for all states and draws.
 
     Args:
-        function: of one point, the chain with its context, and one of its draws or keys.
-        chunk: the points.
-        drawn: leading dimensions (points, num_draws), which the result has too.
+        function: of one state, the chain with its context, and one of its draws or keys.
+        chunk: the states.
+        drawn: leading dimensions (states, num_draws), which the result has too.
     """
 
     def of_one(x: Array, context: ArrayLike | None, one: Array) -> Any:
@@ -172,10 +195,18 @@ def over_points(function: Callable[[ReverseChain, Array, Array], Any], chunk: Ch
     return jax.vmap(jax.vmap(of_one, (None, None, 0)))(chunk.x, chunk.chain.context, drawn)
 
 
-def moments_over_points(values: Array, chunk: Chunk) -> tuple[Array, Array]:
-    """Mean and sum of squared deviations of ``values`` (points,) over the chunk's points, without the filling."""
-    weights = (jnp.arange(len(values)) < chunk.size).astype(values.dtype)
-    mean = (weights * values).sum() / chunk.size
+def moments_over_points(values: Array, chunk: Chunk, group: int = 1) -> tuple[Array, Array]:
+    """Mean and sum of squared deviations over the chunk's points, without the filling.
+
+    Args:
+        values: of the states, shape (states,); a point has the sum of its states'.
+        chunk: the states.
+        group: states of one point.
+    """
+    values = values.reshape(-1, group).sum(1)
+    size = chunk.size // group
+    weights = (jnp.arange(len(values)) < size).astype(values.dtype)
+    mean = (weights * values).sum() / size
     return mean, (weights * (values - mean) ** 2).sum()
 
 

@@ -94,7 +94,8 @@ def bound(
     Args:
         rng_key: JAX random key.
         model: parameters bound; a context for all points or one for each. Of a ``TransformedDistribution`` of a
-            diffusion the nats are those of the data, Jacobian included, and the terms those of its states.
+            diffusion the nats are those of the data, Jacobian included, and the terms those of its states. An event
+            of several states (``to_event``) has the sum of theirs.
         x: data, shape (n, event...).
         num_draws: draws of x^t at each step; two or more tell the noise of the draws from that of the data.
         form: ``"exact"`` (Eq. 13, any data), or ``"paper"`` (Eq. 14, for normalised data; ``step_terms[0]`` is then
@@ -127,30 +128,30 @@ def bound(
         _check_normalised(inner, states)
     steps, prior = Moments(), Moments()
     totals, nulls = [], []
-    for chunk in chunks(inner, states, max(1, chunk_size // num_draws)):
-        values = _chunk(chunk, rng_key, num_draws, form)
+    for chunk in chunks(points, max(1, chunk_size // num_draws)):
+        values = _chunk(chunk, rng_key, num_draws, form, points.group)
         total, null, prior_moments, step_moments = jax.device_get(values)
         totals.append(total[: chunk.size])
         nulls.append(null[: chunk.size])
-        prior.add(chunk.size, *prior_moments)
-        steps.add(chunk.size, *step_moments)
-    total = np.concatenate(totals).astype(np.float64)
-    noise = total.var(1, ddof=1) / num_draws if num_draws > 1 else np.full(len(states), np.inf)
+        prior.add(chunk.size // points.group, *prior_moments)
+        steps.add(chunk.size // points.group, *step_moments)
+    total = points.of_points(np.concatenate(totals))
+    noise = total.var(1, ddof=1) / num_draws if num_draws > 1 else np.full(len(total), np.inf)
     return Bound(
         per_point=total.mean(1) + points.log_det,
         num_dimensions=points.num_dimensions,
         prior_term=float(prior.mean),
         step_terms=steps.mean,
         step_standard_errors=steps.standard_error,
-        draws_standard_error=float(np.sqrt(noise.sum()) / len(states)),
-        null_per_point=np.concatenate(nulls).astype(np.float64) + points.log_det,
+        draws_standard_error=float(np.sqrt(noise.sum()) / len(total)),
+        null_per_point=points.of_points(np.concatenate(nulls)) + points.log_det,
         jacobian_term=float(points.log_det.mean()),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("num_draws", "form"))
+@functools.partial(jax.jit, static_argnames=("num_draws", "form", "group"))
 def _chunk(
-    chunk: Chunk, key: jax.Array, num_draws: int, form: Form
+    chunk: Chunk, key: jax.Array, num_draws: int, form: Form, group: int
 ) -> tuple[Array, Array, tuple[Array, Array], tuple[Array, Array]]:
     """K (size, draws), log pi(x^0) (size,), and over the points the moments of the prior term and of the steps (T,)."""
     keys = point_keys(key, chunk, num_draws)
@@ -172,16 +173,16 @@ def _chunk(
         # Drawn one step ahead and carried, the noise is made once; else XLA makes it anew for each of the features
         # that the network's first layer takes of it.
         ahead = draw(jnp.minimum(t + 1, num_steps))
-        return (total + terms, ahead), moments_over_points(terms.mean(1), chunk)
+        return (total + terms, ahead), moments_over_points(terms.mean(1), chunk, group)
 
     start = jnp.zeros(keys.shape, prior.dtype) + prior[:, None]
     steps = jnp.arange(first, num_steps + 1)
     (total, _), moments = jax.lax.scan(step, (start, draw(min(first, num_steps))), steps)
     if edge is not None:
         total = total + edge[:, None]
-        ends = moments_over_points(edge, chunk)
+        ends = moments_over_points(edge, chunk, group)
         moments = jax.tree.map(lambda end, rest: jnp.concatenate([end[None], rest]), ends, moments)
-    return total, null, moments_over_points(prior, chunk), moments
+    return total, null, moments_over_points(prior, chunk, group), moments
 
 
 def _log_stationary(kernel: Kernel, x: Array) -> Array:

@@ -14,6 +14,7 @@ References: Sohl-Dickstein et al. 2015, Section 2.6, Eq. 24 and 36.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -69,16 +70,16 @@ def entropy_bounds(rng_key: jax.Array, model: Model, x: ArrayLike, *, chunk_size
     """
     points = states_of(model, x)
     gathered = Moments()
-    for chunk in chunks(points.model, points.states, chunk_size):
-        gathered.add(chunk.size, *jax.device_get(_chunk(chunk, rng_key)))
+    for chunk in chunks(points, chunk_size):
+        gathered.add(chunk.size // points.group, *jax.device_get(_chunk(chunk, rng_key, points.group)))
     lower, upper, own = gathered.mean.T
     if not points.model.kernel.is_discrete:
         lower[0] = -np.inf  # H_q(X^0 | X^0), a point
     return EntropyBounds(lower, upper, own, gathered.standard_error[:, 2])
 
 
-@jax.jit
-def _chunk(chunk: Chunk, key: jax.Array) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames="group")
+def _chunk(chunk: Chunk, key: jax.Array, group: int) -> tuple[Array, Array]:
     """Means and sums of squared deviations over the points of (lower, upper, model), each (T, 3)."""
     keys, kernel = point_keys(key, chunk, 1), chunk.chain.kernel
 
@@ -94,7 +95,7 @@ def _chunk(chunk: Chunk, key: jax.Array) -> tuple[Array, Array]:
             return jnp.stack([forward + change, forward, own])
 
         values = over_points(entropies, chunk, keys)[:, 0]
-        return None, jax.vmap(lambda column: moments_over_points(column, chunk), in_axes=1)(values)
+        return None, jax.vmap(lambda column: moments_over_points(column, chunk, group), in_axes=1)(values)
 
     _, (means, squares) = jax.lax.scan(step, None, jnp.arange(1, kernel.num_steps + 1))
     return means, squares

@@ -300,7 +300,8 @@ def probability_flow(
     Args:
         rng_key: JAX random key, of x^1 and of the probes.
         model: parameters bound; a context for all points or one for each. Of a ``TransformedDistribution`` of a
-            diffusion the nats are those of the data, Jacobian included.
+            diffusion the nats are those of the data, Jacobian included. An event of several states (``to_event``) has
+            the sum of theirs.
         x: data, shape (n, event...).
         estimator: tolerances and how the divergence is found.
         num_draws: draws of x^1 for each point; their estimates are averaged, so that the mean stays a lower bound.
@@ -317,14 +318,14 @@ def probability_flow(
     check_flow(points.model.kernel)
     check_integer_at_least("num_draws", num_draws, 1, "Take 1 or more draws of x^1.")
     values, variances = [], []
-    for chunk in chunks(points.model, points.states, chunk_size):
+    for chunk in chunks(points, chunk_size):
         found = jax.device_get(_chunk(chunk, rng_key, estimator, num_draws))
         values.append(found[0][: chunk.size])
         variances.append(found[1][: chunk.size])
     return FlowLikelihood(
-        per_point=np.concatenate(values).astype(np.float64) + points.log_det,
+        per_point=points.of_points(np.concatenate(values)) + points.log_det,
         num_dimensions=points.num_dimensions,
-        divergence_standard_errors=np.sqrt(np.concatenate(variances).astype(np.float64)),
+        divergence_standard_errors=np.sqrt(points.of_points(np.concatenate(variances))),
     )
 
 

@@ -42,7 +42,7 @@ class ImportanceWeightedBound(LogLikelihood):
         num_dimensions: numbers in one data point.
         sizes: 1, 2, 4, ... up to N, and N itself, shape (sizes,).
         per_point_by_size: shape (n, sizes), nats; the last column is ``per_point``.
-        effective_sample_size: of the N weights of each point, shape (n,), in 1..N.
+        effective_sample_size: of the N weights of each point, shape (n,), in 1..N; of several states the least.
     """
 
     sizes: np.ndarray
@@ -71,7 +71,8 @@ def importance_weighted(
     Args:
         rng_key: JAX random key.
         model: parameters bound; a context for all points or one for each. Of a ``TransformedDistribution`` of a
-            diffusion the nats are those of the data, Jacobian included.
+            diffusion the nats are those of the data, Jacobian included. An event of several states (``to_event``) has
+            the sum of theirs.
         x: data, shape (n, event...).
         num_trajectories: N >= 1.
         chunk_size: points that are in memory at once.
@@ -97,17 +98,17 @@ def importance_weighted(
         raise ValueError(expected("trajectories_per_chunk a power of two", width, "Groups of 1, 2, 4, ... fill it."))
     width = min(width, 1 << (num_trajectories.bit_length() - 1))
     estimates, effective = [], []
-    for chunk in chunks(points.model, points.states, chunk_size):
+    for chunk in chunks(points, chunk_size):
         values, size = jax.device_get(_chunk(chunk, rng_key, num_trajectories, width))
         estimates.append(values[: chunk.size])
         effective.append(size[: chunk.size])
-    by_size = np.concatenate(estimates).astype(np.float64) + points.log_det[:, None]
+    by_size = points.of_points(np.concatenate(estimates)) + points.log_det[:, None]
     return ImportanceWeightedBound(
         per_point=by_size[:, -1],
         num_dimensions=points.num_dimensions,
         sizes=np.asarray(_sizes(num_trajectories)),
         per_point_by_size=by_size,
-        effective_sample_size=np.concatenate(effective).astype(np.float64),
+        effective_sample_size=np.concatenate(effective).astype(np.float64).reshape(-1, points.group).min(1),
     )
 
 

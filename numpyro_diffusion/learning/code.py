@@ -1,11 +1,10 @@
 """The Python that does by hand what ``learn_prior`` did, from rows in the data's units."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .plan import Plan
+from .look import Space
 from .train import repeats_of
 
 __all__ = ["code_for"]
@@ -14,46 +13,51 @@ _DOMAINS = ("domain", "_domain")
 
 
 def code_for(
-    plan: Plan,
-    transforms: Sequence[Any],
-    validation: np.ndarray,
-    residual: float,
-    settings: dict[str, Any],
-    note: str,
+    space: Space, event_shape: tuple[int, ...], num_validation: int, residual: float, settings: dict[str, Any]
 ) -> str:
     """A script in which ``data``, ``rng_key`` and ``report`` are given.
 
     Args:
-        plan: the kernel and the network.
-        transforms: from the chain's units to the data's.
-        validation: rows, for their count and shape.
+        space: the kernel, the network, the transforms, the noise on grids.
+        event_shape: of the chain.
+        num_validation: rows.
         residual: the factor of the last layer.
         settings: of ``fit``: ``num_steps``, ``batch_size``, ``ema_decay``, ``every``, ``patience``, ``optimizer`` as
             code.
-        note: what was done to rows before, in words.
     """
-    note = f"  # {note}" if note else ""
-    event_shape = tuple(validation.shape[1:])
-    maps = "".join(f"    {_constructor(transform)},\n" for transform in transforms)
+    plan, row_shape = space.plan, tuple(space.values.shape[1:])
+    maps = "".join(f"    {_constructor(transform)},\n" for transform in space.transforms)
     to_chain = "T.ComposeTransform(transforms).inv"
-    pair = f"{to_chain}(train), {to_chain}(validation)" if transforms else "train, validation"
+    is_whole = np.dtype(np.int32) if plan.kernel.is_discrete else np.dtype(float)
+    pair = f"{to_chain}(train), {to_chain}(validation)" if space.transforms else "train, validation"
+    noise = ""
+    if space.steps.any():
+        steps = np.broadcast_to(space.steps, row_shape) if len(row_shape) == 1 else space.steps[0]
+        noise = f"""\
+# Uniform noise as wide as the step of each grid, a function of the row's index.
+key_noise = jax.random.fold_in(jax.random.split(rng_key, 3)[0], 1)
+noise = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key_noise, row), {row_shape}, float, -0.5, 0.5))
+data = data + np.array({steps.tolist()}) * np.asarray(noise(jnp.arange(len(data))), float)
+"""
     lines = f"""\
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import numpyro_diffusion as nd
 import optax
 from numpyro.distributions import transforms as T
 
-# data, rng_key: as they were given to learn_prior, rows with gaps left out; report: what it returned.
-train, validation = data[report.split["train"]], data[report.split["validation"]]{note}
+# data, rng_key: as they were given to learn_prior, data as an array, rows with gaps left out; report: what it returned.
+data = np.asarray(data, {is_whole.name!r}).reshape(len(data), *{row_shape})
+{noise}train, validation = data[report.drawn["train"]], data[report.drawn["validation"]]
 kernel = {plan.kernel_code}
 network = {plan.network_code}
 transforms = [
 {maps}]
 z, z_validation = {pair}
-z_validation = jnp.concatenate([z_validation] * {repeats_of(validation)})  # more random steps for each row
+z_validation = jnp.concatenate([z_validation] * {repeats_of(num_validation, event_shape)})  # more random steps a row
 
 
 def model(batch, size):
@@ -80,7 +84,7 @@ output = result.params["net$params"]["output"]
 result.params["net$params"]["output"] = jax.tree.map(lambda array: {residual!r} * array, output)
 """
     prior = 'result.distribution("x")'
-    return lines + f"prior = {f'dist.TransformedDistribution({prior}, transforms)' if transforms else prior}\n"
+    return lines + f"prior = {f'dist.TransformedDistribution({prior}, transforms)' if space.transforms else prior}\n"
 
 
 def _constructor(transform: Any) -> str:

@@ -13,6 +13,10 @@ Gaussian, up to the chance in the choice of validation rows.
 
 Not assumed: independent rows of a time series; rows are parted at random, and neighbours in time then share what the
 score should not know. Pass such data with ``test=0`` and score a later stretch yourself.
+
+Rows of a file (a ``.npy`` path, a memory map, an iterator's temporary file) stay there: looks at all of them go over
+stretches of 2 MB, batches are read where they are drawn, and what is held in memory is an index of 8 bytes for each
+row, and twice that for a moment. At most 100,000 rows fit the Gaussian.
 """
 
 import dataclasses
@@ -32,10 +36,12 @@ from ..kernels import Kernel
 from ..training import FitResult
 from .code import code_for
 from .coordinates import MarginChoice
-from .look import Data, Space, look_at, space_for
+from .look import look_at, space_for
 from .report import Report
 from .rows import resample, split_rows
 from .score import afterthoughts, score
+from .stretches import thinned
+from .tables import MOST_ROWS
 from .train import OPTIMIZER_CODE, Trained, default_optimizer, train
 
 __all__ = ["LearnedPrior", "learn_prior"]
@@ -43,6 +49,7 @@ __all__ = ["LearnedPrior", "learn_prior"]
 Missing = Literal["refuse", "drop"]
 
 _FEWEST_TO_TRAIN = 5
+_MOST_FITTED = 100_000  # rows, for a Gaussian: it has then an error of a few thousandths of a standard deviation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +82,7 @@ def learn_prior(
     missing: Missing = "refuse",
     margins: MarginChoice = "auto",
     names: Sequence[str] | None = None,
+    max_rows: int = MOST_ROWS,
     validation: float = 0.15,
     test: float = 0.15,
     kernel: Kernel | None = None,
@@ -93,7 +101,8 @@ def learn_prior(
     Args:
         data: rows: an array or lists, shape (n,), (n, columns), or (n, height, width, channels) for images; a table of
             pandas or polars; a mapping of names to columns; xarray; ArviZ draws, of which the posterior is taken; the
-            path of a ``.npy`` file or its memory map; an iterator of rows or batches, read to its end.
+            path of a ``.npy`` file or its memory map, whose rows stay in the file; an iterator of rows or batches,
+            whose rows go into a temporary file, because all are looked at before the first is learned.
         rng_key: JAX random key; the same key gives the same prior.
         weights: of the rows, >= 0, such as importance weights; shape (n,).
         support: ``"real"``, ``"positive"``, ``"unit_interval"``, ``"simplex"`` (rows that sum to 1), or a mapping of
@@ -102,9 +111,10 @@ def learn_prior(
         margins: ``"auto"``: columns whose skewness or kurtosis are no chance are transformed to nearly normal margins,
             if rows that were left out agree; ``"normal"``: all columns; ``"none"``.
         names: of the columns, for arrays.
-        validation: share of the rows that stop the training.
-        test: share of the rows that score the result; with 0, it is scored on the validation rows, which have had a
-            part in it.
+        max_rows: of an iterator; one that goes on is refused.
+        validation: share of the rows that stop the training; at most 5000 rows, or 1000 images.
+        test: share of the rows that score the result, likewise; with 0, it is scored on the validation rows, which have
+            had a part in it.
         kernel: of the chain, in whitened coordinates.
         network: a Haiku network for this kernel.
         optimizer: an optax optimiser; by default ``adamw`` with gradients clipped.
@@ -122,7 +132,7 @@ def learn_prior(
     Raises:
         TypeError: for strings, dates and what is no table, by the column's name.
         ValueError: for values that are not finite or outside of the support, by row and column; for a column without
-            values; for weights that are negative or all zero; for fewer than 10 rows.
+            values; for weights that are negative or all zero; for fewer than 10 rows; for an iterator that goes on.
         OSError: for a file that cannot be read.
 
     >>> learn_prior({"age": [31.0, 54.0], "who": ["her", "him"]}, rng_key=jax.random.key(0))
@@ -138,22 +148,24 @@ def learn_prior(
     if not validation > 0:
         raise ValueError(expected("validation > 0", validation, "Rows that were not trained on stop the training."))
     check_integer_at_least("num_trajectories", num_trajectories, 1, "An average needs 1 or more trajectories.")
+    check_integer_at_least("max_rows", max_rows, 1, "It counts rows of an iterator.")
     key_rows, key_train, key_score = jax.random.split(rng_key, 3)
     rng = host_generator(key_rows)
-    found = look_at(data, weights, support, missing, names)
+    found = look_at(data, weights, support, missing, names, max_rows)
     split, repeats = split_rows(found.values, validation, test, rng=rng)
     if repeats:
         found.warnings.append(f"{repeats} rows repeat another; equal rows were kept in one part")
     if len(split["train"]) < _FEWEST_TO_TRAIN:
         got = f"{len(found.values) - repeats} different rows of {len(found.values)}"
         raise ValueError(expected("enough different rows to train, validate and test", got, "Pass more data."))
-    fitted = np.concatenate([split["train"], split["validation"]])
-    space = space_for(found, fitted, kernel, network, margins, rng)
-    parts = {name: resample(rows, found.weights[rows], rng=rng) for name, rows in split.items() if len(rows)}
+    learned = [split["train"], split["validation"]]
+    fitted = np.concatenate([thinned(rows, _MOST_FITTED) for rows in learned])
+    space = space_for(found, fitted, learned, kernel, network, margins, rng, jax.random.fold_in(key_rows, 1))
+    drawn = {name: resample(rows, found.weights, rng=rng) for name, rows in split.items() if len(rows)}
     trained = train(
         space.plan,
-        space.z[parts["train"]],
-        space.z[parts["validation"]],
+        space.to_train(drawn["train"]),
+        np.asarray(space.to_train(drawn["validation"])),
         rng_key=key_train,
         optimizer=optimizer or default_optimizer(),
         max_steps=num_steps,
@@ -168,18 +180,18 @@ def learn_prior(
         distribution = dist.TransformedDistribution(distribution, list(space.transforms))
     settings = {
         "num_steps": num_steps,
-        "batch_size": min(batch_size, len(parts["train"])),
+        "batch_size": min(batch_size, len(drawn["train"])),
         "ema_decay": ema_decay,
         "every": every,
         "patience": patience,
         "optimizer": OPTIMIZER_CODE if optimizer is None else "...",
     }
-    note = "and the noise on grids, the rows drawn by weight" if _is_altered(found, space) else ""
-    code = code_for(space.plan, space.transforms, space.z[parts["validation"]], trained.residual, settings, note)
-    scored_on = "test" if "test" in parts else "validation"
-    scored = score(key_score, found, space, trained, distribution, fitted, parts[scored_on], num_trajectories, rng)
+    code = code_for(space, trained.prior.event_shape, len(drawn["validation"]), trained.residual, settings)
+    scored_on = "test" if "test" in drawn else "validation"
+    scored = score(key_score, found, space, trained, distribution, fitted, drawn[scored_on], num_trajectories, rng)
     report = Report(
         split=split,
+        drawn=drawn,
         scored_on=scored_on,
         prior=scored.prior,
         baselines=scored.baselines,
@@ -196,10 +208,6 @@ def learn_prior(
         code=code,
     )
     return LearnedPrior(distribution, report, found.names, trained.result)
-
-
-def _is_altered(found: Data, space: Space) -> bool:
-    return bool(np.ptp(found.weights) > 0 or (space.rows is not found.values and (space.rows != found.values).any()))
 
 
 def _best_step(trained: Trained) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -10,22 +11,25 @@ from numpyro.distributions import constraints
 
 from .._checks import expected
 from ..kernels import Kernel
-from .columns import Column, check_finite_rows, check_support, look, supports_of
+from ..training.disk import ReadRows
+from .columns import Column, check_finite_rows, check_support, look, look_at_pieces, supports_of
 from .coordinates import Coordinates, MarginChoice, fit_coordinates
 from .plan import Plan, for_bits, for_images, for_table
-from .rows import dequantise, weights_of
-from .tables import read_table
+from .rows import noise_of, weights_of
+from .stretches import pieces, stretches
+from .tables import MOST_ROWS, FloatRows, read_table
 
 __all__ = ["Data", "Space", "look_at", "space_for"]
 
 _FEWEST_ROWS = 10
 _TABLE_STEPS, _IMAGE_STEPS = 50, 100  # of the chain
+_CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
 
 
 class Data(NamedTuple):
-    """Rows after a look at all of them."""
+    """Rows after a look at all of them; ``values`` may be a reader of a file."""
 
-    values: np.ndarray
+    values: Any
     names: tuple[str, ...]
     weights: np.ndarray
     columns: tuple[Column, ...]
@@ -34,21 +38,79 @@ class Data(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Rows in the kernel's units, and the way back."""
+    """Rows in the kernel's units, and the way back.
+
+    Attributes:
+        plan: the kernel and the network.
+        transforms: from the kernel's units to the data's.
+        values: as in :class:`Data`.
+        steps: of the grid in every column, that broadcast with a row.
+        key: of the noise on grids.
+        coordinates: of a table.
+        scaling: shift and scale of images; 0 and 1 for bits.
+    """
 
     plan: Plan
     transforms: tuple[Any, ...]
-    rows: np.ndarray  # with noise on grids
-    z: np.ndarray
+    values: Any
+    steps: np.ndarray
+    key: jax.Array
     coordinates: Coordinates | None
+    scaling: tuple[float, float] = (0.0, 1.0)
+
+    def noisy(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by index, in the data's units, with noise on grids."""
+        return _with_noise(self.values, rows, self.steps, self.key)
+
+    def z(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by index, in the kernel's units, float64."""
+        return _z(self.noisy(rows), self.coordinates, self.scaling)
+
+    def to_train(self, rows: np.ndarray) -> Any:
+        """Rows by index in the kernel's units and of its type: an array, or where data are in a file a reader."""
+        dtype = np.dtype(np.int32 if self.plan.kernel.is_discrete else jnp.result_type(float))
+        if isinstance(self.values, ReadRows):
+            return _TrainingRows(self, rows, dtype)
+        return self.z(rows).astype(dtype)
+
+
+class _TrainingRows(ReadRows):
+    """Rows of a file in the kernel's units."""
+
+    def __init__(self, space: Space, rows: np.ndarray, dtype: np.dtype) -> None:
+        self._space, self._rows, self.dtype = space, rows, dtype
+        self.shape = (len(rows), *space.z(rows[:1]).shape[1:])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for some in pieces(np.arange(len(rows)), self._space.values.shape):
+            found[some] = self._space.z(self._rows[rows[some]])
+        return found
+
+
+def _with_noise(values: Any, rows: np.ndarray, steps: np.ndarray, key: jax.Array) -> np.ndarray:
+    found = np.asarray(values[rows], np.float64)
+    return found + steps * noise_of(key, rows, found.shape[1:]) if steps.any() else found
+
+
+def _z(noisy: np.ndarray, coordinates: Coordinates | None, scaling: tuple[float, float]) -> np.ndarray:
+    if coordinates is not None:
+        return coordinates.whiten(noisy)
+    loc, scale = scaling
+    return (noisy - loc) / scale
 
 
 def look_at(
-    data: Any, weights: Any, support: str | Mapping[str, str], missing: str, names: Sequence[str] | None
+    data: Any,
+    weights: Any,
+    support: str | Mapping[str, str],
+    missing: str,
+    names: Sequence[str] | None,
+    max_rows: int = MOST_ROWS,
 ) -> Data:
     """All rows, checked."""
-    values, found_names = read_table(data)
-    did: list[str] = []
+    values, found_names, did_read = read_table(data, max_rows)
+    did: list[str] = list(did_read)
     told: list[str] = []
     if names is not None and found_names:
         if len(names) != len(found_names):
@@ -56,10 +118,11 @@ def look_at(
         found_names = tuple(str(name) for name in names)
     row_weights = weights_of(weights, len(values))
     if missing == "drop":
-        keep = np.isfinite(values.reshape(len(values), -1)).all(1)
+        keep = np.concatenate([np.isfinite(x.reshape(len(x), -1)).all(1) for _, x in stretches(values)])
         if not keep.all() and keep.any():
             did.append(f"left out {int((~keep).sum())} of {len(keep)} rows with NaN or infinite values")
-            values, row_weights = values[keep], row_weights[keep]
+            values = values.only(keep) if isinstance(values, FloatRows) else values[keep]
+            row_weights = row_weights[keep]
     check_finite_rows(values, found_names)
     if weights is not None:
         row_weights = weights_of(row_weights, len(values))
@@ -72,10 +135,11 @@ def look_at(
     if values.ndim == 4:
         if support != "real":
             raise ValueError(expected("support='real' for images", repr(support), "Scale images yourself."))
-        return Data(values, (), row_weights, _look_at_pixels(values), did, told)
+        return Data(values, (), row_weights, _look_at_pixels(values, did, told), did, told)
     supports = supports_of(support, found_names)
     check_support(values, found_names, supports)
     columns = look(values, found_names, supports)
+    _check_representable(columns)
     if len(values) < values.shape[1]:
         told.append(f"fewer rows ({len(values)}) than columns ({values.shape[1]}): correlations are mostly chance")
     told += [
@@ -86,43 +150,95 @@ def look_at(
     return Data(values, found_names, row_weights, columns, did, told)
 
 
-def _look_at_pixels(values: np.ndarray) -> tuple[Column, ...]:
+def _check_representable(columns: Sequence[Column]) -> None:
+    """Draws are floats of JAX, whatever the data are."""
+    info = jnp.finfo(float)
+    for column in columns:
+        size = abs(column.mean) + 10 * column.scale
+        is_small = 0 < column.scale < 100 * float(info.tiny)
+        if is_small or not size < float(info.max) / 100:
+            got = f"a mean of {column.mean:.3g} and a standard deviation of {column.scale:.3g}"
+            cure = f"Take other units: draws are {info.dtype}."
+            raise ValueError(expected(f"numbers of an ordinary size in column {column.name!r}", got, cure))
+
+
+def _look_at_pixels(values: Any, did: list[str], told: list[str]) -> tuple[Column, ...]:
     """All pixels as one column."""
-    (column,) = look(values.reshape(-1, 1), ("pixels",), ("real",))
-    return (column,)
+    (pixels,) = look_at_pieces(lambda: (x.reshape(-1, 1) for _, x in stretches(values)), ("pixels",), ("real",))
+    _check_representable([pixels])
+    low, high = np.full(values.shape[1:], np.inf), np.full(values.shape[1:], -np.inf)
+    for _, images in stretches(values):
+        low, high = np.minimum(low, images.min(0)), np.maximum(high, images.max(0))
+    constant = int((low == high).sum())
+    if constant and pixels.kind != "constant":
+        words = f"{constant} of {low.size} pixels are the same in all images"
+        if pixels.step:
+            did.append(f"{words}: draws, rounded, have them nearly always")
+        else:
+            told.append(f"{words}, where no density exists: nats are arbitrary there; add noise, or crop")
+    height, channels = values.shape[1], values.shape[3]
+    if height in _CHANNELS and channels not in _CHANNELS:
+        told.append(f"images of height {height} with {channels} channels: if the channels come first, move them last")
+    return (pixels,)
 
 
 def space_for(
-    found: Data, fitted: np.ndarray, kernel: Kernel | None, network: Any, margins: MarginChoice, rng: Any
+    found: Data,
+    fitted: np.ndarray,
+    trained: Sequence[np.ndarray],
+    kernel: Kernel | None,
+    network: Any,
+    margins: MarginChoice,
+    rng: np.random.Generator,
+    key: jax.Array,
 ) -> Space:
-    """Coordinates to learn in, and the chain."""
+    """Coordinates to learn in, and the chain.
+
+    Args:
+        found: the data.
+        fitted: indices of the rows that coordinates are fitted to.
+        trained: indices of all rows that the schedule must reach, in parts.
+        kernel: of the chain; None to choose one.
+        network: for it; None to choose one.
+        margins: as for :func:`~.coordinates.fit_coordinates`.
+        rng: of the rows that are left out together.
+        key: of the noise on grids.
+    """
     values, columns = found.values, found.columns
-    if values.ndim == 4:
-        pixels = columns[0]
-        if pixels.kind == "constant":
-            raise ValueError(expected("images that differ", "one value for all pixels", "Pass images."))
-        noisy = values + pixels.step * rng.uniform(-0.5, 0.5, values.shape) if pixels.step else values
-        found.did.append(_grid_words([pixels]) or "pixels: one shift and one scale for all")
-        loc, scale = float(noisy[fitted].mean()), float(noisy[fitted].std())
-        z = (noisy - loc) / scale
-        affine = dist.transforms.AffineTransform(jnp.asarray(loc), jnp.asarray(scale), domain=constraints.real)
-        return Space(for_images(z[fitted], kernel, network, _IMAGE_STEPS), (affine,), noisy, z, None)
     varying = [column for column in columns if column.kind != "constant"]
     if not varying:
-        raise ValueError(expected("a column that varies", "constant columns only", "There is nothing to learn."))
-    is_binary = all(column.kind == "binary" for column in varying) and np.isin(values, (0, 1)).all()
-    if is_binary or (kernel is not None and kernel.is_discrete):
-        found.did.append("binary columns: a Bernoulli kernel")
-        return Space(for_bits(values[fitted], kernel, network, _TABLE_STEPS), (), values, values, None)
-    noisy = dequantise(values, columns, rng=rng)
+        raise ValueError(expected("values that vary", "constant columns only", "There is nothing to learn."))
+    is_binary = all(c.kind == "binary" or (c.kind == "constant" and c.mean in (0, 1)) for c in columns)
+    if kernel.is_discrete if kernel is not None else is_binary:
+        found.did.append("binary: a Bernoulli kernel" if kernel is None else "learned as they are: a discrete kernel")
+        ones = sum(values[some].sum(0) for rows in trained for some in pieces(rows, values.shape))
+        plan = for_bits(ones, sum(map(len, trained)), kernel, network, _TABLE_STEPS)
+        return Space(plan, (), values, np.zeros(1), key, None)
+    steps = np.asarray([column.step for column in columns])
     words = _grid_words(columns)
     if words:
         found.did.append(words)
-    coordinates = fit_coordinates(noisy[fitted], found.weights[fitted], columns, margins=margins, rng=rng)
-    z = coordinates.whiten(noisy)
-    found.did.extend(_coordinate_words(coordinates, varying))
-    plan = for_table(z[fitted], kernel, network, _TABLE_STEPS)
-    return Space(plan, coordinates.transforms, noisy, z, coordinates)
+    noisy = _with_noise(values, fitted, steps, key)
+    coordinates, scaling = None, (0.0, 1.0)
+    transforms: tuple[Any, ...]
+    if values.ndim == 4:
+        found.did.append("pixels: one shift and one scale for all")
+        scaling = (float(noisy.mean()), float(noisy.std()))
+        affine = dist.transforms.AffineTransform(*map(jnp.asarray, scaling), domain=constraints.real)
+        transforms = (affine,)
+    else:
+        coordinates = fit_coordinates(noisy, found.weights[fitted], columns, margins=margins, rng=rng)
+        found.did.extend(_coordinate_words(coordinates, varying))
+        transforms = coordinates.transforms
+    z = _z(noisy, coordinates, scaling)
+    farthest = max(
+        float(np.abs(_z(_with_noise(values, some, steps, key), coordinates, scaling)).max())
+        for rows in trained
+        for some in pieces(rows, values.shape)
+    )
+    make = for_images if values.ndim == 4 else for_table
+    plan = make(z, farthest, kernel, network, _IMAGE_STEPS if values.ndim == 4 else _TABLE_STEPS)
+    return Space(plan, transforms, values, steps, key, coordinates, scaling)
 
 
 def _grid_words(columns: Sequence[Column]) -> str:

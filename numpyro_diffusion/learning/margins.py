@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .stretches import thinned
+
 __all__ = ["Margins", "fit_margins", "is_far_from_normal"]
 
 # Of standard errors, from which on skewness and kurtosis are no chance: sqrt(6 / n) and sqrt(24 / n) for normal data.
@@ -52,7 +54,7 @@ def fit_margins(x: np.ndarray, chosen: np.ndarray) -> Margins:
     spread = (quartiles[2] - quartiles[0]) / 1.349  # of a normal's standard deviation
     loc = np.where(chosen, quartiles[1], x.mean(0))
     scale = np.where(chosen & (spread > 0), spread, x.std(0))
-    some = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_ROWS)).astype(int)]
+    some = thinned(x, _MOST_ROWS)
     skew, tail = np.zeros(x.shape[1]), np.ones(x.shape[1])
     for index in np.flatnonzero(chosen):
         skew[index], tail[index] = _best_pair((some[:, index] - loc[index]) / scale[index])

@@ -37,6 +37,7 @@ class Report:
 
     Attributes:
         split: indices of the rows by what they were used for: ``"train"``, ``"validation"``, ``"test"``.
+        drawn: the same, drawn in proportion to the rows' weights; ``split`` itself where weights are equal.
         scored_on: ``"test"``, or ``"validation"`` where no rows were kept for a test.
         prior: log likelihood of the scored rows, importance weighted, nats in the data's units.
         baselines: the same for each baseline, by name; fitted to the train and validation rows.
@@ -54,6 +55,7 @@ class Report:
     """
 
     split: dict[str, np.ndarray]
+    drawn: dict[str, np.ndarray]
     scored_on: str
     prior: LogLikelihood
     baselines: dict[str, LogLikelihood]

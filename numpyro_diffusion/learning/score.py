@@ -3,20 +3,23 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..evaluation import LogLikelihood, TwoSampleTest, bound, classifier_two_sample_test, importance_weighted
+from ..networks import GaussianSkipUNet
 from .baselines import baseline_log_densities
+from .columns import FINEST
 from .coordinates import log_volume
 from .look import Data, Space
 from .report import Tails
 from .rows import resample
+from .stretches import spread
 from .train import Trained
 
 __all__ = ["Scores", "afterthoughts", "score"]
 
-_DRAWS, _IMAGE_DRAWS = 1000, 64  # for the tails
+_DRAWS, _IMAGE_DRAWS = 1000, 128  # for the tails and the two-sample test
+_MOST_ROWS = 100_000  # whose quantiles are taken
 _FEWEST_TO_TEST = 80  # with fewer, scikit-learn has less than one batch
 
 
@@ -43,7 +46,7 @@ def score(
 ) -> Scores:
     """The scored rows under the prior and under the baselines, and draws beside them."""
     key_weights, key_draws, key_test = jax.random.split(key, 3)
-    z = space.z[rows].astype(np.int32 if space.plan.kernel.is_discrete else jnp.result_type(float))
+    z = np.asarray(space.to_train(rows))
     volume = log_volume(space.transforms, z) if space.transforms else np.zeros(len(z))
     size = max(1, int(np.prod(distribution.event_shape)))
     effective = np.inf
@@ -58,18 +61,16 @@ def score(
     }
     count = _DRAWS if z.ndim == 2 else _IMAGE_DRAWS
     draws = np.asarray(jax.jit(lambda key: distribution.sample(key, (count,)))(key_draws), np.float64)
-    tails = _tails(
-        found, space.rows, draws.reshape(count, -1), resample(np.arange(len(found.values)), found.weights, rng=rng)
-    )
-    return Scores(prior, baselines, _two_sample(key_test, space.rows[rows], draws), tails, effective)
+    some = resample(spread(len(found.values), _MOST_ROWS), found.weights, rng=rng)
+    tails = _tails(found.names, space.noisy(some).reshape(len(some), -1), draws.reshape(count, -1))
+    return Scores(prior, baselines, _two_sample(key_test, space.noisy(rows), draws), tails, effective)
 
 
-def _tails(found: Data, noisy: np.ndarray, draws: np.ndarray, rows: np.ndarray) -> Tails:
-    values = noisy.reshape(len(noisy), -1)
+def _tails(names: tuple[str, ...], values: np.ndarray, draws: np.ndarray) -> Tails:
     varies = np.ptp(values, axis=0) > 0
-    low, high = np.quantile(values[rows], (0.01, 0.99), axis=0)
+    low, high = np.quantile(values, (0.01, 0.99), axis=0)
     beyond = ((draws < low) | (draws > high)).mean(0)
-    return Tails(beyond[varies], tuple(name for name, moves in zip(found.names, varies, strict=False) if moves))
+    return Tails(beyond[varies], tuple(name for name, moves in zip(names, varies, strict=False) if moves))
 
 
 def _two_sample(key: jax.Array, rows: np.ndarray, draws: np.ndarray) -> TwoSampleTest | None:
@@ -106,16 +107,22 @@ def _baselines(
 ) -> dict[str, np.ndarray]:
     """Log densities of the scored rows by baseline."""
     if space.plan.kernel.is_discrete:
-        rate = (found.weights[fitted] @ found.values[fitted] + 0.5) / (found.weights[fitted].sum() + 1)
-        return {"independent product": np.log(np.where(found.values[rows] == 1, rate, 1 - rate)).sum(1)}
+        ones, others = (found.values[some].reshape(len(some), -1) for some in (fitted, rows))
+        rate = (found.weights[fitted] @ ones + 0.5) / (found.weights[fitted].sum() + 1)
+        return {"independent product": np.log(np.where(others == 1, rate, 1 - rate)).sum(1)}
+    z = space.z(rows).reshape(len(rows), -1)
+    first = space.plan.network
+    ends = (first.mean, first.scale) if isinstance(first, GaussianSkipUNet) else (0.0, 1.0)
+    start = {"the Gaussian it starts from": _log_normal(z, *map(np.asarray, ends)) - volume}
     if space.coordinates is None:
-        flat = space.z.reshape(len(space.z), -1)
-        loc, scale = flat[fitted].mean(0), np.maximum(flat[fitted].std(0), 0.01)
-        normal = -0.5 * (((flat[rows] - loc) / scale) ** 2 + np.log(2 * np.pi)).sum(1) - np.log(scale).sum()
-        return {"independent product": normal - volume}
-    z = space.z[rows]
-    start = -0.5 * (z**2 + np.log(2 * np.pi)).sum(1) - volume
-    comparable, log_det = space.coordinates.comparable(space.rows)
-    densities = baseline_log_densities(comparable[fitted], found.weights[fitted], comparable[rows], rng=rng)
-    shifted = {name: values + log_det[rows] for name, values in densities.items()}
-    return {"the Gaussian it starts from": start, **shifted}
+        flat = space.z(fitted).reshape(len(fitted), -1)
+        normal = _log_normal(z, flat.mean(0), np.maximum(flat.std(0), FINEST))
+        return {**start, "independent product": normal - volume}
+    (learned, _), (scored, log_det) = (space.coordinates.comparable(space.noisy(some)) for some in (fitted, rows))
+    densities = baseline_log_densities(learned, found.weights[fitted], scored, rng=rng)
+    return {**start, **{name: values + log_det for name, values in densities.items()}}
+
+
+def _log_normal(z: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Under independent coordinates, shape (n,)."""
+    return (-0.5 * (((z - loc) / scale) ** 2 + np.log(2 * np.pi)) - np.log(scale)).sum(1)

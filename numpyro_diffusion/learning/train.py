@@ -9,7 +9,6 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 
@@ -21,6 +20,7 @@ from ..modules import haiku_module
 from ..training import DivergenceError, FitResult, Validation, fit
 from ..transition import Transition
 from .plan import Plan
+from .stretches import spread
 
 __all__ = ["OPTIMIZER_CODE", "Trained", "default_optimizer", "model_of", "repeats_of", "train"]
 
@@ -31,6 +31,8 @@ _FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _VALIDATION_DRAWS = 2048
 _IMAGE_DRAWS = 256
 _BOUND_DRAWS = 4
+_BOUND_IMAGES = 256  # one draw each: a bound is the mean of every step
+_MOST_JUDGED = 10_000  # rows, of whether the last step erases them
 
 
 class Trained(NamedTuple):
@@ -39,7 +41,8 @@ class Trained(NamedTuple):
     Attributes:
         prior: in whitened coordinates.
         result: of ``fit``.
-        residual: the factor of the network's residual; 1 for another network than :class:`~.networks.GaussianSkip`.
+        residual: the factor of the network's residual; 1 for a network that is none of :class:`~.networks.GaussianSkip`
+            and :class:`~.networks.GaussianSkipUNet`.
         warnings: in words.
     """
 
@@ -69,7 +72,7 @@ def model_of(plan: Plan, event_shape: tuple[int, ...]) -> Any:
 
 def train(
     plan: Plan,
-    rows: np.ndarray,
+    rows: Any,
     validation: np.ndarray,
     *,
     rng_key: jax.Array,
@@ -81,13 +84,11 @@ def train(
     ema_decay: float,
     progress_bar: bool,
 ) -> Trained:
-    """Train a plan on rows in its kernel's units, shape (n, event...)."""
+    """Train a plan on rows in its kernel's units, shape (n, event...), an array or a reader."""
     told: list[str] = []
     event_shape = tuple(rows.shape[1:])
-    dtype = np.int32 if plan.kernel.is_discrete else jnp.result_type(float)
-    rows, validation = rows.astype(dtype), validation.astype(dtype)
-    check_data_erased(plan.kernel, rows)
-    repeated = np.concatenate([validation] * repeats_of(validation))
+    check_data_erased(plan.kernel, rows[spread(len(rows), _MOST_JUDGED)])
+    repeated = np.concatenate([validation] * repeats_of(len(validation), event_shape))
     key_fit, key_bound = jax.random.split(rng_key)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Expected sqrt\(abar_T\)")  # said above, of all rows
@@ -108,14 +109,14 @@ def train(
             told.append(f"training diverged and was stopped: {error}")
     prior: Any = result.distribution("x")
     residual = 1.0
-    if isinstance(plan.network, networks.GaussianSkip):
+    if isinstance(plan.network, networks.GaussianSkip | networks.GaussianSkipUNet):
         prior, residual = _with_best_residual(prior, validation, key_bound)
     return Trained(prior, result, residual, tuple(told))
 
 
-def repeats_of(validation: np.ndarray) -> int:
+def repeats_of(count: int, event_shape: tuple[int, ...]) -> int:
     """How often validation rows are repeated."""
-    return max(1, -(-(_VALIDATION_DRAWS if validation.ndim == 2 else _IMAGE_DRAWS) // len(validation)))
+    return max(1, -(-(_VALIDATION_DRAWS if len(event_shape) == 1 else _IMAGE_DRAWS) // count))
 
 
 def scaled(prior: Diffusion, factor: float) -> Diffusion:
@@ -128,6 +129,7 @@ def scaled(prior: Diffusion, factor: float) -> Diffusion:
 
 def _with_best_residual(prior: Diffusion, validation: np.ndarray, key: jax.Array) -> tuple[Diffusion, float]:
     candidates = [scaled(prior, factor) for factor in _FACTORS]
-    bounds = [evaluation.bound(key, one, validation, num_draws=_BOUND_DRAWS).nats for one in candidates]
+    rows, draws = (validation, _BOUND_DRAWS) if validation.ndim == 2 else (validation[:_BOUND_IMAGES], 1)
+    bounds = [evaluation.bound(key, one, rows, num_draws=draws).nats for one in candidates]
     best = int(np.argmax(bounds))
     return candidates[best], _FACTORS[best]

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._checks import check_not_lazy, expected
 from .._typing import PyTree
+from .disk import from_memory_map
 
 __all__ = ["Arrays", "as_arrays"]
 
@@ -33,7 +34,7 @@ class Arrays(NamedTuple):
 
 
 def as_arrays(name: str, data: PyTree) -> Arrays:
-    """Data with arrays in the place of tables and of lists of numbers; arrays, also on disk, stay what they are.
+    """Data with arrays in the place of tables and of lists of numbers, and readers in the place of memory maps.
 
     Raises:
         TypeError: for a table, list or array that holds anything but numbers, with its columns.
@@ -90,4 +91,4 @@ def _checked(where: str, leaf: Any) -> Any:
     dtype = getattr(leaf, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "OSUmM":
         raise TypeError(expected(f"{where} as an array of numbers", f"dtype {dtype}", _CURE))
-    return leaf
+    return from_memory_map(leaf) if isinstance(leaf, np.memmap) else leaf

@@ -2,8 +2,8 @@ r"""Where batches come from: arrays on the device, arrays on disk, or an iterato
 
 The rows of step i are drawn with replacement by a key that depends on i alone, so that the order of the data needs no
 state, and a run that is resumed at step i goes on as if it had never stopped. A batch as large as the data is the data,
-in order. Arrays in memory live on the device, and rows are gathered there. Rows of a memory-mapped array are gathered
-by the host, the same rows, a stretch of steps at a time. An iterator keeps its own order.
+in order. Arrays in memory live on the device, and rows are gathered there. Rows of a memory-mapped array are read by
+the host, the same rows, a stretch of steps at a time. An iterator keeps its own order.
 """
 
 import os
@@ -20,10 +20,12 @@ from .._checks import expected
 from .._placement import Placement
 from .._typing import Array, PyTree
 from .arrays import as_arrays
+from .disk import ReadRows
 
 __all__ = ["Source", "as_source", "check_rows", "describe_not_finite", "is_stream", "rows_not_finite"]
 
-_STRETCH_BYTES = 2**26  # of batches that the host prepares, or of rows that it looks through, at a time
+_STRETCH_BYTES = 2**26  # of batches that the host prepares at a time
+_LOOK_BYTES = 2**21  # of rows that it looks through at a time: a row that is computed takes many times its size
 
 _MOST_SHOWN = 5  # columns in a message
 
@@ -82,7 +84,7 @@ def as_source(data: Any, batch_size: int, size: int | None, place: Placement) ->
         raise ValueError(expected(f"size={rows}, the rows of data, or none", size, "Only iterators need it."))
     if batch_size > rows:
         raise ValueError(expected(f"batch_size <= {rows}, the rows of data", batch_size, "Lower it."))
-    on_disk = any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(data))
+    on_disk = any(isinstance(leaf, np.memmap | ReadRows) for leaf in jax.tree.leaves(data))
     return (_OnDisk if on_disk else _OnDevice)(data, batch_size, rows, place)
 
 
@@ -108,7 +110,7 @@ def rows_not_finite(data: PyTree) -> np.ndarray:
     leaves = jax.tree.leaves(data)
     first_rows = [np.asarray(leaf[:1]) for leaf in leaves]
     floating = [leaf for leaf, row in zip(leaves, first_rows, strict=True) if jnp.issubdtype(row.dtype, jnp.floating)]
-    step = max(1, _STRETCH_BYTES // max(1, sum(row.nbytes for row in first_rows)))
+    step = max(1, _LOOK_BYTES // max(1, sum(row.nbytes for row in first_rows)))
     found = [np.zeros(0, int)]
     for start in range(0, len(leaves[0]), step):
         for leaf in floating:

@@ -84,13 +84,81 @@ def test_a_point_outside_of_the_support_is_named():
 def test_what_has_no_density_in_the_data_s_units_is_refused(no_type_checks, ask):
     with pytest.raises(TypeError, match=r"a Diffusion or a ReverseChain; got .*TransformedDistribution"):
         ask(KEY, dist.TransformedDistribution(NUMBER, transforms.AbsTransform()), jnp.ones((2, 1)))
-    rows = dist.TransformedDistribution(NUMBER.expand((3,)), EXP).to_event(1)
-    with pytest.raises(ValueError, match=r"a data point is one state; got states of batch_shape \(3,\).*to_event"):
-        ask(KEY, rows, jnp.ones((2, 3, 1)))
     kernel = nd.BernoulliKernel(nd.schedules.linear(2, 1.0, 4.0), rate=0.4)
     bits = nd.Diffusion(kernel, nd.Transition(lambda params, x_t, t, context: 0.0 * x_t, None, (1,)))
     with pytest.raises(TypeError, match="real states inside of the transforms; got BernoulliKernel"):
         ask(KEY, dist.TransformedDistribution(bits, transforms.AffineTransform(-1.0, 2.0)), jnp.ones((2, 1)))
+
+
+# Several states in one event --------------------------------------------------------------------------
+
+FLOWING = nd.Diffusion(
+    nd.GaussianKernel(nd.schedules.log_snr(6, 0.3, 10.0), variance="upper"),
+    nd.Transition(lambda params, x_t, t, context: 0.1 * x_t, None, (1,)),
+)
+SEVERAL = {
+    "bare": (lambda prior: prior.expand([3]).to_event(1), False),
+    "transformed outside": (lambda prior: dist.TransformedDistribution(prior.expand([3]).to_event(1), EXP), True),
+    "transformed inside": (lambda prior: dist.TransformedDistribution(prior.expand([3]), EXP).to_event(1), True),
+}
+ESTIMATES = {
+    "bound": evaluation.bound,
+    "importance_weighted": lambda *args: evaluation.importance_weighted(*args, num_trajectories=4, chunk_size=4),
+    "probability_flow": evaluation.probability_flow,
+}
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+@pytest.mark.parametrize("name", SEVERAL)
+def test_an_event_of_several_states_has_the_sum_of_their_log_likelihoods(name, estimate):
+    make, is_transformed = SEVERAL[name]
+    states = FLOWING.sample(jax.random.key(1), (5, 3))
+    x = dist.transforms.ComposeTransform(EXP)(states) if is_transformed else states
+    single = dist.TransformedDistribution(FLOWING, EXP) if is_transformed else FLOWING
+    found = ESTIMATES[estimate](KEY, make(FLOWING), x)
+    alone = ESTIMATES[estimate](KEY, single, x.reshape(15, 1))
+    np.testing.assert_allclose(found.per_point, alone.per_point.reshape(5, 3).sum(1), rtol=1e-5)
+    assert found.num_dimensions == 3
+    assert found.standard_error == pytest.approx(found.per_point.std(ddof=1) / np.sqrt(5))
+
+
+def test_terms_of_the_bound_are_those_of_events():
+    """Chunks of two events of three states, and one left over."""
+    x = FLOWING.sample(jax.random.key(1), (5, 3))
+    model = FLOWING.expand([3]).to_event(1)
+    found = evaluation.bound(KEY, model, x, chunk_size=14)
+    np.testing.assert_allclose(found.per_point, evaluation.bound(KEY, model, x).per_point, rtol=1e-5)
+    assert found.prior_term + found.step_terms.sum() == pytest.approx(found.nats, rel=1e-5)
+    each = evaluation.bound(KEY, FLOWING, x.reshape(15, 1))
+    np.testing.assert_allclose(found.step_terms, 3 * each.step_terms, rtol=1e-4)
+    assert found.draws_standard_error == pytest.approx(3 * each.draws_standard_error, rel=0.5)
+    entropies = [evaluation.entropy_bounds(KEY, *args).model for args in ((model, x), (FLOWING, x.reshape(15, 1)))]
+    np.testing.assert_allclose(entropies[0], 3 * entropies[1], rtol=1e-4)
+
+
+def test_states_of_one_event_keep_their_contexts():
+    transition = nd.Transition(lambda params, x_t, t, context: 0.1 * x_t + context, None, (1,), (1,))
+    context = jnp.array([[0.0], [2.0], [-1.0]])
+    model = nd.Diffusion(FLOWING.kernel, transition, context=context)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 1)), jnp.float32)
+    found = evaluation.bound(KEY, model.to_event(1), x)
+    tiled = nd.Diffusion(FLOWING.kernel, transition, context=jnp.tile(context, (4, 1)))
+    alone = evaluation.bound(KEY, tiled, x.reshape(12, 1)).per_point.reshape(4, 3)
+    np.testing.assert_allclose(found.per_point, alone.sum(1), rtol=1e-5)
+    assert np.abs(alone - alone.mean(1, keepdims=True)).max() > 0.5
+
+
+def test_events_of_several_bits_are_summed_and_other_shapes_refused():
+    kernel = nd.BernoulliKernel(nd.schedules.linear(2, 1.0, 4.0), rate=0.4)
+    bits = nd.Diffusion(kernel, nd.Transition(lambda params, x_t, t, context: 0.3 * x_t, None, (1,)))
+    x = jnp.array([[[0], [1]], [[1], [1]]])
+    found = evaluation.bound(KEY, bits.expand([2]).to_event(1), x)
+    alone = evaluation.bound(KEY, bits, x.reshape(4, 1)).per_point
+    np.testing.assert_allclose(found.per_point, alone.reshape(2, 2).sum(1), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"trailing dimensions \(2, 1\) for x; got shape \(4, 1\)"):
+        evaluation.bound(KEY, bits.expand([2]).to_event(1), x.reshape(4, 1))
+    with pytest.raises(ValueError, match=r"a context for each of the 2 points.*batch_shape \(3,\)"):
+        evaluation.bound(KEY, bits.expand([3, 2]).to_event(1), x)
 
 
 # Integers ---------------------------------------------------------------------------------------------

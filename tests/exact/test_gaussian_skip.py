@@ -25,6 +25,28 @@ def prior_of(kernel, mean=0.0, scale=1.0, event_shape=(3,)):
     return nd.Diffusion(kernel, nd.Transition(function, params, event_shape=event_shape))
 
 
+@pytest.mark.parametrize("of_pixels", [False, True])
+def test_a_u_net_begins_at_independent_pixels_too(of_pixels):
+    kernel = kernel_of(4, 1e3)
+    rng = np.random.default_rng(2)
+    mean, scale = (rng.normal(size=15), rng.uniform(0.5, 2.0, 15)) if of_pixels else (0.0, 1.0)
+    network = nd.networks.GaussianSkipUNet(
+        kernel.schedule.log_snr[1:], mean, scale, width=4, num_levels=2, attention=False, num_time_features=2
+    )
+    function = HaikuFunction(network)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 5, 1)), jnp.float32)
+    params, _ = jax.jit(function.init)(jax.random.key(0), x, jnp.ones(3, int), None)
+    prior = nd.Diffusion(kernel, nd.Transition(function, params, event_shape=(3, 5, 1)))
+    found = nd.evaluation.importance_weighted(jax.random.key(1), prior, x, num_trajectories=1)
+    exact = dist.Normal(jnp.asarray(mean), jnp.asarray(scale)).log_prob(x.reshape(3, 15)).sum(1)
+    np.testing.assert_allclose(found.per_point, exact, atol=0.05)
+    with pytest.raises(ValueError, match=r"scales > 0; got 0.0"):
+        nd.networks.GaussianSkipUNet(kernel.schedule.log_snr[1:], scale=np.zeros(15))
+    if of_pixels:
+        with pytest.raises(ValueError, match=r"for each number of \(3, 3, 1\); got 15 numbers"):
+            jax.eval_shape(function.init, jax.random.key(0), x[:, :, :3], jnp.ones(3, int), None)
+
+
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
 
 

@@ -10,7 +10,7 @@ from numpyro_diffusion.learning.baselines import baseline_log_densities
 from numpyro_diffusion.learning.columns import look
 from numpyro_diffusion.learning.coordinates import fit_coordinates, log_volume
 from numpyro_diffusion.learning.gaussians import fit_gaussian
-from numpyro_diffusion.learning.rows import dequantise, resample, split_rows
+from numpyro_diffusion.learning.rows import noise_of, resample, split_rows
 from numpyro_diffusion.transforms import BySupport, InsertConstants, SinhArcsinh
 
 
@@ -158,11 +158,43 @@ def test_rows_are_repeated_as_their_weights_say():
     assert found.tolist() == [1, 2, 3, 3]
 
 
-def test_noise_on_a_grid_is_one_step_wide():
-    rows = np.stack([np.resize(np.arange(10.0), 4000), generator().normal(size=4000)], 1)
-    columns = look(rows, ("grid", "real"), ("real",) * 2)
-    noisy = dequantise(rows, columns, rng=generator())
-    moved = noisy - rows
-    assert (moved[:, 1] == 0).all()
-    assert np.abs(moved[:, 0]).max() <= 0.5
-    np.testing.assert_allclose(moved[:, 0].var(), 1 / 12, rtol=0.05)
+def test_noise_is_one_step_wide_and_belongs_to_the_row():
+    key = jax.random.key(0)
+    noise = noise_of(key, np.arange(4000), (2,))
+    assert np.abs(noise).max() <= 0.5
+    np.testing.assert_allclose(noise.mean(0), 0, atol=5 / np.sqrt(12 * 4000))
+    np.testing.assert_allclose(noise.var(0), 1 / 12, rtol=0.06)
+    np.testing.assert_allclose(np.corrcoef(noise.T)[0, 1], 0, atol=5 / np.sqrt(4000))
+    some = np.array([3999, 17, 17])
+    np.testing.assert_array_equal(noise_of(key, some, (2,)), noise[some])
+    assert noise_of(key, some[:0], (2,)).shape == (0, 2)
+
+
+def test_a_row_s_place_is_the_same_in_any_order_and_in_stretches(monkeypatch):
+    import sys
+
+    rows = generator().normal(size=(500, 3))
+    rows[100:200] = rows[:100]
+    order = generator().permutation(500)
+    split, repeats = split_rows(rows, 0.2, 0.1, rng=generator())
+    other, _ = split_rows(rows[order], 0.2, 0.1, rng=generator())
+    monkeypatch.setattr(sys.modules["numpyro_diffusion.learning.stretches"], "_NUMBERS", 50)
+    again, _ = split_rows(rows, 0.2, 0.1, rng=generator())
+    assert repeats == 100
+    for name, found in split.items():
+        np.testing.assert_array_equal(found, np.sort(order[other[name]]))
+        np.testing.assert_array_equal(found, again[name])
+    twin = {int(row): name for name, found in split.items() for row in found}
+    assert all(twin[row] == twin[row + 100] for row in range(100))
+    assert 49 <= len(split["test"]) <= 52
+    assert 98 <= len(split["validation"]) <= 104
+
+
+def test_of_very_many_rows_not_all_that_are_asked_for_are_held_out():
+    split, repeats = split_rows(generator().normal(size=(40_000, 1)), 0.2, 0.2, rng=generator())
+    assert (repeats, len(split["validation"]), len(split["test"])) == (0, 5000, 5000)
+    same = np.zeros((40_000, 1))
+    same[:100, 0] = np.arange(100)
+    split, repeats = split_rows(same, 0.2, 0.2, rng=generator())
+    assert repeats == 39_900
+    assert max(len(split["validation"]), len(split["test"])) <= 10_000
