@@ -203,6 +203,7 @@ def target_of(
         log_likelihood=lambda x: split.log_factor(x, others).elements,
         observe=lambda x: split.observation(x, others),
         calibration=dict(calibration or {}),
+        errors=split.errors(others),
     )
 
 

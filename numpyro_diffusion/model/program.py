@@ -18,6 +18,7 @@ from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
 from ..diffusion import Diffusion, depends_on_latent, has_no_name
 from ..estimates import AsDensity
+from ..guidance import ErrorCovariance
 from ..wrappers import WrappedDiffusion, unmask, wrapped_diffusion
 from .arguments import Static, join
 from .independence import has_elements, why_coupled
@@ -46,6 +47,7 @@ class Traced(NamedTuple):
 
     log_probs: dict[str, Array]  # of every sample site that is no diffusion, scaled
     chains: dict[str, ReverseChain]  # of the diffusion sites
+    errors: dict[str, ErrorCovariance]  # of those whose prior carries them
     transformed: dict[str, Array]  # values of the transformed ones
     normal: dict[str, NormalSite | None]  # the same sites, where they are Normal
     deterministic: dict[str, Array]
@@ -178,6 +180,7 @@ class Program:
                 if name not in names
             },
             chains={name: diffusions[name].chain for name in names},
+            errors={name: errors for name in names if (errors := diffusions[name].diffusion.errors) is not None},
             transformed={site.name: sites[site.name]["value"] for site in self.sites if site.is_transformed},
             normal={name: normal_site(site) for name, site in sampled.items() if name not in names},
             deterministic={name: jnp.asarray(sites[name]["value"]) for name in self.deterministic},

@@ -25,6 +25,7 @@ from .._pytree import register_pytree
 from .._typing import Array, Shape
 from .._weights import log_mean_exp
 from ..chains import ReverseChain
+from ..guidance import ErrorCovariance
 from .arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
 from .independence import by_element
 from .observations import NormalSite, Observation, has_nan, observation, refuse_nan
@@ -139,6 +140,10 @@ class SplitModel:
     def chains(self, others: Values) -> dict[str, ReverseChain]:
         """The chain of each diffusion site, given the other sites."""
         return self._at(self.some_x(jax.random.key(0)), others).chains
+
+    def errors(self, others: Values) -> dict[str, ErrorCovariance]:
+        """The covariance of the network's errors, of each diffusion site whose prior carries it."""
+        return self._at(self.some_x(jax.random.key(0)), others).errors
 
     def log_factor(self, x: Values, others: Values) -> LogFactor:
         """The factor log r(x, theta) in nats: shape E for the elements, () for what they share."""

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
+from ..guidance import ErrorCovariance
 
 __all__ = ["Calibration", "States", "Target", "as_rows", "calibrate", "draw_prior"]
 
@@ -52,6 +53,7 @@ class Target(NamedTuple):
         observe: from x^0 by site to what is seen of it, ``residual (E..., m)``, ``covariance (E..., m, m)`` and
             ``seen (E..., m)``, for Normal observations; raises TypeError for others.
         calibration: of sites by name, from :func:`calibrate`; a site that is missing is believed as it is.
+        errors: the covariance of a network's errors, of sites whose prior carries it.
     """
 
     chains: Mapping[str, ReverseChain]
@@ -60,6 +62,7 @@ class Target(NamedTuple):
     log_likelihood: Callable[[States], Array]
     observe: Callable[[States], Any] | None = None
     calibration: Mapping[str, Calibration] = {}
+    errors: Mapping[str, ErrorCovariance] = {}
 
     @property
     def num_steps(self) -> int:

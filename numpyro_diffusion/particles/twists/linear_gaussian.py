@@ -23,6 +23,7 @@ C_t by ``covariance``:
     "secant"     the positive definite matrix nearest to r_t^2 I that agrees with the Jacobian along the one direction
                  in which y pulls x^0: one pass back whatever m; for m = 1 the same as "jacobian"
     "scale"      r_t^2 I: no pass back
+    "errors"     the mean of Cov[x^0 | x^t] over x^t, which the prior carries (``prior.with_errors``): no pass back
 
 A number behind a mask has no row in G, and in R a variance of its own, whose factor in psi is taken away again: the
 twist is that of the other numbers alone.
@@ -49,7 +50,7 @@ from .base import prior_power
 
 __all__ = ["LinearGaussian"]
 
-Covariance = Literal["secant", "jacobian", "scale"]
+Covariance = Literal["secant", "jacobian", "scale", "errors"]
 
 
 # Chosen on other problems than the benchmark's: 1 keeps too many particles in modes that y excludes (d = 80), and 0
@@ -69,7 +70,7 @@ class LinearGaussian:
     """Moment-matched Gaussian look-ahead, and conditioned moves.
 
     Args:
-        covariance: ``"secant"``, ``"jacobian"`` or ``"scale"``.
+        covariance: ``"secant"``, ``"jacobian"``, ``"scale"`` or ``"errors"``.
         num_prior_draws: of the prior, for its variance S^2, >= 2.
 
     >>> LinearGaussian("jacobian")  # TwistedSMC(model, twist=LinearGaussian("jacobian")); "gaussian" is the secant
@@ -97,6 +98,14 @@ class LinearGaussian:
                         f"a Gaussian kernel at site {name!r}",
                         "a discrete one",
                         "Use the tempered twist, which does bits.",
+                    )
+                )
+            if self.covariance == "errors" and name not in target.errors:
+                raise ValueError(
+                    expected(
+                        f"a prior at site {name!r} that carries the covariance of its network's errors",
+                        "one that does not",
+                        "Use prior.with_errors(guidance.error_covariance(rng_key, prior.chain)).",
                     )
                 )
         seen = jax.vmap(lambda x: _observe(target, x))(prior_draws)
@@ -151,6 +160,10 @@ class LinearGaussian:
                 image = _where_signal(target, name, step, -flatten({name: back[name]}, leading), radius[name] * along)
                 crossed[name] = _secant(slopes[name], radius[name], along, image)
 
+        elif self.covariance == "errors":
+            for name in order:
+                crossed[name] = _through_errors(target, name, step, slopes[name])
+
         shares, gains = {}, {}
         for name in order:
             at_last = target.level(name, step) == 1
@@ -182,6 +195,17 @@ def _where_signal(target: Target, name: str, step: Array, through: Array, otherw
     """n_t / a_t times what came through the network; where no signal is left, x^t says nothing of x^0."""
     gain = target.chains[name].kernel.denoising_gain(target.level(name, step), through)
     return jnp.where(gain > 0, gain * through, otherwise)
+
+
+def _through_errors(target: Target, name: str, step: Array, slope: Array) -> Array:
+    """G C_t, with the covariance of one x for every element and every x of a plate that are filtered together."""
+    index = target.level(name, step) - 1
+    factor, diagonal = (
+        jnp.asarray(part, slope.dtype)[index] for part in (target.errors[name].factor, target.errors[name].diagonal)
+    )
+    of_one = slope.reshape((*slope.shape[:-1], -1, len(diagonal)))
+    crossed = (of_one @ factor) @ factor.T + of_one * diagonal
+    return crossed.reshape(slope.shape)
 
 
 def _secant(slope: Array, radius: Array, along: Array, image: Array) -> Array:
