@@ -19,7 +19,7 @@ from .._compat.numpyro import GIBBS_SITES_KWARG, is_prng_key, transform_fn
 from .._typing import Array
 from ..guidance import Guidance
 from ..model.arguments import Static, as_static
-from ..model.automatic import AutoGuidance
+from ..model.automatic import AutoGuidance, checked_guidance
 from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 
@@ -51,10 +51,7 @@ class NoiseKernel(MCMCKernel):
         if not callable(model):
             raise TypeError(expected("a NumPyro model", repr(model), "Pass the function, with no potential."))
         self._model = model
-        if isinstance(guidance, str) and guidance != "auto":
-            cure = "Name sites, {'x': MomentMatching(...)}, or leave it to the model."
-            raise ValueError(expected("guidance by site, 'auto' or None", repr(guidance), cure))
-        self._guidance = guidance if isinstance(guidance, str) else dict(guidance or {})
+        self._guidance = checked_guidance(guidance)
         self._auto: AutoGuidance | None = None
         self._program: _Program | None = None
 

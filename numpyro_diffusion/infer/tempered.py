@@ -18,7 +18,7 @@ References: the noise module's.
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from .._typing import Array
 from .._weights import host_generator, log_mean_and_error, log_normalised
 from ..guidance import Guidance
 from ..model.arguments import NEEDS_VALUES, Static, join, split_arguments, without_arrays
+from ..model.automatic import AutoGuidance, ModelGuidance, checked_guidance
 from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 from ..noise.hmc import MAX_ANGLE
@@ -43,6 +44,8 @@ _PRIOR_DRAWS = 512  # quantiles of which are centre and spread of other sites at
 _DRAWS_AT_ONCE = 64
 _SD_QUANTILES = (0.1587, 0.5, 0.8413)  # of a normal: mean less sd, mean, mean plus sd
 _POOR_ACCEPTANCE = 0.1
+
+_Coordinates: TypeAlias = Mapping[str, tuple[Array, Array]]  # centre and spread by site
 _SHORT_ANGLE = 0.1  # radians, of the 1.57 after which a particle may be anywhere
 
 
@@ -241,10 +244,11 @@ class TemperedResult(NamedTuple):
 class TemperedSMC(IslandEngine[TemperedResult]):
     """Posterior draws and evidence where modes are far apart and coordinates many, by particles that move by gradients.
 
-    Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here, with ``guidance`` for those that it
-    names; a model in which :class:`DiffusionReparam` did so already is taken as well. Draws and evidence converge to
-    those of the T-step model's posterior as particles grow, whatever the guidance: good guidance takes few
-    temperatures. A particle costs some 30 gradients of the model, each the chain once forth and back.
+    Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here; a model in which
+    :class:`DiffusionReparam` did so already is taken as well. Draws and evidence converge to those of the T-step
+    model's posterior as particles grow, whatever the guidance: good guidance takes few temperatures. By default it is
+    made of the model, by the Normal numbers whose mean depends on a diffusion; ``charts`` says what guides. A particle
+    costs some 30 gradients of the model, each the chain once forth and back.
 
     ``run`` is a function of arrays: ``jax.jit(smc.run)`` and ``jax.vmap(smc.run)`` over data sets of one shape work,
     and return :class:`TemperedResult`; call its ``check()`` outside. Called plainly, ``run`` checks, warns, and keeps
@@ -252,8 +256,9 @@ class TemperedSMC(IslandEngine[TemperedResult]):
 
     Args:
         model: a NumPyro model with one or more latent ``Diffusion`` sites.
-        guidance: by the name of a diffusion site, for example ``{"x": MomentMatching(A, y, noise)}``; in units of the
-            chain's states, see ``in_states``. Without it, the noises are those of the prior's chain.
+        guidance: ``"auto"``, made of the model; None, for the noises of the prior's chain; or by the name of a
+            diffusion site, for example ``{"x": MomentMatching(A, y, noise)}``, in units of the chain's states, see
+            ``in_states``.
         num_particles: N in each island, >= 2.
         num_islands: K independent runs; two or more give standard errors.
         num_moves: trajectories that a particle accepts at each temperature, in the mean; at most five times as many
@@ -289,7 +294,7 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         self,
         model: Callable,
         *,
-        guidance: Mapping[str, Guidance] | None = None,
+        guidance: Mapping[str, Guidance] | Literal["auto"] | None = "auto",
         num_particles: int = 256,
         num_islands: int = 4,
         num_moves: int = 2,
@@ -311,7 +316,9 @@ class TemperedSMC(IslandEngine[TemperedResult]):
             if not least < value <= most:
                 cure = "A step is an angle in radians, the others are shares."
                 raise ValueError(expected(f"{name} in ({least:g}, {most:.3g}]", value, cure))
-        self.guidance = dict(guidance or {})
+        self.guidance = checked_guidance(guidance)
+        self._auto = AutoGuidance(model)
+        self._charts: dict[str, str] | None = None
         if particles_at_once is not None:
             check_integer_at_least("particles_at_once", particles_at_once, 1, "Pass None for all.")
         self._settings = Settings(
@@ -346,27 +353,41 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         check_observed(self.model, args, kwargs)
         begin_key, islands_key, draws_key = jax.random.split(rng_key, 3)
         keys = jax.random.split(islands_key, self.num_islands)
+        auto = self._auto.bind(args, kwargs) if self.guidance == "auto" else None
         arrays, static = split_arguments(args, kwargs)
         try:
-            coordinates = self._begin(static, begin_key, arrays)
+            coordinates = self._begin(static, begin_key, arrays, auto)
         except NEEDS_VALUES:
             # The model asks for values (the largest of some group numbers, as the size of a plate).
             if not is_concrete(arrays):
                 raise
             arrays, static = without_arrays(arrays, static)
-            coordinates = self._begin(static, begin_key, arrays)
+            coordinates = self._begin(static, begin_key, arrays, auto)
         if not is_concrete((rng_key, arrays)):
-            return TemperedResult(**self._islands(static, keys, arrays, coordinates), rng_key=draws_key)
+            return TemperedResult(**self._islands(static, keys, arrays, auto, coordinates), rng_key=draws_key)
         # One island after the other on a device: side by side they would wait for the one with the longest way.
-        found = self._run_in_batches(partial(self._islands, static), keys, 1, arrays, coordinates)
+        found = self._run_in_batches(partial(self._islands, static), keys, 1, arrays, auto, coordinates)
         result = TemperedResult(**found, rng_key=draws_key)
         result.check()
         self._result, self._arguments = result, (args, kwargs)
+        self._charts = self._reference(static, arrays, auto).charts
         return result
 
     @property
     def arguments(self) -> tuple[tuple, Values]:
         return self._arguments
+
+    @property
+    def charts(self) -> dict[str, str]:
+        """What the noises of each diffusion site are those of, in words, for the data of the last run.
+
+        Raises:
+            RuntimeError: before a run.
+        """
+        if self._charts is None:
+            cure = "What guides a chain depends on the data: call run(rng_key, *model_arguments) first."
+            raise RuntimeError(expected("a finished run", "none", cure))
+        return self._charts
 
     @property
     def num_gradients(self) -> float:
@@ -375,9 +396,11 @@ class TemperedSMC(IslandEngine[TemperedResult]):
 
     # Compiled parts -------------------------------------------------------------------------------
 
-    def _find_coordinates(self, static: Static, key: jax.Array, arrays: list) -> dict[str, tuple[Array, Array]]:
+    def _find_coordinates(
+        self, static: Static, key: jax.Array, arrays: list, auto: ModelGuidance | None
+    ) -> dict[str, tuple[Array, Array]]:
         """Centre and spread of the prior of every site that is no noise, by name."""
-        reference = self._reference(static, arrays)
+        reference = self._reference(static, arrays, auto)
         noises = reference.noises()
 
         def draw(key: jax.Array) -> Values:
@@ -387,17 +410,17 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         return {name: _centre_and_spread(values) for name, values in draws.items()}
 
     def _run_islands(
-        self, static: Static, keys: jax.Array, arrays: list, coordinates: Mapping[str, tuple[Array, Array]]
+        self, static: Static, keys: jax.Array, arrays: list, auto: ModelGuidance | None, coordinates: _Coordinates
     ) -> dict[str, Any]:
-        def share(keys: jax.Array, arrays: list, coordinates: Mapping[str, tuple[Array, Array]]) -> dict:
-            return jax.lax.map(lambda key: self._run_island(static, key, arrays, coordinates), keys)
+        def share(keys: jax.Array, arrays: list, auto: ModelGuidance | None, coordinates: _Coordinates) -> dict:
+            return jax.lax.map(lambda key: self._run_island(static, key, arrays, auto, coordinates), keys)
 
-        return self._place.divide(share)(keys, arrays, coordinates)
+        return self._place.divide(share)(keys, arrays, auto, coordinates)
 
     def _run_island(
-        self, static: Static, key: jax.Array, arrays: list, coordinates: Mapping[str, tuple[Array, Array]]
+        self, static: Static, key: jax.Array, arrays: list, auto: ModelGuidance | None, coordinates: _Coordinates
     ) -> dict[str, Any]:
-        reference = self._reference(static, arrays)
+        reference = self._reference(static, arrays, auto)
         like = jax.eval_shape(reference.prior_draw, key)
 
         def values_of(e: Values) -> Values:
@@ -430,9 +453,9 @@ class TemperedSMC(IslandEngine[TemperedResult]):
             "num_fixed": (~gradients.all(0) & (end.log_weight > -jnp.inf)).sum(),
         }
 
-    def _reference(self, static: Static, arrays: list) -> NormalReference:
+    def _reference(self, static: Static, arrays: list, auto: ModelGuidance | None) -> NormalReference:
         args, kwargs = join(arrays, static)
-        return NormalReference(self.model, args, kwargs, self.guidance)
+        return NormalReference(self.model, args, kwargs, self.guidance if auto is None else auto)
 
 
 def _centre_and_spread(draws: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ Assumed: real latent sites.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from .._pytree import register_pytree
 from .._typing import Array
 from ..chains import ReverseChain
 from ..diffusion import Diffusion
-from ..guidance import ErrorCovariance, error_covariance
+from ..guidance import ErrorCovariance, Guidance, error_covariance
 from ..guidance.base import check_normal
 from ..guidance.linearised import LinearisedGuidance
 from ..guidance.spectrum import conditioned_step
@@ -42,7 +42,7 @@ from .sites import latent_diffusion
 from .split import Programs, SplitModel
 from .trace import trace_model
 
-__all__ = ["AutoGuidance", "ModelGuidance", "with_states"]
+__all__ = ["AutoGuidance", "ModelGuidance", "checked_guidance", "with_states"]
 
 _NUM_DRAWS = 65  # of the prior, for medians and means: a place that is about right is enough
 _MOST_NUMBERS = 150_000_000  # of the matrices of one site: 600 MB in single precision
@@ -171,6 +171,20 @@ class AutoGuidance:
             errors = error_covariance(jax.random.key(0), chain)
         self._errors.append((kept, errors))
         return errors, source
+
+
+def checked_guidance(
+    guidance: Mapping[str, Guidance] | Literal["auto"] | None,
+) -> dict[str, Guidance] | Literal["auto"]:
+    """What an engine was told of guidance: by site, or made of the model.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if isinstance(guidance, str) and guidance != "auto":
+        cure = "Name sites, {'x': MomentMatching(...)}, or leave it to the model."
+        raise ValueError(expected("guidance by site, 'auto' or None", repr(guidance), cure))
+    return guidance if isinstance(guidance, str) else dict(guidance or {})
 
 
 def with_states(model: Callable) -> Callable:

@@ -118,7 +118,7 @@ class _Moves(NamedTuple):
     step_size: Array
     accepted: Array
     angle: Array
-    count: Array
+    tried: Array
     num_gradients: Array
 
 
@@ -181,10 +181,10 @@ def step(
     zero = jnp.zeros_like(size)
 
     def is_wanting(carry: _Moves) -> Array:
-        return (carry.accepted < settings.num_moves) & (carry.count < _MOST_TRIES * settings.num_moves)
+        return (carry.accepted < settings.num_moves) & (carry.tried < _MOST_TRIES * settings.num_moves)
 
     def move_on(carry: _Moves) -> _Moves:
-        key = jax.random.fold_in(moves_key, carry.count)
+        key = jax.random.fold_in(moves_key, carry.tried)
         particles, accept_prob, num_steps = move(key, carry.particles, carry.step_size)
         following = carry.step_size * jnp.exp(accept_prob - settings.target_accept_prob)
         return _Moves(
@@ -192,7 +192,7 @@ def step(
             jnp.minimum(following, MAX_ANGLE),
             carry.accepted + accept_prob,
             carry.angle + carry.step_size * num_steps.astype(zero.dtype),
-            carry.count + 1,
+            carry.tried + 1,
             carry.num_gradients + num_steps,
         )
 
@@ -209,7 +209,7 @@ def step(
         spread=spread,
         step_size=moved.step_size,
     )
-    accept_prob, angle = (total / moved.count.astype(zero.dtype) for total in (moved.accepted, moved.angle))
+    accept_prob, angle = (total / moved.tried.astype(zero.dtype) for total in (moved.accepted, moved.angle))
     return following, TemperedInfo(temperature, size, accept_prob, moved.step_size, angle, moved.num_gradients)
 
 
