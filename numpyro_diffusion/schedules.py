@@ -152,7 +152,7 @@ class Schedule:
         """v_1 / v_2, or that of the longer schedule whose levels these are; 1/2 when T = 1."""
         if self.first_ratio is not None:
             return self.first_ratio
-        return self.noise_variance[1] / self.noise_variance[2] if self.num_steps > 1 else 0.5  # type: ignore[index]
+        return self.noise_variance[1] / self.noise_variance[2] if self.num_steps > 1 else np.asarray(0.5)  # type: ignore[index]
 
     @property
     def log_snr(self) -> Array:

@@ -228,8 +228,8 @@ FITS = "a network that runs with all the file's parameters"
         # what a prior may carry
         (put("levels", value=[1, 2]), r"1 rising levels; got \[1, 2\]"),
         (put("levels", value="os"), "levels to be a tuple of positive integers"),
-        (put("first_ratio", value="a"), "settings of a prior|a number in"),
-        (put("first_ratio", value=2.0), r"a number in \(0, 1\] as first_ratio; got 2.0"),
+        (put("first_ratio", value="a"), r"a number in \(0, 1\] as first_ratio; got a"),
+        (put("first_ratio", value={"numpy": "schedule/beta"}), r"a number in \(0, 1\] as first_ratio"),
         (put("errors", value=None), r"settings \['diagonal', 'factor'\]; got None"),
         (put("errors", value={"dict": {"factor": 1, "diagonal": 1}}), "settings of a prior; got AttributeError"),
         (

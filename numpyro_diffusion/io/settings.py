@@ -117,8 +117,12 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
     shapes = {np.shape(array) for array in arrays}
     require(len(shapes) == 1 and len(shapes.pop()) == 1, "vectors of one length as a schedule", found["schedule"])
     ratio = decode(found.get("first_ratio"), tensors)
-    is_ratio = ratio is None or (np.shape(ratio) == () and 0 < float(ratio) <= 1)
-    require(is_ratio, "a number in (0, 1] as first_ratio", found.get("first_ratio"))
+    is_number = isinstance(ratio, np.ndarray | jax.Array) and ratio.shape == ()
+    require(
+        ratio is None or (is_number and 0 < float(ratio) <= 1),
+        "a number in (0, 1] as first_ratio",
+        found.get("first_ratio"),
+    )
     schedule = Schedule(*arrays, first_ratio=ratio)
     kernel = kernel(schedule) if kernel is not None and not isinstance(kernel, Kernel) else kernel
     kernel = _restore("kernel", found["kernel"], _KERNELS, tensors, kernel, schedule)
