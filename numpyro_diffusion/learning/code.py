@@ -28,16 +28,15 @@ def code_for(
     plan, row_shape = space.plan, tuple(space.values.shape[1:])
     maps = "".join(f"    {_constructor(transform)},\n" for transform in space.transforms)
     to_chain = "T.ComposeTransform(transforms).inv"
-    is_whole = np.dtype(np.int32) if plan.kernel.is_discrete else np.dtype(float)
+    dtype = "int32" if plan.kernel.is_discrete else "float64"
     pair = f"{to_chain}(train), {to_chain}(validation)" if space.transforms else "train, validation"
     noise = ""
     if space.steps.any():
-        steps = np.broadcast_to(space.steps, row_shape) if len(row_shape) == 1 else space.steps[0]
         noise = f"""\
 # Uniform noise as wide as the step of each grid, a function of the row's index.
 key_noise = jax.random.fold_in(jax.random.split(rng_key, 3)[0], 1)
 noise = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key_noise, row), {row_shape}, float, -0.5, 0.5))
-data = data + np.array({steps.tolist()}) * np.asarray(noise(jnp.arange(len(data))), float)
+data = data + np.array({space.steps.tolist()}) * np.asarray(noise(jnp.arange(len(data))), float)
 """
     lines = f"""\
 import jax
@@ -50,7 +49,7 @@ import optax
 from numpyro.distributions import transforms as T
 
 # data, rng_key: as they were given to learn_prior, data as an array, rows with gaps left out; report: what it returned.
-data = np.asarray(data, {is_whole.name!r}).reshape(len(data), *{row_shape})
+data = np.asarray(data, {dtype!r}).reshape(len(data), *{row_shape})
 {noise}train, validation = data[report.drawn["train"]], data[report.drawn["validation"]]
 kernel = {plan.kernel_code}
 network = {plan.network_code}

@@ -152,7 +152,7 @@ def look_at(
 
 def _check_representable(columns: Sequence[Column]) -> None:
     """Draws are floats of JAX, whatever the data are."""
-    info = jnp.finfo(float)
+    info = jnp.finfo(jnp.result_type(float))
     for column in columns:
         size = abs(column.mean) + 10 * column.scale
         is_small = 0 < column.scale < 100 * float(info.tiny)
