@@ -177,8 +177,7 @@ def step(
     ancestors = systematic(resample_key, log_weights)
     particles = gather((state.u, state.log_weight, state.gradient), ancestors)
     move = partial(_move_all, log_weight, settings, temperature, centre, spread)
-
-    zero = jnp.zeros_like(size)
+    none, zero = jnp.zeros((), int), jnp.zeros_like(size)
 
     def is_wanting(carry: _Moves) -> Array:
         return (carry.accepted < settings.num_moves) & (carry.tried < _MOST_TRIES * settings.num_moves)
@@ -196,7 +195,6 @@ def step(
             carry.num_gradients + num_steps,
         )
 
-    none = jnp.zeros((), int)
     moved = jax.lax.while_loop(is_wanting, move_on, _Moves(particles, state.step_size, zero, zero, none, none))
     u, value, gradient = moved.particles
     following = TemperedState(
