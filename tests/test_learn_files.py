@@ -209,36 +209,40 @@ def test_a_file_without_permission_is_refused_in_words(tmp_path, monkeypatch):
 
 MEASURE = """
 import resource, sys
-from importlib import import_module
 import jax, numpy as np
-import numpyro_diffusion as nd
+from numpyro_diffusion.learning.look import look_at, space_for
+from numpyro_diffusion.learning.rows import split_rows
+from numpyro_diffusion.training.sources import rows_not_finite
 
-import_module("numpyro_diffusion.learning.learn")._MOST_FITTED = 5000
-import_module("numpyro_diffusion.learning.baselines")._MOST_ROWS = 500
-import_module("numpyro_diffusion.learning.rows")._MOST_HELD_OUT = 200
-kernel = nd.GaussianKernel(nd.schedules.log_snr(4, 0.1, 20.0), parameterization="x0", variance="denoiser")
-network = nd.networks.GaussianSkip(kernel.schedule.log_snr[1:], width=8, depth=1)
-settings = dict(num_steps=8, every=4, batch_size=64, num_trajectories=1, kernel=kernel, network=network)
 peaks = []
 for path in sys.argv[1:]:
-    found = nd.learn_prior(np.load(path, mmap_mode="r"), rng_key=jax.random.key(0), progress_bar=False, **settings)
+    rng = np.random.default_rng(0)
+    found = look_at(np.load(path, mmap_mode="r"), None, "real", "refuse", None)
+    split, _ = split_rows(found.values, 0.2, 0.2, rng=rng)
+    learned = [split["train"], split["validation"]]
+    fitted = split["train"][:5000]
+    space = space_for(found, fitted, learned, None, None, "none", rng, jax.random.key(0))
+    rows = space.to_train(split["train"])
+    assert not len(rows_not_finite(rows))  # the look of fit
+    for _ in range(20):  # batches of 50 steps at a time
+        rows[rng.integers(0, len(rows), 3200)]
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-print(peaks[1] - peaks[0], len(found.report.split["train"]))
+print(peaks[1] - peaks[0], len(rows))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
-def test_a_large_file_takes_a_share_of_its_size_in_memory(tmp_path):
-    """1,000,000 rows of 80 bytes, against 20,000 of them, after which fits and scores take no more of them."""
-    values = np.random.default_rng(0).normal(size=(1_000_000, 20)).astype(np.float32)
+def test_looks_and_batches_of_a_large_file_take_a_share_of_its_size_in_memory(tmp_path):
+    """600,000 rows of 80 bytes against 40,000 of them, after which nothing that has a limit takes more."""
+    values = np.random.default_rng(0).normal(size=(600_000, 20)).astype(np.float32)
     values[:, 0] = np.round(values[:, 0] * 3)  # a grid, so that noise is added
     np.save(tmp_path / "large.npy", values)
-    np.save(tmp_path / "small.npy", values[:20_000])
-    size = values[20_000:].nbytes
+    np.save(tmp_path / "small.npy", values[:40_000])
+    size = values[40_000:].nbytes
     del values
     paths = [str(tmp_path / name) for name in ("small.npy", "large.npy")]
     run = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=False)
     assert not run.returncode, run.stderr
     more, rows_to_train = map(float, run.stdout.split())
-    assert rows_to_train == 999_600
-    assert more < 0.6 * size  # 80 MB: an index of 8 bytes a row, and twice the hashes that part the rows
+    assert rows_to_train == 590_000
+    assert more < 0.6 * size  # 45 MB: an index of 8 bytes a row, and twice the hashes that part the rows

@@ -208,6 +208,8 @@ class _Seen:
         self.total += float(column.sum())
         self.low, self.high = min(self.low, float(values[0])), max(self.high, float(values[-1]))
         self.is_whole = self.is_whole and bool((values == np.round(values)).all())
+        if not self.is_complete:  # what is frequent repeats in a stretch, too
+            values, counts = values[counts > 1], counts[counts > 1]
         self.distinct, index = np.unique(np.concatenate([self.distinct, values]), return_inverse=True)
         self.counts = np.bincount(index, np.concatenate([self.counts, counts])).astype(int)
         if len(self.distinct) > _MOST_DISTINCT:
