@@ -395,12 +395,12 @@ def test_an_unknown_scale_is_drawn_with_x_by_default():
     kernel = DiffusionHMC(unknown_scale)
     with pytest.raises(RuntimeError, match="a kernel that has run; got one that has not"):
         _ = kernel.charts
-    mcmc = MCMC(kernel, num_warmup=300, num_samples=1500, num_chains=4, chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=800, num_chains=4, chain_method="vectorized", progress_bar=False)
     mcmc.run(jax.random.key(0), SCALED_DATA)
     assert kernel.charts == {"x": "guided by 'y', 4 numbers; its noise follows 'sigma'; errors computed"}
     assert "guided" not in kernel.get_diagnostics_str(jax.tree.map(lambda leaf: leaf[0], mcmc.last_state))
     found = mcmc.get_samples(group_by_chain=True)
-    check_scale_posterior(found["x"], found["sigma"], prior_sd=1.0, least_size=1000)
+    check_scale_posterior(found["x"], found["sigma"], prior_sd=1.0, least_size=800)
 
 
 def test_arguments_that_are_traced_make_the_same_noises():
