@@ -305,7 +305,10 @@ def test_the_covariance_of_errors_goes_along_level_by_level():
     np.testing.assert_array_equal(short.errors.factor, np.asarray(errors.factor)[np.array(LEVELS) - 1])
     np.testing.assert_array_equal(short.errors.matrices(), errors.matrices()[np.array(LEVELS) - 1])
     guides = [CovarianceGuidance(jnp.ones((1, 1)), jnp.ones(1), 0.5, errors=each) for each in (short.errors, errors)]
-    np.testing.assert_allclose(guides[0].gain, guides[1].gain[np.array(LEVELS) - 1], rtol=1e-5)
+    residual, amplitude, noise = jnp.full(1, 0.7), jnp.ones(()), jnp.full((), 0.25)
+    for step, level in enumerate(LEVELS, start=1):
+        moves = [guides[i].spectrum.at(t, residual, amplitude, noise) for i, t in enumerate((step, level))]
+        np.testing.assert_allclose(*moves, rtol=1e-5)
     assert TiltedChain(short.chain, guides[0]).sample(jax.random.key(0), (3,)).shape == (3, 5, 1)
     assert prior.respaced(2).errors is None
 
