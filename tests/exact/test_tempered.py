@@ -154,16 +154,16 @@ def test_one_step_is_a_chain_too_and_a_region_of_likelihood_zero_is_left_out():
 # What a run hands out ----------------------------------------------------------------------------------
 
 
-def counted(params, x_t, t, context):
+def silent(params, x_t, t, context):
     return 0 * x_t
 
 
 KERNEL = nd.GaussianKernel(nd.schedules.log_snr(3, 0.1, 100.0), variance="upper")
-COUNTED = nd.Diffusion(KERNEL, nd.Transition(counted, None, (2,)))
+SILENT = nd.Diffusion(KERNEL, nd.Transition(silent, None, (2,)))
 
 
 def two_numbers(y):
-    x = numpyro.sample("x", COUNTED)
+    x = numpyro.sample("x", SILENT)
     numpyro.deterministic("size", jnp.sqrt((x**2).sum(-1)))
     numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
 
