@@ -189,7 +189,7 @@ def test_the_tempered_twist_knows_its_largest_curvature_and_moves_along_its_slop
 
 @pytest.mark.usefixtures("no_type_checks")
 def test_what_a_twist_needs_is_checked_when_it_is_made():
-    with pytest.raises(ValueError, match="covariance one of secant, jacobian, scale; got 'diagonal'"):
+    with pytest.raises(ValueError, match="covariance one of secant, jacobian, scale, errors; got 'diagonal'"):
         LinearGaussian("diagonal")
     with pytest.raises(ValueError, match="num_prior_draws to be an integer >= 2; got 0"):
         LinearGaussian(num_prior_draws=0)
