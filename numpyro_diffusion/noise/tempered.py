@@ -4,11 +4,11 @@ Particles start as exact draws of N(0, I) and follow the targets
 
     pi_a(u)  proportional to  N(u; 0, I) w(u)^a,     0 = a_0 < a_1 < ... < 1.
 
-One temperature: weigh by w^(a' - a), resample, then move every particle by trajectories of :mod:`.hmc` that leave
-pi_a' invariant, until K are accepted in the mean. The next a' is the one at which the effective size of the weights is
-a given share of the particles of positive weight, or 1. The product of the mean weights estimates the integral of
-N(u; 0, I) w(u): the evidence, where w is a likelihood. Modes far apart get their weights from the particles' weights,
-and no particle has to cross from one to another.
+One temperature: weigh by w^(a' - a), resample, then move every particle by trajectories of
+:mod:`numpyro_diffusion.noise.hmc` that leave pi_a' invariant, until K are accepted in the mean. The next a' is the one
+at which the effective size of the weights is a given share of the particles of positive weight, or 1. The product of
+the mean weights estimates the integral of N(u; 0, I) w(u): the evidence, where w is a likelihood. Modes far apart get
+their weights from the particles' weights, and no particle has to cross from one to another.
 
 Trajectories are made in coordinates e in which pi_a is near standard normal: u = centre + spread e for sites that are
 named, with the weighted mean and standard deviation of the particles. This changes only how a particle moves:
