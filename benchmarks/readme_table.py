@@ -154,10 +154,24 @@ ROWS = {
             ("digits_coverage_90_denoise_dps", "digits_coverage_90_inpaint_dps"),
         ),
         Row(
-            "8x8 digits by a learned network, `DiffusionHMC`: effective draws per 1000 network calls, the slowest "
-            "direction: noise 1; half unseen; block means",
-            ("digits_noise1_ess_per_1000", "digits_half_ess_per_1000", "digits_blocks_ess_per_1000"),
+            "8x8 digits by a learned network, `DiffusionHMC` as it comes: effective draws per 1000 network calls, the "
+            "slowest direction: noise 1; log of an unknown noise scale",
+            ("digits_noise1_ess_per_1000", "digits_unknown_noise_log_sigma_ess_per_1000"),
             digits=1,
+        ),
+        Row(
+            "the same, guidance written by hand, another digit: noise 1; half unseen; block means",
+            (
+                "digits_noise1_by_hand_ess_per_1000",
+                "digits_half_by_hand_ess_per_1000",
+                "digits_blocks_by_hand_ess_per_1000",
+            ),
+            digits=1,
+        ),
+        Row(
+            "the unknown noise scale: W1 of its marginal to a long run, posterior sd",
+            ("digits_unknown_noise_w1_over_sd",),
+            digits=3,
         ),
         Row(
             "noise level of 32 noisy digits, unknown: posterior mean at levels 0.5; 1",
