@@ -1,8 +1,8 @@
-r"""Guidance by a mean and a covariance known beforehand: above the noise of the data the network is not asked.
+r"""Guidance by a mean and a covariance known beforehand: above the noise of the data it leaves the network out.
 
-At levels noisier than the data, y has decided what x^t has not: x0hat(x^t) is far from E[x^0 | x^t, y], and what a
-moment matching adds to it is large and stiff. With x^0 given y taken as N(m, S) once, the step there is that of x^0
-given x^t under N(m, S), in closed form. With S = Q diag(l) Q^T, x^t = a x^0 + sqrt(n) eps,
+At levels noisier than the data, y has decided what x^t has not: x0hat(x^t) is far from E[x^0 | x^t, y], and guidance
+has much to add to it, which changes fast with x^t. With x^0 given y taken as N(m, S) once, the step there is that of
+x^0 given x^t under N(m, S), in closed form. With S = Q diag(l) Q^T, x^t = a x^0 + sqrt(n) eps,
 
     E = m + Q diag(a l / (a^2 l + n)) Q^T (x^t - a m)
     V = diag(Q diag(l n / (a^2 l + n)) Q^T)
