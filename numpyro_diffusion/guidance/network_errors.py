@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from tqdm.auto import tqdm
 
 from .._checks import check_finite, check_integer_at_least, expected, first_index, is_concrete
 from .._numerics import expand_right
@@ -36,6 +37,8 @@ from .spectrum import Spectrum, conditioned_step
 from .units import affine_rows
 
 __all__ = ["CovarianceGuidance", "ErrorCovariance", "error_covariance"]
+
+_SECONDS_BEFORE_BAR = 5.0
 
 
 @register_pytree(data=("factor", "diagonal"), static=())
@@ -77,7 +80,13 @@ class ErrorCovariance:
 
 
 def error_covariance(
-    rng_key: jax.Array, chain: ReverseChain, *, num_draws: int = 2000, rank: int = 32, batch_size: int = 250
+    rng_key: jax.Array,
+    chain: ReverseChain,
+    *,
+    num_draws: int = 2000,
+    rank: int = 32,
+    batch_size: int = 250,
+    progress_bar: bool = True,
 ) -> ErrorCovariance:
     """The covariance of a network's errors, over draws of the prior itself.
 
@@ -87,6 +96,7 @@ def error_covariance(
         num_draws: of x^0, each noised once for each t: T + T network calls for each.
         rank: the number q of leading directions that are kept; the rest is their diagonal.
         batch_size: draws at once.
+        progress_bar: show one over batches, if it takes longer than five seconds.
 
     Raises:
         TypeError: for a kernel that is not Gaussian.
@@ -101,14 +111,15 @@ def error_covariance(
     check_integer_at_least("batch_size", batch_size, 1, "It bounds the memory.")
     size = min(batch_size, num_draws)
     batches = -(-num_draws // size)
-    factor, diagonal = _estimate(rng_key, chain, batches, size, rank)
-    return ErrorCovariance(factor, diagonal)
-
-
-def _estimate(key: jax.Array, chain: ReverseChain, batches: int, size: int, rank: int) -> tuple[Array, Array]:
-    keys = jax.random.split(key, batches)
-    total = sum(_squares(chain, key, size) for key in keys) / (batches * size)
-    return _low_rank(symmetric(total), rank)
+    keys = jax.random.split(rng_key, batches)
+    # A chain that is traced has no batches to wait for.
+    is_shown = progress_bar and is_concrete((rng_key, chain))
+    total = jnp.zeros(())
+    for key in tqdm(keys, desc="errors of the network", disable=not is_shown, delay=_SECONDS_BEFORE_BAR):
+        total = total + _squares(chain, key, size)
+        if is_shown:
+            jax.block_until_ready(total)
+    return ErrorCovariance(*_low_rank(symmetric(total / (batches * size)), rank))
 
 
 @partial(jax.jit, static_argnums=2)

@@ -131,3 +131,14 @@ def test_a_chain_with_a_batch_and_bits_have_no_error_covariance():
         error_covariance(jax.random.key(0), CHAIN, rank=0)
     with pytest.raises(ValueError, match=r"factor \(T, d, q\) and diagonal \(T, d\)"):
         ErrorCovariance(jnp.zeros((4, 2, 1)), jnp.ones((4, 3)))
+
+
+def test_a_long_computation_shows_a_bar_that_can_be_turned_off(monkeypatch, capsys):
+    monkeypatch.setattr("numpyro_diffusion.guidance.network_errors._SECONDS_BEFORE_BAR", 0.0)
+    error_covariance(jax.random.key(0), CHAIN, num_draws=4, batch_size=2, progress_bar=False)
+    assert capsys.readouterr().err == ""
+    error_covariance(jax.random.key(0), CHAIN, num_draws=4, batch_size=2)
+    assert "errors of the network" in capsys.readouterr().err
+    monkeypatch.undo()
+    error_covariance(jax.random.key(0), CHAIN, num_draws=4, batch_size=2)
+    assert capsys.readouterr().err == ""
