@@ -16,7 +16,7 @@ from numpyro_diffusion._weights import (
     normalised,
     systematic,
 )
-from numpyro_diffusion.infer.result import _draw_particles as draw_particles
+from numpyro_diffusion.infer.result import draw_particles
 
 WEIGHTS = np.array([0.1, 0.0, 0.45, 0.25, 0.2, 0.0])
 LOG_WEIGHTS = jnp.log(jnp.asarray(WEIGHTS, float))
