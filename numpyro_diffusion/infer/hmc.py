@@ -97,8 +97,8 @@ class DiffusionHMC(NoiseKernel):
 
     Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here; a model in which
     :class:`DiffusionReparam` did so already is taken as well. The posterior is that of the T-step model, whatever the
-    guidance: good guidance makes steps long. By default it is made of the model, by the Normal numbers whose mean
-    depends on a diffusion site: see :mod:`numpyro_diffusion.model.automatic`. ``charts`` says, after a run, what
+    guidance: good guidance makes steps long. By default it is made of the model, by the numbers, Normal or nearly, that
+    depend on a diffusion site: see :mod:`numpyro_diffusion.model.automatic`. ``charts`` says, after a run, what
     guides, or why a site keeps the noises of its prior. ``MCMC`` returns diffusion sites and noises;
     ``extra_fields=("~z.x_noise", "accept_prob", "num_steps", "diverging", "log_likelihood")`` drops the noises and adds
     a diagnosis. A draw costs ``num_steps`` gradients of the model, each the chain once forth and back.
