@@ -193,10 +193,11 @@ def main() -> None:
             is_ours = chart == "auto"
             settings = {**result, "seed": arguments.seed, "image": arguments.image, "draws": list(arguments.draws)}
             if problem != "unknown_noise":
-                limit = ">= 2.5" if is_ours and problem in REQUIRED else ""
+                is_required = is_ours and problem in REQUIRED
+                limit = ">= 2.5" if is_required else ""
                 found += [
                     records.record(f"{name}_ess_per_1000", result["per_1000"], "draws", limit=limit, **settings),
-                    records.record(f"{name}_rhat", result["rhat"], "", limit="<= 1.03" if is_ours else ""),
+                    records.record(f"{name}_rhat", result["rhat"], "", limit="<= 1.03" if is_required else ""),
                 ]
             else:
                 sizes = (arguments.draws[0], LONGER * arguments.draws[1])
