@@ -345,7 +345,8 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         Raises:
             TypeError: for a discrete latent site.
             ValueError: for a model without a latent diffusion site, with a subsampled plate or with untrained
-                parameters; for guidance of an unknown site; if the density is zero or without a finite gradient at all
+                parameters; for guidance of an unknown site; for an observed diffusion without a named estimate, which
+                would be part of the evidence; if the density is zero or without a finite gradient at all
                 particles.
             RuntimeError: if an island did not come to temperature 1.
         """
@@ -401,6 +402,7 @@ class TemperedSMC(IslandEngine[TemperedResult]):
     ) -> dict[str, tuple[Array, Array]]:
         """Centre and spread of the prior of every site that is no noise, by name."""
         reference = self._reference(static, arrays, auto)
+        reference.check_evidence()
         noises = reference.noises()
 
         def draw(key: jax.Array) -> Values:

@@ -350,6 +350,19 @@ def test_temperatures_that_run_out_are_an_error_and_leave_no_evidence():
             read()
 
 
+def test_a_site_of_the_users_that_is_called_a_noise_is_none():
+    """It was left out of the draws, and taken for a diffusion's."""
+
+    def model():
+        numpyro.deterministic("b", 2 * numpyro.sample("b_noise", dist.HalfNormal(3.0)))
+        numpyro.sample("x", PRIOR)
+
+    smc = TemperedSMC(model, num_particles=8, num_islands=1, progress_bar=False)
+    smc.run(jax.random.key(0))
+    assert set(smc.get_samples()) == {"b", "b_noise", "x"}
+    assert set(smc.charts) == {"x"}
+
+
 def test_a_discrete_site_is_named():
     def model():
         numpyro.sample("x", STANDARD_NORMAL)
