@@ -190,9 +190,9 @@ class TemperedResult(NamedTuple):
         wide = sorted(name for name, distance in self.farthest.items() if float(on_host(distance)) > _FAR)
         if wide:
             messages.append(
-                f"The prior of the sites {wide} has much heavier tails than a normal: no particle begins there, and what "
-                "mass the posterior has there is found by moves alone, if at all. Write such a site as a function of a "
-                "standard normal one: particles then begin at draws of its prior."
+                f"The prior of the sites {wide} has much heavier tails than a normal: no particle begins there, and "
+                "what mass the posterior has there is found by moves alone, if at all. Write such a site as a function of "
+                "a standard normal one: particles then begin at draws of its prior."
             )
         messages += disagreement(error, "Take more particles, more moves (num_moves), or better guidance.")
         for message in messages:
@@ -376,7 +376,9 @@ class TemperedSMC(IslandEngine[TemperedResult]):
             arrays, static = without_arrays(arrays, static)
             coordinates, farthest = self._begin(static, begin_key, arrays, auto)
         if not is_concrete((rng_key, arrays)):
-            return TemperedResult(**self._islands(static, keys, arrays, auto, coordinates), farthest=farthest, rng_key=draws_key)
+            return TemperedResult(
+                **self._islands(static, keys, arrays, auto, coordinates), farthest=farthest, rng_key=draws_key
+            )
         # One island after the other on a device: side by side they would wait for the one with the longest way.
         found = self._run_in_batches(partial(self._islands, static), keys, 1, arrays, auto, coordinates)
         result = TemperedResult(**found, farthest=farthest, rng_key=draws_key)
