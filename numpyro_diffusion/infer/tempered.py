@@ -191,8 +191,8 @@ class TemperedResult(NamedTuple):
         if wide:
             messages.append(
                 f"The prior of the sites {wide} has much heavier tails than a normal: no particle begins there, and "
-                "what mass the posterior has there is found by moves alone, if at all. Write such a site as a function of "
-                "a standard normal one: particles then begin at draws of its prior."
+                "what mass the posterior has there is found by moves alone, if at all. Write such a site as a function "
+                "of a standard normal one: particles then begin at draws of its prior."
             )
         messages += disagreement(error, "Take more particles, more moves (num_moves), or better guidance.")
         for message in messages:
