@@ -5,16 +5,21 @@
 
 The prior is that of ``image_posteriors.py``. A held-out digit is seen whole with noise as large as the signal
 (``noise1``), in its upper half with noise .5 (``half``), by the means of 2x2 blocks with noise .1 (``blocks``), or
-whole with a noise that is not known (``unknown_noise``). DiffusionHMC runs in the noises of the prior's chain, in those
-of the chain guided by the network's error covariance, made by hand, and in those that it makes of the model (``auto``).
+whole with a noise that is not known (``unknown_noise``). Three more are not Normal, or not linear: Poisson counts of
+the blurred digit (``counts``), Student's t noise of two degrees of freedom (``outliers``), and the magnitudes of the
+digit's Fourier transform, without their phases (``magnitudes``).
+
+DiffusionHMC runs in the noises of the prior's chain, in those of the chain guided by the network's error covariance,
+made by hand, and in those that it makes of the model (``auto``).
 A gradient of a chain of T steps counts as 3 T network calls. The effective size is the smallest of the mean pixel and
 of 20 random projections, over 4 chains; R-hat the largest of the same. Of an unknown noise it is that of log sigma,
 whose draws are also held against those of a longer run with another key.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import image_posteriors as digits
 import jax
@@ -38,12 +43,55 @@ def block_means() -> np.ndarray:
     return np.eye(64)[blocks].mean(1)
 
 
-PROBLEMS = {
-    "noise1": (np.eye(64), 1.0),
-    "half": (np.eye(64)[:32], 0.5),
-    "blocks": (block_means(), 0.1),
-    "unknown_noise": (np.eye(64), 1.0),
+def blur() -> np.ndarray:
+    """A Gaussian blur of a standard deviation of one pixel, cut off at the edges, as rows."""
+    line = np.exp(-0.5 * (np.arange(8)[:, None] - np.arange(8)) ** 2)
+    line /= line.sum(1, keepdims=True)
+    return np.kron(line, line)
+
+
+class Linear(NamedTuple):
+    """Seen is ``matrix @ x`` with Normal noise."""
+
+    matrix: np.ndarray
+    noise: float
+
+    def seen(self, x: jax.Array, noise: Any) -> dist.Distribution:
+        return dist.Normal(jnp.asarray(self.matrix, jnp.float32) @ x, noise).to_event(1)
+
+
+class Curved(NamedTuple):
+    """Seen is a number with any distribution."""
+
+    distribution: Callable[[jax.Array], dist.Distribution]
+    noise: float = 1.0
+
+    def seen(self, x: jax.Array, noise: Any) -> dist.Distribution:
+        return self.distribution(x).to_event(1)
+
+
+BLUR = blur()
+
+
+def counts(x: jax.Array) -> dist.Distribution:
+    return dist.Poisson(3.0 * jnp.exp(0.7 * (jnp.asarray(BLUR, jnp.float32) @ x)))
+
+
+def magnitudes(x: jax.Array) -> dist.Distribution:
+    waves = jnp.fft.rfft2(x.reshape(8, 8)).ravel() / 8
+    return dist.Normal(jnp.sqrt(waves.real**2 + waves.imag**2 + 1e-6), 0.2)
+
+
+PROBLEMS: dict[str, Linear | Curved] = {
+    "noise1": Linear(np.eye(64), 1.0),
+    "half": Linear(np.eye(64)[:32], 0.5),
+    "blocks": Linear(block_means(), 0.1),
+    "unknown_noise": Linear(np.eye(64), 1.0),
+    "counts": Curved(counts),
+    "outliers": Curved(lambda x: dist.StudentT(2.0, x, 0.5)),
+    "magnitudes": Curved(magnitudes),
 }
+REQUIRED = ("noise1", "half", "blocks")  # whose figure is to be reached
 LONGER = 4  # times as many draws in the run that others are held against
 
 
@@ -62,21 +110,22 @@ def run(
     prior: nd.Diffusion, truth: np.ndarray, problem: str, chart: str, seed: int, sizes: tuple, repeat: int = 0
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Effective draws per 1000 network calls and what goes with them; draws of log sigma, if it is not known."""
-    matrix, noise = PROBLEMS[problem]
-    matrix = jnp.asarray(matrix, jnp.float32)
+    what = PROBLEMS[problem]
     keys = jax.random.split(jax.random.key(seed), 3)
-    y = matrix @ truth + noise * jax.random.normal(keys[0], matrix.shape[:1])
+    y = what.seen(jnp.asarray(truth, jnp.float32), what.noise).sample(keys[0])
 
     def model(y: jax.Array) -> None:
         is_unknown = problem == "unknown_noise"
-        sigma = numpyro.sample("sigma", dist.LogNormal(0.0, 1.0)) if is_unknown else noise
+        sigma = numpyro.sample("sigma", dist.LogNormal(0.0, 1.0)) if is_unknown else what.noise
         x = numpyro.sample("x", prior)
-        numpyro.sample("y", dist.Normal(matrix @ x, sigma).to_event(1), obs=y)
+        numpyro.sample("y", what.seen(x, sigma), obs=y)
 
     guidance: Any = "auto" if chart == "auto" else None
     if chart == "covariance":
+        if not isinstance(what, Linear):
+            raise SystemExit(f"Expected a linear problem for guidance by hand; got {problem}. Take --charts auto.")
         errors = error_covariance(keys[1], prior.chain, num_draws=4000, rank=48)
-        guidance = {"x": CovarianceGuidance(matrix, y, noise, errors=errors)}
+        guidance = {"x": CovarianceGuidance(what.matrix, y, what.noise, errors=errors)}
     num_warmup, num_draws = sizes
     kernel = nd.infer.DiffusionHMC(model, guidance=guidance)
     mcmc = MCMC(
@@ -144,10 +193,11 @@ def main() -> None:
             is_ours = chart == "auto"
             settings = {**result, "seed": arguments.seed, "image": arguments.image, "draws": list(arguments.draws)}
             if problem != "unknown_noise":
-                limit = ">= 2.5" if is_ours else ""
+                is_required = is_ours and problem in REQUIRED
+                limit = ">= 2.5" if is_required else ""
                 found += [
                     records.record(f"{name}_ess_per_1000", result["per_1000"], "draws", limit=limit, **settings),
-                    records.record(f"{name}_rhat", result["rhat"], "", limit="<= 1.03" if is_ours else ""),
+                    records.record(f"{name}_rhat", result["rhat"], "", limit="<= 1.03" if is_required else ""),
                 ]
             else:
                 sizes = (arguments.draws[0], LONGER * arguments.draws[1])

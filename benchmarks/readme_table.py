@@ -169,6 +169,12 @@ ROWS = {
             digits=1,
         ),
         Row(
+            "the same as it comes, other digits: counts of the blurred digit; noise of Student's t; magnitudes of the "
+            "Fourier transform (R-hat 2.7: modes too far apart)",
+            ("digits_counts_ess_per_1000", "digits_outliers_ess_per_1000", "digits_magnitudes_ess_per_1000"),
+            digits=3,
+        ),
+        Row(
             "the unknown noise scale: W1 of its marginal to a long run, posterior sd",
             ("digits_unknown_noise_w1_over_sd",),
             digits=3,

@@ -27,9 +27,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._checks import check_integer_at_least, expected
+from .._checks import check_integer_at_least, expected, is_concrete
+from .._compat.numpyro import is_prng_key
 from .._typing import Array
 from ..guidance import Guidance
 from ..model.reference import NormalReference
@@ -97,8 +99,8 @@ class DiffusionHMC(NoiseKernel):
 
     Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here; a model in which
     :class:`DiffusionReparam` did so already is taken as well. The posterior is that of the T-step model, whatever the
-    guidance: good guidance makes steps long. By default it is made of the model, by the Normal numbers whose mean
-    depends on a diffusion site: see :mod:`numpyro_diffusion.model.automatic`. ``charts`` says, after a run, what
+    guidance: good guidance makes steps long. By default it is made of the model, by the numbers, Normal or nearly, that
+    depend on a diffusion site: see :mod:`numpyro_diffusion.model.automatic`. ``charts`` says, after a run, what
     guides, or why a site keeps the noises of its prior. ``MCMC`` returns diffusion sites and noises;
     ``extra_fields=("~z.x_noise", "accept_prob", "num_steps", "diverging", "log_likelihood")`` drops the noises and adds
     a diagnosis. A draw costs ``num_steps`` gradients of the model, each the chain once forth and back.
@@ -152,6 +154,19 @@ class DiffusionHMC(NoiseKernel):
         self._target = float(target_accept_prob)
         self._max_steps = check_integer_at_least("max_steps", max_steps, 1, "It bounds the cost of a draw.")
 
+    def init(
+        self, rng_key: Array, num_warmup: int, init_params: Any = None, model_args: tuple = (), model_kwargs: Any = None
+    ) -> Any:
+        """As :meth:`.NoiseKernel.init`; it refuses a likelihood that changes with a diffusion site and has no gradient.
+
+        Raises:
+            ValueError: for such a likelihood, as that of a rounded number.
+        """
+        state = super().init(rng_key, num_warmup, init_params, model_args, model_kwargs)
+        if is_concrete(state.gradient):
+            self._check_gradient(state, model_args, model_kwargs)
+        return state
+
     def get_diagnostics_str(self, state: DiffusionHMCState) -> str:
         step, accept = float(state.step_size), float(state.mean_accept_prob)
         charts = self.charts if self._program is not None else {}
@@ -162,6 +177,25 @@ class DiffusionHMC(NoiseKernel):
     def refresh(self, state: DiffusionHMCState, model_args: tuple, model_kwargs: Any) -> DiffusionHMCState:
         value, gradient = jax.value_and_grad(self._reference(model_args, model_kwargs).log_likelihood)(state.z)
         return state._replace(log_likelihood=value, gradient=gradient)
+
+    def _check_gradient(self, state: DiffusionHMCState, model_args: tuple, model_kwargs: Any) -> None:
+        reference = self._reference(model_args, model_kwargs)
+        flat = {name for name in reference.noises() if not np.any(state.gradient[name])}
+        if not flat:
+            return
+        z = state.z if is_prng_key(state.rng_key) else jax.tree.map(lambda leaf: leaf[0], state.z)
+        log_likelihood = jax.jit(reference.log_likelihood)
+        for name in sorted(flat):
+            elsewhere = jax.random.normal(jax.random.key(0), z[name].shape, z[name].dtype)
+            if float(log_likelihood(z)) != float(log_likelihood({**z, name: elsewhere})):
+                site = name.removesuffix("_noise")
+                raise ValueError(
+                    expected(
+                        f"a likelihood with a gradient in site {site!r}",
+                        "0 at every start, of one that changes with the site",
+                        "Use DiffusionGibbs or EllipticalSlice, which need no gradient.",
+                    )
+                )
 
     def _first_state(
         self, reference: NormalReference, num_warmup: int, z: dict[str, Array], log_likelihood: Array, rng_key: Array

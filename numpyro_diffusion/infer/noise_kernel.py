@@ -74,6 +74,16 @@ class NoiseKernel(MCMCKernel):
         return self._program.reference.charts
 
     @property
+    def log_evidence(self) -> float:
+        """Draws of a chain give none.
+
+        Raises:
+            AttributeError: always.
+        """
+        cure = "Use TemperedSMC, or TwistedSMC where x has few coordinates."
+        raise AttributeError(expected("an engine that gives the evidence", type(self).__name__, cure))
+
+    @property
     def _sample_fn(self) -> Callable:
         """NumPyro's MCMC initialises a kernel, resumed or not, whose attribute of this name is None."""
         return self.sample

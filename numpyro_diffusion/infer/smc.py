@@ -25,6 +25,7 @@ from ..model.split import Programs, SplitModel
 from ..particles.filter import Cloud, run_filter
 from ..particles.steps import TiltedStep
 from ..particles.target import Calibration, States, Target, as_rows, calibrate, draw_prior
+from ..particles.twists.auto import Auto
 from ..particles.twists.base import Twist
 from ..particles.twists.named import as_twist
 from .engine import IslandEngine
@@ -49,8 +50,8 @@ class TwistedSMC(IslandEngine[SMCResult]):
         num_particles: N in each island, >= 2.
         num_islands: K independent runs; two or more give standard errors.
         twist: ``"tempered"`` (any differentiable likelihood), ``"gaussian"`` (Normal observations, locally linear in
-            x: fewest particles), ``"none"`` (bootstrap), a :class:`Twist`, or a function
-            ``(x_t, t, x_0, log_r) -> log psi_t`` of one particle.
+            x: fewest particles), ``"auto"`` (whichever of the two fits the model; the summary says which), ``"none"``
+            (bootstrap), a :class:`Twist`, or a function ``(x_t, t, x_0, log_r) -> log psi_t`` of one particle.
         proposal: None, or site name -> guidance ``(chain, x_t, t) -> step`` that replaces the twist's move, for example
             ``AutoDiffusionGuide.proposals(params)``.
         elements: whether a plate of diffusion variables is filtered element by element: ``"auto"`` (where the
@@ -149,15 +150,29 @@ class TwistedSMC(IslandEngine[SMCResult]):
         return self.result.elements_reason
 
     @property
+    def chosen_twist(self) -> Twist:
+        """By which the particles of the result looked ahead: what ``"auto"`` chose, else ``twist`` itself."""
+        return self._of_target(lambda target: self.twist.chosen(target) if isinstance(self.twist, Auto) else self.twist)
+
+    @property
     def num_network_calls(self) -> float:
         """For one particle, in forward passes; a pass back counts as two."""
+        return self.result.split.num_steps * (1.0 + 2.0 * self._of_target(self.twist.num_passes_back))
+
+    def print_summary(self) -> None:
+        """Print the twist, the evidence, effective sizes and the posterior's moments."""
+        print(f"twist {self.chosen_twist}")
+        super().print_summary()
+
+    def _of_target(self, ask: Callable[[Target], Any]) -> Any:
+        """What is asked of the result's target, by kinds and shapes alone."""
         split, found = self.result.split, []
 
         def look() -> None:
-            found.append(self.twist.num_passes_back(target_of(split, split.draw_others(jax.random.key(0))[0])))
+            found.append(ask(target_of(split, split.draw_others(jax.random.key(0))[0])))
 
         jax.eval_shape(look)
-        return split.num_steps * (1.0 + 2.0 * found[0])
+        return found[0]
 
     # Compiled parts -------------------------------------------------------------------------------
 

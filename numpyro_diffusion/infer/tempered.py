@@ -258,7 +258,7 @@ class TemperedSMC(IslandEngine[TemperedResult]):
     Latent :class:`Diffusion` sites with a Gaussian kernel are reparameterised here; a model in which
     :class:`DiffusionReparam` did so already is taken as well. Draws and evidence converge to those of the T-step
     model's posterior as particles grow, whatever the guidance: good guidance takes few temperatures. By default it is
-    made of the model, by the Normal numbers whose mean depends on a diffusion; ``charts`` says what guides. The result
+    made of the model, by the numbers that depend on a diffusion site; ``charts`` says what guides. The result
     tells how many gradients of the model a particle took, each the chain once forth and back.
 
     ``run`` is a function of arrays: ``jax.jit(smc.run)`` and ``jax.vmap(smc.run)`` over data sets of one shape work,

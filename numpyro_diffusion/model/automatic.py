@@ -1,11 +1,13 @@
-r"""Guidance of a model's diffusion sites, made of the model itself: of the Normal numbers whose mean depends on them.
+r"""Guidance of a model's diffusion sites, made of the model itself: of the numbers whose distribution depends on them.
 
-For a diffusion site x with a Gaussian kernel, of the sites whose density depends on x those guide that are Normal and
-depend on no other diffusion site. They are linearised once (:mod:`.linearised`): their mean in the chain's state, at 0
-if it is linear, else at the mean of draws of the prior; their noise and slope at the median of the other latent sites'
-prior. What of them depends on other latent sites is read off the model's program, and follows these sites' current
-values. The covariance of the network's errors is the prior's own, the attribute ``errors`` of the Diffusion, or else
-computed here, once for a prior, of fixed draws.
+For a diffusion site x with a Gaussian kernel, of the sites whose density depends on x those guide that are numbers and
+depend on no other diffusion site; numbers that are not Normal as the Normal ones nearest to them
+(:mod:`.nearest_normal`). They are linearised once (:mod:`.linearised`): their mean in the chain's state, at 0 if it is
+linear and the noise is the same for all x, else near the mode of the posterior (:mod:`.mode`), and kept if that leads
+nearer to the posterior than the prior's chain (:mod:`.nearer`); their noise and slope at the median of the other latent
+sites' prior. What of them depends on other latent sites is read off the model's program, and follows these sites'
+current values. The covariance of the network's errors is the prior's own, the attribute ``errors`` of the Diffusion, or
+else computed here, once for a prior, of fixed draws.
 
 Guidance never changes the posterior: it is a function of the other latent sites, and the ratio of p and q corrects it
 (:mod:`.reparam`). All that is chosen here is a choice of speed. A site for which nothing can be linearised keeps the
@@ -37,6 +39,8 @@ from ..guidance.spectrum import conditioned_step
 from ..wrappers import WrappedDiffusion
 from .arguments import Static, as_static
 from .linearised import Dependences, LinearisedSite, Slopes, dependences, numbers_that_guide, reduced, slopes
+from .mode import posterior_mode
+from .nearer import is_nearer
 from .program import Values
 from .sites import latent_diffusion
 from .split import Programs, SplitModel
@@ -135,7 +139,7 @@ class AutoGuidance:
             return rest or "no other site depends on it"
         states = {site: _some_state(each) for site, each in priors.items()}
         follows = dependences(split, name, guide, states, others)
-        is_linear = name not in follows.slope
+        is_linear = name not in follows.slope | follows.noise
         if not is_linear:
             states[name] = prior.chain.sample_last(jax.random.key(1), (_NUM_DRAWS,)).mean(0)
         found = slopes(split, name, guide, states, others)
@@ -143,9 +147,14 @@ class AutoGuidance:
         if trouble:
             return f"{_names(guide)}, at {'0' if is_linear else 'the mean of the prior'}: {trouble}"
         errors, source = self._error_covariance(name, prior.diffusion)
+        if not is_linear:
+            states[name] = posterior_mode(split, name, guide, states, others, errors)
+            found = slopes(split, name, guide, states, others)
         site = LinearisedSite(split, name, found, errors, others, follows)
+        if not (is_linear or is_nearer(split, site, prior.chain, others)):
+            return f"{_names(guide)}, linearised near the mode: further from the posterior than the prior's chain"
         words = [f"guided by {_names(guide)}, {site.num_seen} numbers", *_followed(follows, split)]
-        words += [] if is_linear else ["linearised at the mean of the prior"]
+        words += [] if is_linear else ["linearised near the mode of the posterior"]
         return site, "; ".join([*words, source, *([f"left out: {rest}"] if rest else [])])
 
     def _error_covariance(self, name: str, prior: Diffusion) -> tuple[ErrorCovariance, str]:

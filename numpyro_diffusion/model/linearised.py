@@ -1,6 +1,6 @@
 r"""What a model sees of one diffusion site, linearised: the numbers that guide its chain.
 
-With o the other latent sites, the Normal sites that guide are taken as
+With o the other latent sites, the sites that guide, Normal or taken as Normal (:mod:`.nearest_normal`), are
 
     y - g(x_0, o) = a(o) A_0 (x^0 - x_0) + N(0, s^2(o) I),      A_0 = dg/dx at x_0 and o_0,
 
@@ -57,11 +57,13 @@ class Slopes(NamedTuple):
         states: of all diffusion sites, where it was.
         units: the noise there, by site.
         rows: A_0, shape (E..., m, d).
+        residual: y - g there, shape (E..., m).
     """
 
     states: dict[str, Array]
     units: dict[str, NoiseUnit]
     rows: Array
+    residual: Array
 
     def roots(self) -> list[Array]:
         """Of the noise's unit, by site."""
@@ -168,7 +170,7 @@ def numbers_that_guide(split: SplitModel, name: str) -> tuple[tuple[str, ...], d
     """The sites that guide a diffusion site, sorted as JAX sorts them; of others that depend on it, why they do not."""
     diffusions = {site.name for site in split.sites}
     guide, left_out = [], {}
-    normal = jax.eval_shape(lambda: split.seen(*_some(split)))
+    normal = jax.eval_shape(lambda: split.nearly_normal(*_some(split)))
     for site, found in normal.items():
         above = split.program.depends[site] & diffusions
         if name not in above:
@@ -224,7 +226,7 @@ def slopes(split: SplitModel, name: str, guide: tuple[str, ...], states: Values,
         _, pull = jax.vjp(numbers, state)
         rows = -jax.vmap(lambda flat: pull(each(flat, (count,)))[0])(jnp.eye(count))
         rows = jnp.moveaxis(rows.reshape((count, *elements, size)), 0, -2)
-    return Slopes(dict(states), units, rows)
+    return Slopes(dict(states), units, rows, numbers(state))
 
 
 def reduced(rows: Array, num_elements: int) -> tuple[Array | None, Array]:
@@ -244,7 +246,7 @@ def _some(split: SplitModel) -> tuple[Values, Values]:
 
 
 def _seen(split: SplitModel, guide: tuple[str, ...] | Mapping, states: Values, others: Values) -> dict[str, NormalSite]:
-    sites = split.seen(states, others)
+    sites = split.nearly_normal(states, others)
     return {name: site for name in guide if (site := sites[name]) is not None}
 
 

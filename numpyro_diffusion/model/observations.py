@@ -82,7 +82,7 @@ class NoiseUnit:
         self.seen, self.event_dim, self.is_diagonal = site.seen, site.event_dim, site.is_diagonal
         self.variance = jnp.where(site.seen, site.variances(), 1.0)
         if site.is_diagonal:
-            self.root = 1 / jnp.sqrt(self.variance)
+            self.root = jnp.where(site.seen, 1 / jnp.sqrt(self.variance), 0.0)
         else:
             size = site.spread.shape[-1]
             unit = jnp.broadcast_to(jnp.eye(size, dtype=site.spread.dtype), site.spread.shape)

@@ -22,6 +22,7 @@ from ..guidance import ErrorCovariance
 from ..wrappers import WrappedDiffusion, unmask, wrapped_diffusion
 from .arguments import Static, join
 from .independence import has_elements, why_coupled
+from .nearest_normal import nearest_normal
 from .observations import (
     NormalSite,
     likelihood_name,
@@ -51,6 +52,7 @@ class Traced(NamedTuple):
     errors: dict[str, ErrorCovariance]  # of those whose prior carries them
     transformed: dict[str, Array]  # values of the transformed ones
     normal: dict[str, NormalSite | None]  # the same sites, where they are Normal
+    nearest: dict[str, NormalSite | None]  # and where they can be taken as that
     deterministic: dict[str, Array]
     observed: dict[str, Array]
     seen: dict[str, Array]  # of these, what masks let through
@@ -184,6 +186,7 @@ class Program:
             errors={name: errors for name in names if (errors := diffusions[name].diffusion.errors) is not None},
             transformed={site.name: sites[site.name]["value"] for site in self.sites if site.is_transformed},
             normal={name: normal_site(site) for name, site in sampled.items() if name not in names},
+            nearest={name: nearest_normal(site) for name, site in sampled.items() if name not in names},
             deterministic={name: jnp.asarray(sites[name]["value"]) for name in self.deterministic},
             observed={name: jnp.asarray(site["value"]) for name, site in sampled.items() if site["is_observed"]},
             seen={name: unmask(site["fn"])[1] for name, site in sampled.items() if site["is_observed"]},

@@ -189,6 +189,11 @@ class SplitModel:
         names = {site.name for site in self.sites}
         return {n: site for n, site in self._at(x, others).normal.items() if self.program.depends[n] & names}
 
+    def nearly_normal(self, x: Values, others: Values) -> dict[str, NormalSite | None]:
+        """The same sites as the Normal ones nearest to them; None where there is none."""
+        names = {site.name for site in self.sites}
+        return {n: site for n, site in self._at(x, others).nearest.items() if self.program.depends[n] & names}
+
     def observation(self, x: Values, others: Values) -> Observation:
         """What is seen of every element's x, for Normal likelihoods.
 

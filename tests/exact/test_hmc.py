@@ -290,3 +290,29 @@ def test_guidance_that_cannot_be_called_is_named(no_type_checks):
         DiffusionReparam(3)
     with pytest.raises(TypeError, match="guidance that can be called; got 3"):
         draws(seen, Y, guidance=3, num_warmup=1, num_samples=1)
+
+
+def rounded(number):
+    return jnp.round(4 * number) / 4
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+def test_a_likelihood_without_a_gradient_is_named_with_an_engine_that_takes_it(chains):
+    def model():
+        x = numpyro.sample("x", STANDARD_NORMAL)
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(rounded(x), scale), obs=2.0)
+
+    keys = jax.random.key(0) if chains == 1 else jax.random.split(jax.random.key(0), chains)
+    with pytest.raises(ValueError, match=r"with a gradient in site 'x'; got 0 at every start.*DiffusionGibbs"):
+        DiffusionHMC(model).init(keys, 10)
+
+
+def test_a_model_that_sees_nothing_has_no_gradient_and_is_drawn():
+    state = DiffusionHMC(lambda: numpyro.sample("x", STANDARD_NORMAL)).init(jax.random.key(0), 10)
+    assert float(state.log_likelihood) == 0
+
+
+def test_the_evidence_is_refused_with_an_engine_that_gives_it():
+    with pytest.raises(AttributeError, match=r"that gives the evidence; got DiffusionHMC\. Use TemperedSMC"):
+        _ = DiffusionHMC(lambda: None).log_evidence

@@ -244,7 +244,7 @@ def test_what_cannot_be_filtered_is_refused(name):
         ({"num_particles": 1}, ValueError, "num_particles to be an integer >= 2; got 1.*take hundreds"),
         ({"num_particles": 64.0}, ValueError, r"num_particles to be an integer >= 2; got 64\.0"),
         ({"num_islands": 0}, ValueError, "num_islands to be an integer >= 1; got 0"),
-        ({"twist": "guided"}, ValueError, "a twist among tempered, gaussian, none; got 'guided'"),
+        ({"twist": "guided"}, ValueError, "a twist among auto, tempered, gaussian, none; got 'guided'"),
         ({"twist": 3}, TypeError, "a twist's name, a Twist or a function; got 3"),
         ({"twist": Tempered}, TypeError, "a twist's name, a Twist or a function; got <class.*not its class"),
     ],

@@ -10,7 +10,7 @@ from closed_forms import linear_posterior
 from correlated_gaussian import SPREAD, correlated_chain, exact_errors
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import LinearGaussian, TwistedSMC
+from numpyro_diffusion.infer import LinearGaussian, Tempered, TwistedSMC
 
 
 def test_the_errors_that_a_prior_carries_are_a_covariance_for_the_twist():
@@ -45,3 +45,46 @@ def test_a_twist_by_errors_wants_a_prior_that_carries_them():
     smc = TwistedSMC(model, 16, 1, twist=LinearGaussian("errors"), progress_bar=False)
     with pytest.raises(ValueError, match="a prior at site 'x' that carries the covariance of its network's errors"):
         smc.run(jax.random.key(0), jnp.zeros(3))
+
+
+def seen_as(likelihood, **options):
+    chain, covariances = correlated_chain()
+    prior = nd.Diffusion(chain.kernel, chain.transition)
+    if options.pop("has_errors", False):
+        prior = prior.with_errors(exact_errors(covariances))
+
+    def model():
+        likelihood(numpyro.sample("x", prior))
+
+    smc = TwistedSMC(model, 64, 2, progress_bar=False, **options)
+    smc.run(jax.random.key(0))
+    return smc
+
+
+def normal(x):
+    numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=jnp.array([1.0, 0.0, -1.0]))
+
+
+def counts(x):
+    numpyro.sample("y", dist.Poisson(jnp.exp(x)).to_event(1), obs=jnp.array([1.0, 0.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "has_errors", "wanted"),
+    [
+        (normal, True, LinearGaussian("errors")),
+        (normal, False, LinearGaussian("secant")),
+        (counts, True, Tempered()),
+        (lambda x: None, False, Tempered()),
+    ],
+    ids=["Normal, errors known", "Normal", "counts", "nothing seen"],
+)
+def test_the_twist_that_is_chosen_is_said_and_gives_the_same_run_as_by_its_name(likelihood, has_errors, wanted, capsys):
+    found = seen_as(likelihood, has_errors=has_errors, twist="auto")
+    assert found.chosen_twist == wanted
+    found.print_summary()
+    assert f"twist {wanted}" in capsys.readouterr().out
+    named = seen_as(likelihood, has_errors=has_errors, twist=wanted)
+    assert named.chosen_twist == wanted
+    assert found.num_network_calls == named.num_network_calls
+    assert found.log_evidence == pytest.approx(named.log_evidence, abs=1e-5)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..._checks import expected
+from .auto import Auto
 from .base import NoTwist, Twist
 from .custom import Custom
 from .linear_gaussian import LinearGaussian
@@ -10,7 +11,12 @@ from .tempered import Tempered
 
 __all__ = ["as_twist"]
 
-_NAMED: dict[str, Twist] = {"tempered": Tempered(), "gaussian": LinearGaussian(), "none": NoTwist()}
+_NAMED: dict[str, Twist] = {
+    "auto": Auto(),
+    "tempered": Tempered(),
+    "gaussian": LinearGaussian(),
+    "none": NoTwist(),
+}
 
 
 def as_twist(twist: Any) -> Twist:
