@@ -197,6 +197,20 @@ def test_the_reparam_handler_has_the_sample_shape():
     assert names.reparam_sample_shape() == ()
 
 
+def test_a_site_that_a_reparam_makes_is_named_in_its_scopes_once():
+    class Twin(Reparam):
+        def __call__(self, name, fn, obs):
+            return None, numpyro.sample(names.reparam_site_name(f"{name}_twin"), fn)
+
+    def drawn():
+        with numpyro.handlers.scope(prefix="a"), numpyro.handlers.scope(prefix="a", divider="."):
+            numpyro.sample("x", dist.Normal())
+
+    inside = numpyro.handlers.scope(reparam(drawn, config={"a/a.x": Twin()}), prefix="b")
+    assert set(trace(seed(inside, 0)).get_trace()) == {"b/a/a.x", "b/a/a.x_twin"}
+    assert names.reparam_site_name("x") == "x"
+
+
 @pytest.mark.parametrize("told", [None, True, False])
 def test_a_distribution_keeps_whether_validation_was_asked_for(told):
     assert names.explicit_validation(dist.Normal(validate_args=told)) is told

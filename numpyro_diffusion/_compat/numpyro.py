@@ -14,7 +14,7 @@ from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, scope, seed, substitute, trace
 from numpyro.infer import MCMC
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, with_conditioning
 from numpyro.infer.util import (
@@ -48,6 +48,7 @@ __all__ = [
     "potential_energy",
     "promote_batch_shape",
     "reparam_sample_shape",
+    "reparam_site_name",
     "transform_fn",
     "validate_sample",
     "with_conditioning",
@@ -130,10 +131,24 @@ def reparam_sample_shape() -> tuple[int, ...]:
 
     The handler hands over name, distribution and value, and drops it.
     """
-    for frame in _frames():
-        if frame.f_globals.get("__name__") == "numpyro.handlers" and frame.f_code.co_name == "process_message":
-            return tuple(frame.f_locals["msg"]["kwargs"].get("sample_shape", ()))
-    return ()
+    handling = _reparam_handling()
+    return () if handling is None else tuple(handling["msg"]["kwargs"].get("sample_shape", ()))
+
+
+def reparam_site_name(name: str) -> str:
+    """The name under which a ``Reparam`` is to make a site, so that the site is called ``name`` in the end.
+
+    A site that a ``Reparam`` makes passes every active handler. Scopes inside of the ``reparam`` handler have named the
+    old site already, and would do so twice.
+    """
+    handling = _reparam_handling()
+    if handling is None:
+        return name
+    place = next(index for index, handler in enumerate(_PYRO_STACK) if handler is handling["self"])
+    for handler in _PYRO_STACK[place + 1 :]:  # from the outside in, as their prefixes stand
+        if isinstance(handler, scope) and "sample" not in handler.hide_types:
+            name = name.removeprefix(f"{handler.prefix}{handler.divider}")
+    return name
 
 
 def explicit_validation(distribution: Any) -> bool | None:
@@ -150,6 +165,14 @@ def has_inverse(transform: Transform) -> bool:
 def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
     """The arguments with which ``mcmc.run`` was called."""
     return mcmc._args, mcmc._kwargs
+
+
+def _reparam_handling() -> Mapping[str, Any] | None:
+    """The local variables of the ``reparam`` handler that has called, ``self`` and ``msg`` among them; else None."""
+    for frame in _frames():
+        if frame.f_globals.get("__name__") == "numpyro.handlers" and frame.f_code.co_name == "process_message":
+            return frame.f_locals
+    return None
 
 
 def _frames() -> Iterator[FrameType]:

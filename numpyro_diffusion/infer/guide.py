@@ -35,14 +35,14 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.autoguide import AutoNormal
 
 from .._checks import check_integer_at_least, expected
-from .._compat.numpyro import log_density
+from .._compat.numpyro import log_density, reparam_site_name
 from .._typing import Array, ArrayLike, Shape
 from ..chains import ReverseChain
 from ..guidance import LearnedGuidance, StepCorrection
 from ..model.arguments import Static, as_static, join
 from ..model.observations import check_observed
 from ..model.reparam import DiffusionReparam
-from ..model.sites import check_outside_scan, check_proper, latent_diffusion
+from ..model.sites import check_estimate_named, check_outside_scan, check_proper, latent_diffusion
 from ..model.trace import trace_model
 from ..noise.charts import GuidedNoise
 from ..noise.importance import ImportanceResult, importance_result
@@ -52,15 +52,6 @@ __all__ = ["AutoDiffusionGuide"]
 
 
 _FACTORS = ("inflation", "scale")
-
-
-class _Draw(NamedTuple):
-    """One draw of a guide, and the traces of guide and model."""
-
-    values: dict[str, Array]
-    log_weight: Array
-    guide_trace: dict[str, dict]
-    model_trace: dict[str, dict]
 
 
 class _Program(NamedTuple):
@@ -163,7 +154,7 @@ class AutoDiffusionGuide(AutoNormal):
         def draw_path(name: str, fn: dist.Distribution, value: Array | None) -> tuple[None, Array]:
             wrapped: Any = wrapped_diffusion(fn)
             noises = self._noise_distribution(name, wrapped.chain)
-            values[f"{name}_noise"] = numpyro.sample(f"{name}_noise", noises)
+            values[f"{name}_noise"] = numpyro.sample(reparam_site_name(f"{name}_noise"), noises)
             return None, wrapped.value(wrapped.chain.from_noise(values[f"{name}_noise"]))
 
         def is_hidden(message: dict[str, Any]) -> bool:
@@ -207,8 +198,8 @@ class AutoDiffusionGuide(AutoNormal):
             **kwargs: the model's.
 
         Raises:
-            ValueError: for fewer draws, an observation that is missing, a model that is subsampled or scaled, or
-                weights that are NaN or all zero.
+            ValueError: for fewer draws, an observation that is missing, a model that is subsampled or scaled, an
+                observed diffusion without a named estimate, or weights that are NaN or all zero.
         """
         check_integer_at_least("num_samples", num_samples, 25, "Pareto k-hat needs the 5 largest weights of 25.")
         samples, log_weights = self._draws(rng_key, num_samples, params, args, kwargs, weighted=True)
@@ -306,27 +297,34 @@ class AutoDiffusionGuide(AutoNormal):
         call = as_static(args, kwargs)
 
         def one(key: jax.Array, params: dict[str, Any]) -> tuple[dict[str, Array], Array]:
-            draw = self._draw(key, params, *join([None] * len(call.leaves), call))
-            if weighted:
-                _check_draw(draw)
-            return draw.values, draw.log_weight
+            return self._draw(key, params, *join([None] * len(call.leaves), call), weighted)
 
         known = self._programs.get(weighted)
         if known is None or known.call != call:
             self._programs[weighted] = known = _Program(call, jax.jit(jax.vmap(one, in_axes=(0, None))))
         return known.run(jax.random.split(rng_key, num_samples), params)
 
-    def _draw(self, key: jax.Array, params: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> _Draw:
+    def _draw(
+        self, key: jax.Array, params: dict[str, Any], args: tuple, kwargs: dict[str, Any], weighted: bool
+    ) -> tuple[dict[str, Array], Array]:
+        """Values of the latent and the deterministic sites, and the log weight; 0 where it is not wanted."""
         guide_key, model_key = jax.random.split(key)
-        log_guide, ours = log_density(handlers.seed(self, guide_key), args, kwargs, params)
+        guide = handlers.seed(self, guide_key)
+        ours = handlers.trace(handlers.substitute(guide, data=params)).get_trace(*args, **kwargs)
         model = handlers.replay(handlers.seed(self.model, model_key), ours)
-        log_model, theirs = log_density(model, args, kwargs, params)
+        theirs = handlers.trace(handlers.substitute(model, data=params)).get_trace(*args, **kwargs)
         values = {
             name: site["value"]
             for name, site in theirs.items()
             if site["type"] == "deterministic" or (name in ours and site["type"] == "sample")
         }
-        return _Draw(values, log_model - log_guide, ours, theirs)
+        if not weighted:
+            return values, jnp.zeros(())
+        _check_traces(ours, theirs)
+        (log_guide, _), (log_model, _) = (log_density(of, args, kwargs, params) for of in (guide, model))
+        for site in theirs.values():
+            check_estimate_named(site)
+        return values, log_model - log_guide
 
 
 def _latent_diffusion(site: dict[str, Any]) -> WrappedDiffusion | None:
@@ -379,14 +377,14 @@ def _latent_events(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any
     return events
 
 
-def _check_draw(draw: _Draw) -> None:
-    """The ratio of the two densities is a weight.
+def _check_traces(ours: dict[str, dict], theirs: dict[str, dict]) -> None:
+    """The ratio of the two densities, the guide's and the model's, is a weight.
 
     Raises:
         ValueError: if the model has a site that the guide has not, or either is subsampled or scaled.
     """
-    for name, site in draw.model_trace.items():
-        if site["type"] == "sample" and not site["is_observed"] and name not in draw.guide_trace:
+    for name, site in theirs.items():
+        if site["type"] == "sample" and not site["is_observed"] and name not in ours:
             raise ValueError(
                 expected(
                     f"site {name!r} to be observed",
@@ -402,7 +400,7 @@ def _check_draw(draw: _Draw) -> None:
                     "A subsampled density is no weight; pass the model's arguments for the whole data.",
                 )
             )
-    for name, site in draw.guide_trace.items():
+    for name, site in ours.items():
         if site["type"] == "sample" and site["scale"] is not None:
             raise ValueError(
                 expected(f"an unscaled latent site {name!r}", f"scale {site['scale']}", "Scale the likelihood instead.")

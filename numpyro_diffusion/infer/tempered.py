@@ -9,7 +9,8 @@ weights are the evidence p(y).
 Any other site v begins in coordinates of its prior: v = m + s e, e ~ N(0, 1), with m and s from quantiles of prior
 draws that no particle sees. Its prior over N(v; m, s^2) is part of L.
 
-Assumed: real latent sites, a likelihood that is differentiable almost everywhere. All elements of a plate move
+Assumed: real latent sites, a likelihood that is differentiable almost everywhere, priors of other sites whose tails are
+not much heavier than those of N(m, s^2): no particle begins in them, and ``check`` warns. All elements of a plate move
 together, so that a plate of many elements takes more temperatures than one.
 
 References: the noise module's.
@@ -44,6 +45,7 @@ _PRIOR_DRAWS = 512  # quantiles of which are centre and spread of other sites at
 _DRAWS_AT_ONCE = 64
 _SD_QUANTILES = (0.1587, 0.5, 0.8413)  # of a normal: mean less sd, mean, mean plus sd
 _POOR_ACCEPTANCE = 0.1
+_FAR = 10.0  # spreads: of 512 draws of a normal the farthest is at 3, of a Cauchy one at some 200
 
 _Coordinates: TypeAlias = Mapping[str, tuple[Array, Array]]  # centre and spread by site
 _SHORT_ANGLE = 0.1  # radians, of the 1.57 after which a particle may be anywhere
@@ -62,6 +64,7 @@ class TemperedResult(NamedTuple):
         num_gradients: of the model for each particle, (K,). One runs the chain once forth and back.
         num_possible: of the first particles, those of positive density, (K,).
         num_fixed: of the last particles, those that have no finite gradient and cannot move, (K,).
+        farthest: how far the farthest of 512 prior draws of each other site is from their centre, in their spreads.
         rng_key: from which draws are derived.
     """
 
@@ -72,6 +75,7 @@ class TemperedResult(NamedTuple):
     num_gradients: Any
     num_possible: Any
     num_fixed: Any
+    farthest: dict[str, Any]
     rng_key: jax.Array
 
     @property
@@ -182,6 +186,13 @@ class TemperedResult(NamedTuple):
                 f"At temperature 1 particles hardly moved: {self.last_accept_prob:.2f} of the trajectories were "
                 f"accepted, of {self.last_angle:.2g} radians. Particles are copies of a few. Take more moves "
                 "(num_moves), more steps (max_steps), or better guidance."
+            )
+        wide = sorted(name for name, distance in self.farthest.items() if float(on_host(distance)) > _FAR)
+        if wide:
+            messages.append(
+                f"The prior of the sites {wide} has much heavier tails than a normal: no particle begins there, and "
+                "what mass the posterior has there is found by moves alone, if at all. Write such a site as a function "
+                "of a standard normal one: particles then begin at draws of its prior."
             )
         messages += disagreement(error, "Take more particles, more moves (num_moves), or better guidance.")
         for message in messages:
@@ -345,7 +356,8 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         Raises:
             TypeError: for a discrete latent site.
             ValueError: for a model without a latent diffusion site, with a subsampled plate or with untrained
-                parameters; for guidance of an unknown site; if the density is zero or without a finite gradient at all
+                parameters; for guidance of an unknown site; for an observed diffusion without a named estimate, which
+                would be part of the evidence; if the density is zero or without a finite gradient at all
                 particles.
             RuntimeError: if an island did not come to temperature 1.
         """
@@ -356,18 +368,20 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         auto = self._auto.bind(args, kwargs) if self.guidance == "auto" else None
         arrays, static = split_arguments(args, kwargs)
         try:
-            coordinates = self._begin(static, begin_key, arrays, auto)
+            coordinates, farthest = self._begin(static, begin_key, arrays, auto)
         except NEEDS_VALUES:
             # The model asks for values (the largest of some group numbers, as the size of a plate).
             if not is_concrete(arrays):
                 raise
             arrays, static = without_arrays(arrays, static)
-            coordinates = self._begin(static, begin_key, arrays, auto)
+            coordinates, farthest = self._begin(static, begin_key, arrays, auto)
         if not is_concrete((rng_key, arrays)):
-            return TemperedResult(**self._islands(static, keys, arrays, auto, coordinates), rng_key=draws_key)
+            return TemperedResult(
+                **self._islands(static, keys, arrays, auto, coordinates), farthest=farthest, rng_key=draws_key
+            )
         # One island after the other on a device: side by side they would wait for the one with the longest way.
         found = self._run_in_batches(partial(self._islands, static), keys, 1, arrays, auto, coordinates)
-        result = TemperedResult(**found, rng_key=draws_key)
+        result = TemperedResult(**found, farthest=farthest, rng_key=draws_key)
         result.check()
         self._result, self._arguments = result, (args, kwargs)
         self._charts = self._reference(static, arrays, auto).charts
@@ -398,16 +412,22 @@ class TemperedSMC(IslandEngine[TemperedResult]):
 
     def _find_coordinates(
         self, static: Static, key: jax.Array, arrays: list, auto: ModelGuidance | None
-    ) -> dict[str, tuple[Array, Array]]:
-        """Centre and spread of the prior of every site that is no noise, by name."""
+    ) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
+        """Centre and spread of the prior of every site that is no noise, by name, and how far its draws reach."""
         reference = self._reference(static, arrays, auto)
+        reference.check_evidence()
         noises = reference.noises()
 
         def draw(key: jax.Array) -> Values:
             return {name: u for name, u in reference.prior_draw(key).items() if name not in noises}
 
         draws = jax.lax.map(draw, jax.random.split(key, _PRIOR_DRAWS), batch_size=_DRAWS_AT_ONCE)
-        return {name: _centre_and_spread(values) for name, values in draws.items()}
+        coordinates = {name: _centre_and_spread(values) for name, values in draws.items()}
+        farthest = {
+            name: jnp.max(jnp.abs(draws[name] - centre) / spread, initial=0.0)
+            for name, (centre, spread) in coordinates.items()
+        }
+        return coordinates, farthest
 
     def _run_islands(
         self, static: Static, keys: jax.Array, arrays: list, auto: ModelGuidance | None, coordinates: _Coordinates

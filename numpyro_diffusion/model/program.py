@@ -16,7 +16,7 @@ from .._checks import check_finite, expected
 from .._compat.jax import evaluate_jaxpr, used_inputs
 from .._typing import Array, PyTree, Shape
 from ..chains import ReverseChain
-from ..diffusion import Diffusion, depends_on_latent, has_no_name
+from ..diffusion import Diffusion, depends_on_latent
 from ..estimates import AsDensity
 from ..guidance import ErrorCovariance
 from ..wrappers import WrappedDiffusion, unmask, wrapped_diffusion
@@ -34,6 +34,7 @@ from .sites import (
     check_trained,
     diffusion_sites,
     is_latent,
+    refuse_unnamed,
     site_log_prob,
 )
 from .trace import trace_model
@@ -232,8 +233,7 @@ class Program:
             estimators = [diffusion.estimator for diffusion in diffusions]
             if above and not all(isinstance(estimator, AsDensity) for estimator in estimators):
                 raise ValueError(depends_on_latent(name, f"one that depends on {above}"))
-            if None in estimators:
-                raise ValueError(has_no_name(f"the observed site {name!r}, a constant of the evidence"))
+            refuse_unnamed(name, diffusions)
 
     def _find_elements(self, elements: str) -> tuple[Shape, str]:
         if elements not in ("auto", "independent", "joint"):

@@ -26,8 +26,8 @@ from .._typing import Array
 from ..guidance import Guidance
 from ..wrappers import unwrap
 from .automatic import AutoGuidance, ModelGuidance, with_states
-from .reparam import DiffusionReparam
-from .sites import check_proper, check_trained, latent_diffusion
+from .reparam import ChainNoise, DiffusionReparam, is_chain_noise
+from .sites import check_estimate_named, check_proper, check_trained, latent_diffusion
 from .trace import trace_model
 
 __all__ = ["NormalReference", "Values"]
@@ -104,6 +104,19 @@ class NormalReference:
         jax.eval_shape(lambda key: found.extend(_diffusions(sites(key))), jax.random.key(0))
         return found
 
+    def check_evidence(self) -> None:
+        """Refuse an observed diffusion without a named estimate, by the shapes alone: a posterior needs none.
+
+        Raises:
+            ValueError: with the site.
+        """
+
+        def look(key: Array) -> None:
+            for site in self._sites(key).values():
+                check_estimate_named(site)
+
+        jax.eval_shape(look, jax.random.key(0))
+
     def transforms(self) -> Values:
         """Each latent site's transform from the real line.
 
@@ -169,7 +182,7 @@ class _CancelStandardNormals(Messenger):
         # A scaled site is a power of its density: no longer N(0, 1).
         if msg["type"] == "sample" and not msg["is_observed"] and msg["scale"] is None:
             fn, _ = unwrap(msg["fn"])
-            if type(fn) is dist.Normal and _is_number(fn.loc, 0) and _is_number(fn.scale, 1):
+            if type(fn) in (dist.Normal, ChainNoise) and _is_number(fn.loc, 0) and _is_number(fn.scale, 1):
                 self.cancelled.add(msg["name"])
                 msg["fn"] = msg["fn"].mask(False)
 
@@ -192,8 +205,7 @@ def _latent(sites: Values) -> Values:
 
 def _diffusions(sites: Values) -> list[str]:
     """DiffusionReparam, the user's or ours, leaves a deterministic site x and its noises."""
-    latent = _latent(sites)
-    return [name for name, site in sites.items() if site["type"] == "deterministic" and f"{name}_noise" in latent]
+    return [name.removesuffix("_noise") for name, site in _latent(sites).items() if is_chain_noise(site["fn"])]
 
 
 def _check_sites(sites: Values, guidance: Mapping[str, Guidance]) -> None:

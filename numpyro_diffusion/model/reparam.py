@@ -16,18 +16,48 @@ Each gradient runs the chain once forth and back; with separated modes no local 
 space either.
 """
 
+from typing import Any
+
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer.reparam import Reparam
 
 from .._checks import expected
-from .._compat.numpyro import is_in_scan, reparam_sample_shape
-from .._typing import Array
+from .._compat.numpyro import asking, is_in_scan, reparam_sample_shape, reparam_site_name
+from .._typing import Array, ArrayLike
 from ..guidance import Guidance, TiltedChain
-from ..wrappers import obstacle, wrapped_diffusion
+from ..wrappers import obstacle, unwrap, wrapped_diffusion
 from .sites import check_outside_scan, check_sample_shape
 
-__all__ = ["DiffusionReparam"]
+__all__ = ["ChainNoise", "DiffusionReparam", "is_chain_noise"]
+
+
+class ChainNoise(dist.Normal):
+    """N(0, 1), of the noises of a diffusion site: by its type they are told from a user's normal sites.
+
+    A scale raises a density to a power. That of the noises is no power of the density of x^0, so where it would be part
+    of a posterior it is refused. In an ELBO it weighs rows, and is as good as at any site.
+    """
+
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
+        asker = asking()
+        if asker is not None and asker.purpose == "density" and asker.site is not None:
+            name, scale = asker.site["name"], asker.site["scale"]
+            if scale is not None:
+                raise ValueError(
+                    expected(
+                        f"an unscaled latent site {name!r}",
+                        f"scale {scale}",
+                        "A power of the noises' density is no power of the diffusion's: scale the likelihood instead, "
+                        "and drop subsample_size, for a posterior needs every datum.",
+                    )
+                )
+        return super().log_prob(value)
+
+
+def is_chain_noise(fn: Any) -> bool:
+    """Whether a distribution is that of a diffusion site's noises, as :class:`DiffusionReparam` makes it."""
+    return isinstance(unwrap(fn)[0], ChainNoise)
 
 
 class DiffusionReparam(Reparam):
@@ -98,11 +128,13 @@ class DiffusionReparam(Reparam):
             )
         check_sample_shape(name, reparam_sample_shape())
         shape = chain.batch_shape + chain.event_shape
-        noise_law = dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape) - len(fn.batch_shape))
-        noise = numpyro.sample(f"{name}_noise", noise_law)
+        noises = ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape) - len(fn.batch_shape))
+        noise = numpyro.sample(reparam_site_name(f"{name}_noise"), noises)
         if self.guidance is None:
             return None, wrapped.value(chain.from_noise(noise, checkpoint=self.checkpoint))
         state, log_ratio = TiltedChain(chain, self.guidance).weighted_from_noise(noise, checkpoint=self.checkpoint)
-        log_ratio = log_ratio.sum(tuple(range(len(fn.batch_shape), log_ratio.ndim)))
-        numpyro.factor(f"{name}_log_ratio", log_ratio)
+        # Plates around the handler have expanded the noises, and know nothing of fn.
+        num_batch = noise.ndim - noises.event_dim
+        log_ratio = log_ratio.sum(tuple(range(num_batch, log_ratio.ndim)))
+        numpyro.factor(reparam_site_name(f"{name}_log_ratio"), log_ratio)
         return None, wrapped.value(state)

@@ -1,6 +1,6 @@
 """Single sites of a traced model: which are latent diffusions, which are refused, the density of others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,11 +8,13 @@ import numpyro.distributions as dist
 
 from .._checks import expected
 from .._typing import Array, Shape
+from ..diffusion import Diffusion, has_no_name
 from ..estimates import AsDensity
 from ..wrappers import WrappedDiffusion, find_diffusions, obstacle, unwrap, wrapped_diffusion
 
 __all__ = [
     "DiffusionSite",
+    "check_estimate_named",
     "check_outside_scan",
     "check_plate",
     "check_proper",
@@ -21,6 +23,7 @@ __all__ = [
     "diffusion_sites",
     "is_latent",
     "latent_diffusion",
+    "refuse_unnamed",
     "site_log_prob",
 ]
 
@@ -173,6 +176,28 @@ def check_trained(site: dict) -> None:
                 "Pass numpyro.handlers.substitute(model, data=params) with trained parameters.",
             )
         )
+
+
+def check_estimate_named(site: dict) -> None:
+    """Check that an observed diffusion, a constant of the evidence, says which estimate of log p(x^0) that constant is.
+
+    Raises:
+        ValueError: for a site whose density is computed from a diffusion without an ``estimator``.
+    """
+    if site["type"] == "sample" and site["is_observed"]:
+        answered: list[Diffusion] = []
+        site_log_prob(site, answered)
+        refuse_unnamed(site["name"], answered)
+
+
+def refuse_unnamed(name: str, answered: Sequence[Diffusion]) -> None:
+    """Refuse an observed site if a diffusion from which its density was computed names no estimate.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if any(diffusion.estimator is None for diffusion in answered):
+        raise ValueError(has_no_name(f"the observed site {name!r}, a constant of the evidence"))
 
 
 def site_log_prob(site: dict, answered: list | None = None) -> Array:

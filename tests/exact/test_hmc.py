@@ -135,6 +135,21 @@ def test_a_plate_has_a_weight_for_each_element():
     assert site["fn"].log_prob(site["value"]).shape == (3,)
 
 
+@pytest.mark.parametrize("is_inside", [True, False], ids=["inside of the plate", "around it"])
+def test_the_handler_may_stand_inside_of_a_plate(is_inside):
+    """Then the plate is not yet in the site's shape, and the weight of all elements was counted for each."""
+
+    def model():
+        outer, inner = numpyro.handlers.reparam(config={"x": DiffusionReparam(wrong_way)}), numpyro.plate("n", 3)
+        with inner if is_inside else outer, outer if is_inside else inner:
+            numpyro.sample("x", PRIOR)
+
+    sites = trace(seed(model, 0)).get_trace()
+    noise, weight = sites["x_noise"]["value"], sites["x_log_ratio"]
+    wanted = TiltedChain(PRIOR.chain, wrong_way).weighted_from_noise(noise)[1]
+    np.testing.assert_allclose(weight["fn"].log_prob(weight["value"]), wanted, rtol=1e-5)
+
+
 # Posteriors --------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,15 @@ from numpyro.infer import NUTS
 from wrapped_cases import OTHERS, PRIOR, SCHEDULE, WITHOUT_INVERSE
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
+from numpyro_diffusion.infer import (
+    AutoDiffusionGuide,
+    DiffusionGibbs,
+    DiffusionHMC,
+    DiffusionReparam,
+    EllipticalSlice,
+    TemperedSMC,
+    TwistedSMC,
+)
 
 
 def run_guide(model):
@@ -190,7 +198,24 @@ def test_the_weights_of_our_guide_are_not_made_of_a_bound():
         guide.importance_weights(KEY, params, 25)
 
 
-def test_a_constant_observed_diffusion_enters_the_evidence_by_its_named_estimate():
+def twisted_evidence(model):
+    return TwistedSMC(model, num_particles=64, num_islands=1, twist="none", progress_bar=False).run(KEY).log_evidence
+
+
+def tempered_evidence(model):
+    smc = TemperedSMC(model, guidance=None, num_particles=64, num_islands=1, progress_bar=False)
+    return smc.run(KEY).log_evidence
+
+
+def guided_evidence(model):
+    guide = AutoDiffusionGuide(model)
+    params = svi(guide.model, guide).run(KEY, 1, progress_bar=False).params
+    return float(guide.importance_weights(KEY, params, 25).log_evidence)
+
+
+@pytest.mark.parametrize("evidence", [twisted_evidence, tempered_evidence, guided_evidence])
+def test_a_constant_observed_diffusion_enters_the_evidence_by_its_named_estimate(evidence):
+    """Of one that names none a single random step was taken, without a word."""
     named = nd.Diffusion(PRIOR.kernel, PRIOR.transition, estimator=nd.AllSteps(), rng_key=KEY)
 
     def beside(other):
@@ -201,13 +226,16 @@ def test_a_constant_observed_diffusion_enters_the_evidence_by_its_named_estimate
 
         return model
 
-    def evidence(other):
-        smc = TwistedSMC(beside(other), num_particles=64, num_islands=1, twist="none", progress_bar=False)
-        smc.run(KEY)
-        return smc.log_evidence
-
     with pytest.raises(ValueError, match=r"for the observed site 'other', a constant of the evidence; got estimator=N"):
-        evidence(PRIOR)
-    wanted = evidence(None) + float(named.log_prob(0.3 * jnp.ones(1)))
-    assert evidence(named) == pytest.approx(wanted, rel=1e-4)
-    EllipticalSlice(beside(PRIOR)).init(KEY, 0)  # a constant of the posterior
+        evidence(beside(PRIOR))
+    wanted = evidence(beside(None)) + float(named.log_prob(0.3 * jnp.ones(1)))
+    assert evidence(beside(named)) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [EllipticalSlice, DiffusionHMC])
+def test_a_posterior_needs_no_name_of_a_constant(kernel):
+    def model():
+        latent(PRIOR)()
+        numpyro.sample("other", PRIOR, obs=jnp.ones(1) * 0.3)
+
+    kernel(model).init(KEY, 0)

@@ -1,6 +1,7 @@
 """TemperedSMC: draws and evidence of the T-step model, with any guidance, across modes, beside other sites."""
 
 import functools
+import re
 import warnings
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from closed_forms import affine_prior, density_on_grid, gaussian_moments, linear_posterior
 from measured_errors import Moments, check_islands, check_moments
 from numpyro.distributions.transforms import AffineTransform
-from scipy.stats import norm
+from scipy.stats import cauchy, norm
 from slice_cases import SCALED_DATA, STANDARD_NORMAL, scale_posterior, unknown_scale, zero_network
 
 import numpyro_diffusion as nd
@@ -105,6 +106,36 @@ def test_a_site_far_from_standard_normal_is_found():
     check_islands(smc, lambda samples: samples["shift"], shift, refused=100.0)
     check_islands(smc, lambda samples: samples["x"], 30 / total, refused=0.0)
     check_islands(smc, lambda samples: (samples["shift"] - shift) ** 2, 100 - 100**2 / total, refused=100.0)
+
+
+def with_a_cauchy_site(y, is_normal):
+    """One of y = (12, 11) has its place in the prior's tail, or their noise is large."""
+    x = numpyro.sample("x", STANDARD_NORMAL)
+    log_v = numpyro.sample("log_v", dist.Normal(0.0, 1.5))
+    if is_normal:
+        uniform = dist.Normal().cdf(numpyro.sample("e", dist.Normal(0.0, 1.0)))
+        c = numpyro.deterministic("c", jnp.tan(jnp.pi * (uniform - 0.5)))
+    else:
+        c = numpyro.sample("c", dist.Cauchy(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(c + x, jnp.exp(log_v)), obs=y)
+
+
+def test_a_prior_with_heavy_tails_is_told_and_the_cure_finds_its_evidence():
+    """Of the Cauchy site log Z was -9.24 +- .26 where -7.91 is right, without a word."""
+    y = np.array([12.0, 11.0], np.float32)
+    smc = TemperedSMC(with_a_cauchy_site, num_particles=16, num_islands=1, progress_bar=False)
+    with pytest.warns(UserWarning) as caught:
+        smc.run(jax.random.key(0), y, False)
+    told = r"The prior of the sites \['c'\] has much heavier tails than a normal.*function of a standard normal one"
+    assert any(re.match(told, str(one.message)) for one in caught)
+    smc = finished(with_a_cauchy_site, y, True)
+    # Over x by the covariance v + 1 of y, over c and log v by a grid.
+    c, log_v = np.linspace(-60, 60, 2401)[:, None], np.linspace(-8, 8, 801)
+    v = np.exp(2 * log_v)
+    mean, spread = y.mean() - c, np.ptp(y) ** 2 / 2
+    log_likelihood = -0.5 * (2 * mean**2 / (v + 2) + spread / v + np.log(v + 2) + np.log(v)) - np.log(2 * np.pi)
+    weight = np.exp(log_likelihood) * cauchy.pdf(c) * norm.pdf(log_v, 0, 1.5)
+    check_evidence(smc, np.log(weight.sum() * 0.05 * 0.02), refused=-9.24)
 
 
 def test_elements_of_a_plate_and_units_of_the_data():
@@ -348,6 +379,19 @@ def test_temperatures_that_run_out_are_an_error_and_leave_no_evidence():
             RuntimeError, match=r"temperature 1 within max_temperatures=1; got 0\.\d+ in the worst of 2"
         ):
             read()
+
+
+def test_a_site_of_the_users_that_is_called_a_noise_is_none():
+    """It was left out of the draws, and taken for a diffusion's."""
+
+    def model():
+        numpyro.deterministic("b", 2 * numpyro.sample("b_noise", dist.HalfNormal(3.0)))
+        numpyro.sample("x", PRIOR)
+
+    smc = TemperedSMC(model, num_particles=8, num_islands=1, progress_bar=False)
+    smc.run(jax.random.key(0))
+    assert set(smc.get_samples()) == {"b", "b_noise", "x"}
+    assert set(smc.charts) == {"x"}
 
 
 def test_a_discrete_site_is_named():
