@@ -419,3 +419,23 @@ def test_the_rule_for_real_numbers_does_not_judge_bits():
         check_data_erased(nd.BernoulliKernel(schedule), np.ones((4, 2)))
     with pytest.warns(UserWarning, match=r"sqrt\(abar_T\) \* data_scale"):
         check_data_erased(nd.GaussianKernel(schedule), np.ones((4, 2)))
+
+
+# Masks ---------------------------------------------------------------------------------------------------
+
+
+def masked(is_seen):
+    def model(x, size):
+        with numpyro.plate("data", size, subsample_size=len(x)):
+            numpyro.sample("x", diffusion().mask(is_seen(x)), obs=x)
+
+    return model
+
+
+def test_masks_that_leave_nothing_to_learn_from_are_refused():
+    with pytest.raises(ValueError, match=r"that masks let through at site 'x'; got False for all rows\. Nothing"):
+        train(masked(lambda x: jnp.zeros(len(x), bool)))
+
+
+def test_one_row_that_is_seen_is_enough():
+    assert np.isfinite(train(masked(lambda x: x[:, 0] == DATA[17, 0])).losses[-1])

@@ -179,15 +179,35 @@ class ModelChecks:
         for kernel, value in self._numbers(self._batch)[2]:
             check_data_erased(kernel, value)
 
+    def check_seen(self, data: Arrays) -> None:
+        """Masks must leave something to learn from.
+
+        Args:
+            data: all rows, of which as many batches are looked at as it takes.
+
+        Raises:
+            ValueError: with the sites.
+        """
+        is_seen = self._numbers(self._batch)[4]
+        if not is_seen or any(is_seen.values()):
+            return
+        for start in range(0, self._size, self._rows):
+            rows = np.arange(start, start + self._rows) % self._size
+            if any(self._numbers(_taken(data.tree, rows))[4].values()):
+                return
+        wanted = f"something that masks let through at site {', '.join(map(repr, is_seen))}"
+        raise ValueError(
+            expected(wanted, "False for all rows", "Nothing can be learned: a mask is True where x is seen.")
+        )
+
     def _first_bad_row(self, data: PyTree) -> tuple[list[str], int]:
         """The first row that makes an observed site not finite, and such sites: batches of rows, then one by one."""
         rows = rows_not_finite(data)
-        take = lambda rows: jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[rows])), data)  # noqa: E731
         for start in range(0, len(rows), self._rows):
             some = rows[start : start + self._rows]
-            if self._not_finite(take(np.resize(some, self._rows))):
+            if self._not_finite(_taken(data, np.resize(some, self._rows))):
                 for row in some:
-                    sites = self._not_finite(take(np.full(self._rows, row)))
+                    sites = self._not_finite(_taken(data, np.full(self._rows, row)))
                     if sites:
                         return sites, int(row)
         return [], 0
@@ -261,6 +281,10 @@ def _static(site: dict[str, Any], sites: dict[str, dict[str, dict]]) -> _Site:
     return _Site(site["fn"], site["is_observed"], bool(site["infer"].get("is_auxiliary")), plates)
 
 
+def _taken(data: PyTree, rows: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf[rows])), data)
+
+
 def _sizes(plate: dict[str, Any]) -> tuple[int, int]:
     size, rows = plate["args"]
     return size, size if rows is None else rows
@@ -268,8 +292,10 @@ def _sizes(plate: dict[str, Any]) -> tuple[int, int]:
 
 def _numbers(
     sites: dict[str, dict[str, dict]],
-) -> tuple[dict[_Key, Any], dict[str, Array], list[tuple[Kernel, Array]], dict[str, list[Kernel]]]:
-    """Scales; whether observed sites are finite; observed diffusions' kernels and values; all kernels by site."""
+) -> tuple[dict[_Key, Any], dict[str, Array], list[tuple[Kernel, Array]], dict[str, list[Kernel]], dict]:
+    """Scales; whether observed sites are finite; observed diffusions' kernels and values; all kernels by site; whether
+    masks let something through.
+    """
     scales = {key: 1.0 if site["scale"] is None else site["scale"] for key, site in _sample_sites(sites)}
     observed = {name: site for (part, name), site in _sample_sites(sites) if part == "model" and site["is_observed"]}
     is_finite = {
@@ -278,7 +304,8 @@ def _numbers(
     }
     diffusions = [found for site in observed.values() for found in _untransformed(site["fn"], site["value"])]
     kernels = {name: [diffusion.kernel for diffusion in found] for name, found in _model_diffusions(sites)}
-    return scales, is_finite, diffusions, kernels
+    is_seen = {name: unmask(site["fn"])[1].any() for name, site in observed.items()}
+    return scales, is_finite, diffusions, kernels, is_seen
 
 
 def _model_diffusions(sites: dict[str, dict[str, dict]]) -> Iterator[tuple[str, tuple[Diffusion, ...]]]:

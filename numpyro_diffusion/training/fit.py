@@ -465,6 +465,8 @@ def _check(
     if is_new:  # a run that goes on was looked at when it began
         checks.check_finite("the data", None if is_stream(data.tree) else data)
         checks.check_erased()
+        if not is_stream(data.tree):
+            checks.check_seen(data)
     if is_new and validation is not None:
         checks.check_finite("the validation data", Arrays(validation.data, {}))
     return checks
