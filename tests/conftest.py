@@ -22,9 +22,16 @@ from precision import enable_x64
 jaxtyping.install_import_hook("numpyro_diffusion", "beartype.beartype")
 
 
-# Each compiled program takes about ten mappings of memory, and a process that asks for more than 65,530 is ended.
+# Each compiled program takes about ten mappings of memory, and a process that asks for more than 65,530 is ended. To
+# count them takes 10 ms where they are many: one look for several hundred programs.
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 _MANY_MAPPINGS = 20_000
+_PROGRAMS_PER_LOOK = 250
+_programs_since_look = 0
+
+# Python looks for unreachable cycles whenever containers have grown by 700. Tracing makes many, and nearly all live or
+# go by themselves: to look rarely saves a tenth of the time, and more where a process is old.
+_CONTAINERS_PER_LOOK = (20_000, 10, 10)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +45,19 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    jax.monitoring.register_event_duration_secs_listener(_count_programs)
+
+
+def _count_programs(event: str, duration: float, **_: object) -> None:
+    global _programs_since_look
+    _programs_since_look += event == "/jax/core/compile/backend_compile_duration"
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: the collector of cycles need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_CONTAINERS_PER_LOOK)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,8 +101,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def programs_are_unloaded() -> Iterator[None]:
     """Thousands of programs in one process are too many for the kernel; what is still in use stays."""
+    global _programs_since_look
     yield
-    if _MAPPINGS.exists() and len(_MAPPINGS.read_bytes().splitlines()) > _MANY_MAPPINGS:
+    if _programs_since_look < _PROGRAMS_PER_LOOK or not _MAPPINGS.exists():
+        return
+    _programs_since_look = 0
+    if _MAPPINGS.read_bytes().count(b"\n") > _MANY_MAPPINGS:
         jax.clear_caches()
         gc.collect()
 

@@ -1,9 +1,12 @@
 """Rows that stay in their file: the same prior as from memory, with a small share of their size in memory."""
 
+import gc
 import itertools
 import os
 import subprocess
 import sys
+import warnings
+import weakref
 
 import jax
 import numpy as np
@@ -43,6 +46,18 @@ def test_rows_of_a_file_are_read_by_number_slice_and_index(tmp_path):
     np.testing.assert_array_equal(np.asarray(found), array)
     with pytest.raises(IndexError, match=r"rows in 0..19; got \(20, 20\)"):
         found[np.array([20])]
+
+
+def test_a_file_is_closed_with_its_last_reader_in_a_cycle_too(tmp_path):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cycle = [from_memory_map(on_disk(tmp_path, np.arange(60.0).reshape(20, 3)))]
+        file = weakref.ref(cycle[0]._file)
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+    assert file() is None
+    assert not told
 
 
 def test_a_map_that_is_no_whole_file_stays_a_map(tmp_path):

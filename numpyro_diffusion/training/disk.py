@@ -7,6 +7,7 @@ until the map is closed. Here rows are read from the file, and nothing is left o
 import abc
 import mmap
 import pathlib
+import weakref
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -65,9 +66,7 @@ class RowsOnDisk(ReadRows):
         self._file, self._offset = file, offset
         self.dtype, self.shape = np.dtype(dtype), shape
         self._row_bytes = self.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-
-    def __del__(self) -> None:
-        self._file.close()
+        weakref.finalize(self, file.close)  # not __del__: of a cycle, Python may end the file first, with a warning
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Rows by index.
