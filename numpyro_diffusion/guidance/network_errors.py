@@ -83,7 +83,7 @@ def error_covariance(
     rng_key: jax.Array,
     chain: ReverseChain,
     *,
-    num_draws: int = 2000,
+    num_draws: int = 4000,
     rank: int = 32,
     batch_size: int = 250,
     progress_bar: bool = True,
