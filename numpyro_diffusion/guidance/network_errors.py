@@ -114,6 +114,7 @@ def error_covariance(
     keys = jax.random.split(rng_key, batches)
     # A chain that is traced has no batches to wait for.
     is_shown = progress_bar and is_concrete((rng_key, chain))
+    chain = jax.tree.map(jnp.asarray, chain)  # on the device once, and not with every batch
     total = jnp.zeros(())
     for key in tqdm(keys, desc="errors of the network", disable=not is_shown, delay=_SECONDS_BEFORE_BAR):
         total = total + _squares(chain, key, size)
