@@ -179,10 +179,11 @@ class DiffusionHMC(NoiseKernel):
         return state._replace(log_likelihood=value, gradient=gradient)
 
     def _check_gradient(self, state: DiffusionHMCState, model_args: tuple, model_kwargs: Any) -> None:
-        reference = self._reference(model_args, model_kwargs)
-        flat = {name for name in reference.noises() if not np.any(state.gradient[name])}
+        flat = {name for name, gradient in state.gradient.items() if not np.any(gradient)}
         if not flat:
             return
+        reference = self._reference(model_args, model_kwargs)
+        flat &= reference.noises()
         z = state.z if is_prng_key(state.rng_key) else jax.tree.map(lambda leaf: leaf[0], state.z)
         log_likelihood = jax.jit(reference.log_likelihood)
         for name in sorted(flat):
