@@ -10,6 +10,7 @@ so that a and s enter by the k numbers of a diagonal alone. They may differ from
 gradients, at the cost of two products with a vector. Assumed: covariances U U^T + diag(D), which are never written out.
 """
 
+import copy
 from typing import Any
 
 import jax
@@ -41,6 +42,12 @@ class Spectrum:
         """U, shape (T, n, q), and D, shape (T, n), of one of b equal blocks; A, shape (E..., k, b, n), d = b n."""
         self.crossed, self.basis, self.values = _decomposed(factor, diagonal, rows)
         self.variance = jnp.tile((factor**2).sum(-1) + diagonal, (1, rows.shape[-2]))
+
+    def kept_where(self, is_kept: Array) -> "Spectrum":
+        """The same, or one by which nothing moves, by a boolean ()."""
+        kept = copy.copy(self)
+        kept.crossed = jnp.where(is_kept, self.crossed, 0.0)
+        return kept
 
     def at(self, t: ArrayLike, residual: Array, amplitude: Array, noise: Array) -> tuple[Array, Array]:
         """The move of x0hat and the share of each variance that is left.

@@ -151,8 +151,11 @@ class AutoGuidance:
             states[name] = posterior_mode(split, name, guide, states, others, errors)
             found = slopes(split, name, guide, states, others)
         site = LinearisedSite(split, name, found, errors, others, follows)
-        if not (is_linear or is_nearer(split, site, prior.chain, others)):
-            return f"{_names(guide)}, linearised near the mode: further from the posterior than the prior's chain"
+        if not is_linear:
+            is_kept = is_nearer(split, site, prior.chain, others)
+            if is_concrete(is_kept) and not is_kept:
+                return f"{_names(guide)}, linearised near the mode: further from the posterior than the prior's chain"
+            site.spectrum = site.spectrum.kept_where(is_kept)  # the same noises where it is not known beforehand
         words = [f"guided by {_names(guide)}, {site.num_seen} numbers", *_followed(follows, split)]
         words += [] if is_linear else ["linearised near the mode of the posterior"]
         return site, "; ".join([*words, source, *([f"left out: {rest}"] if rest else [])])

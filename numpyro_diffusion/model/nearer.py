@@ -13,13 +13,12 @@ held where the model was linearised, over all elements of a plate together.
 Reference: Burda, Grosse, Salakhutdinov 2016 (the bound).
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from .._checks import is_concrete
 from .._typing import Array
 from .._weights import log_mean_exp
 from ..chains import ReverseChain
@@ -34,8 +33,8 @@ __all__ = ["is_nearer"]
 _NUM_PATHS, _NUM_SETS = 16, 16
 
 
-def is_nearer(split: SplitModel, site: LinearisedSite, chain: ReverseChain, others: Values) -> bool:
-    """Whether guidance of a site is kept; True where this cannot be known, being traced.
+def is_nearer(split: SplitModel, site: LinearisedSite, chain: ReverseChain, others: Values) -> Array:
+    """Whether guidance of a site is kept, a boolean ().
 
     Args:
         split: the model.
@@ -43,13 +42,10 @@ def is_nearer(split: SplitModel, site: LinearisedSite, chain: ReverseChain, othe
         chain: of the site's prior.
         others: values of the other latent sites.
     """
-    if not is_concrete((split, site, chain, others)):
-        return True
-    guided, own = (np.asarray(_bounds(split, guide, site, chain, others)) for guide in (True, False))
-    if not np.isfinite(own).all():
-        return True
+    guided, own = (_bounds(split, guide, site, chain, others) for guide in (True, False))
     gain = guided - own
-    return bool(gain.mean() >= -2 * gain.std(ddof=1) / np.sqrt(_NUM_SETS))
+    is_better = gain.mean() >= -2 * gain.std(ddof=1) / math.sqrt(_NUM_SETS)
+    return is_better | ~jnp.isfinite(own).all()
 
 
 @partial(jax.jit, static_argnums=1)

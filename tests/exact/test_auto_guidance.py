@@ -383,16 +383,31 @@ def test_the_elements_of_a_plate_are_linearised_each_at_its_own_mode():
 
 def test_guidance_that_leads_away_from_the_posterior_is_not_taken():
     """A ring: made at one of its points, guidance knows one tangent."""
-    site = independent(np.zeros(2), np.full(2, 4.0))
-
-    def model():
-        x = numpyro.sample("x", site)
-        numpyro.sample("y", dist.Normal(jnp.sqrt((x**2).sum()), 0.2), obs=3.0)
-
-    reference, plain = (NormalReference(model, (), {}, guidance) for guidance in ("auto", None))
+    reference, plain = (NormalReference(ring, (3.0,), {}, guidance) for guidance in ("auto", None))
     assert reference.charts["x"].startswith("the prior's: 'y', linearised near the mode: further from the posterior")
     u = plain.prior_draw(jax.random.key(0))
     np.testing.assert_array_equal(reference.log_likelihood(u), plain.log_likelihood(u))
+
+
+def ring(radius):
+    x = numpyro.sample("x", independent(np.zeros(2), np.full(2, 4.0)))
+    numpyro.sample("y", dist.Normal(jnp.sqrt((x**2).sum()), 0.2), obs=radius)
+
+
+def exponent(y):
+    x = numpyro.sample("x", prior())
+    numpyro.sample("y", dist.Poisson(jnp.exp(x)).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(("model", "y"), [(ring, 3.0), (exponent, np.array([1.0, 0.0, 9.0], np.float32))])
+def test_arguments_that_are_traced_linearise_and_choose_as_known_ones_do(model, y):
+    args = (jnp.asarray(y),)
+    mcmc = MCMC(DiffusionHMC(model), num_warmup=0, num_samples=5, jit_model_args=True, progress_bar=False)
+    mcmc.run(jax.random.key(0), *args)
+    state = mcmc.last_state
+    reference = NormalReference(model, args, {}, "auto")
+    np.testing.assert_allclose(state.log_likelihood, reference.log_likelihood(state.z), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(mcmc.get_samples()["x"][-1], reference.constrain(state.z)["x"], rtol=1e-3, atol=1e-2)
 
 
 def classes(x):
