@@ -48,6 +48,8 @@ def twisted(
             progress_bar=False,
         )
         smc.run(jax.random.key(problem.seed), jnp.asarray(problem.y, float))
+        if twist == "auto":
+            print(f"chosen: {smc.chosen_twist}", flush=True)
         x = smc.get_samples(jax.random.key(problem.seed + 1), num_samples=count)["x"]
         error = float(smc.log_evidence) - problem.exact_log_evidence
         calls = float(smc.num_network_calls) * num_particles * num_islands / count

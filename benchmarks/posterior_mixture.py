@@ -1,7 +1,10 @@
 """Posterior draws against exact ones: linear inverse problems with a mixture of 25 Gaussians as diffusion prior.
 
     python benchmarks/posterior_mixture.py --rows 8_1 8_4 80_1 gibbs_8 gibbs_80 --seeds 0 1 2
+    python benchmarks/posterior_mixture.py --rows 8_2 80_2 80_4 800_1 800_2 800_4 --seeds 300 301
     python benchmarks/posterior_mixture.py --rows modes_8 modes_80 modes_800 --seeds 200 201
+
+A row D_Y has D coordinates, of which Y numbers are seen.
 
 Every row is a mean over problems (``mixture_problems.problem``); no setting was chosen by looking at the problems
 100-107, which are the default. Quality is the sliced first Wasserstein distance to exact draws over its floor, the same
@@ -108,15 +111,22 @@ def distance_record(
 
 
 def smc_row(
-    size: str, problems: list[MixtureProblem], num_particles: int, limits: tuple[str, str], biased: bool, tempered: bool
+    size: str,
+    problems: list[MixtureProblem],
+    num_particles: int,
+    limits: tuple[str, str],
+    *,
+    biased: bool = False,
+    tempered: bool = False,
+    bootstrap: bool = True,
 ) -> list[dict[str, Any]]:
-    """TwistedSMC with the Gaussian twist; with it the tempered twist, and what does not reach the posterior."""
+    """TwistedSMC with the twist that it chooses; with it the tempered twist, and what does not reach the posterior."""
     rows: list[dict[str, Any]] = []
 
     def run(name: str, engine: Engine) -> list[Outcome]:
         return [assess(engine, problem, f"{size} {name}") for problem in problems]
 
-    outcomes = run("gaussian", twisted("gaussian", num_particles))
+    outcomes = run("auto", twisted("auto", num_particles))
     prefix = f"mixture_{size}"
     rows.append(distance_record(f"{prefix}_sw_over_floor", limits[0], outcomes, problems, particles=num_particles))
     errors = [outcome.evidence_error for outcome in outcomes]
@@ -139,8 +149,10 @@ def smc_row(
         rows.append(
             distance_record(f"{prefix}_tempered_sw_over_floor", "<= 2.0", outcomes, problems, particles=num_particles)
         )
-    outcomes = run("bootstrap", twisted("none", num_particles))
-    rows.append(distance_record(f"{prefix}_bootstrap_sw_over_floor", "", outcomes, problems, particles=num_particles))
+    if bootstrap:
+        outcomes = run("bootstrap", twisted("none", num_particles))
+        name = f"{prefix}_bootstrap_sw_over_floor"
+        rows.append(distance_record(name, "", outcomes, problems, particles=num_particles))
     if biased:
         for name, engine in BIASED.items():
             rows += biased_records(f"{size}_{name}", run(name, engine), problems)
@@ -234,7 +246,8 @@ def modes_row(
 
 def run_row(name: str, seeds: list[int]) -> list[dict[str, Any]]:
     """The records of one row."""
-    observed = {"8_1": (8, 1), "8_4": (8, 4), "80_1": (80, 1), "gibbs_8": (8, 1), "gibbs_80": (80, 1)}
+    observed = {cell: (int(cell.split("_")[0]), int(cell.split("_")[1])) for cell in CELLS}
+    observed |= {"gibbs_8": (8, 1), "gibbs_80": (80, 1)}
     observed |= {f"modes_{dimension}": (dimension, 1) for dimension in MODES}
     problems = [mixture_problems.problem(seed, *observed[name]) for seed in seeds]
     if name.startswith("modes"):
@@ -243,14 +256,18 @@ def run_row(name: str, seeds: list[int]) -> list[dict[str, Any]]:
     if name == "8_1":
         return smc_row("8_1", problems, 4096, ("<= 1.7", "<= 0.05"), biased=True, tempered=True)
     if name == "8_4":
-        return smc_row("8_4", problems, 4096, ("<= 1.2", "<= 0.08"), biased=False, tempered=False)
+        return smc_row("8_4", problems, 4096, ("<= 1.2", "<= 0.08"))
     if name == "80_1":
-        return smc_row("80_1", problems, 2048, ("<= 1.5", "<= 0.12"), biased=True, tempered=False)
+        return smc_row("80_1", problems, 2048, ("<= 1.5", "<= 0.12"), biased=True)
+    if name in CELLS:
+        num_particles = 4096 if observed[name][0] == 8 else 2048
+        return smc_row(name, problems, num_particles, ("<= 1.7", ""), bootstrap=False)
     return gibbs_row(observed[name][0], problems, (">= 0.6", "<= 0.05") if name == "gibbs_8" else (">= 0.5", ""))
 
 
 MODES = {8: (512, 8), 80: (512, 8), 800: (256, 8)}  # particles, islands of TemperedSMC by dimension
-ROWS = ["8_1", "8_4", "80_1", "gibbs_8", "gibbs_80", *(f"modes_{dimension}" for dimension in MODES)]
+CELLS = [f"{dimension}_{observed}" for dimension in (8, 80, 800) for observed in (1, 2, 4)]
+ROWS = [*CELLS, "gibbs_8", "gibbs_80", *(f"modes_{dimension}" for dimension in MODES)]
 
 
 def main(arguments: argparse.Namespace) -> None:
