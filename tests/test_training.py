@@ -1,5 +1,6 @@
 """fit: batches, averages, repeatability, what it returns, what it refuses."""
 
+import re
 import sys
 
 import haiku as hk
@@ -128,7 +129,8 @@ def test_the_progress_bar_shows_bits_and_can_be_turned_off(capfd):
     nd.fit(light, DATA, rng_key=jax.random.key(1), **{**SETTINGS, "progress_bar": True})
     assert "bits" in capfd.readouterr().err
     nd.fit(light, DATA, rng_key=jax.random.key(1), **SETTINGS)
-    assert capfd.readouterr().err == ""
+    # XLA logs for itself, as where it loads a program that another worker compiled.
+    assert [line for line in capfd.readouterr().err.splitlines() if not re.match(r"[EWI]\d{4} ", line)] == []
 
 
 @pytest.mark.parametrize(

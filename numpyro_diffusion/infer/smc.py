@@ -160,9 +160,9 @@ class TwistedSMC(IslandEngine[SMCResult]):
         return self.result.split.num_steps * (1.0 + 2.0 * self._of_target(self.twist.num_passes_back))
 
     def print_summary(self) -> None:
-        """Print the twist, the evidence, effective sizes and the posterior's moments."""
-        print(f"twist {self.chosen_twist}")
+        """Print the evidence, effective sizes, the posterior's moments and the twist."""
         super().print_summary()
+        print(f"twist {self.chosen_twist}")
 
     def _of_target(self, ask: Callable[[Target], Any]) -> Any:
         """What is asked of the result's target, by kinds and shapes alone."""

@@ -128,7 +128,7 @@ def test_a_prior_with_heavy_tails_is_told_and_the_cure_finds_its_evidence():
         smc.run(jax.random.key(0), y, False)
     told = r"The prior of the sites \['c'\] has much heavier tails than a normal.*function of a standard normal one"
     assert any(re.match(told, str(one.message)) for one in caught)
-    smc = finished(with_a_cauchy_site, y, True)
+    smc = finished(with_a_cauchy_site, y, True, num_particles=512)
     # Over x by the covariance v + 1 of y, over c and log v by a grid.
     c, log_v = np.linspace(-60, 60, 2401)[:, None], np.linspace(-8, 8, 801)
     v = np.exp(2 * log_v)
