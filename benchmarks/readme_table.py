@@ -93,6 +93,14 @@ ROWS = {
             ("mixture_8_4_sw_over_floor", "mixture_80_1_sw_over_floor"),
         ),
         Row(
+            "two problems each: d = 8, two numbers; d = 80, two; four",
+            ("mixture_8_2_sw_over_floor", "mixture_80_2_sw_over_floor", "mixture_80_4_sw_over_floor"),
+        ),
+        Row(
+            "two problems each, d = 800: one number; two; four",
+            ("mixture_800_1_sw_over_floor", "mixture_800_2_sw_over_floor", "mixture_800_4_sw_over_floor"),
+        ),
+        Row(
             "to compare, d = 8, one number: DPS; PiGDM; MMPS",
             ("biased_8_1_dps_sw_over_floor", "biased_8_1_pigdm_sw_over_floor", "biased_8_1_mmps_sw_over_floor"),
             digits=0,
