@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import xla_flags
 
-# ``make test-slow`` and the tests marked ``optimised`` compile as a user's program does. Workers inherit the answer.
 # On some processors XLA logs an error for each program that one worker loads from another.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# ``make test-slow`` and the tests marked ``optimised`` compile as a user's program does. Workers inherit the answer.
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = xla_flags.QUICK if xla_flags.is_known(xla_flags.QUICK) else ""
 
