@@ -43,7 +43,7 @@ xla_flags = importlib.import_module("xla_flags")
 if "XLA_FLAGS" not in os.environ and xla_flags.is_known(xla_flags.PAGES):
     os.environ["XLA_FLAGS"] = xla_flags.PAGES
 # On some processors XLA logs an error for each program that it loads from the cache.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # JAX, imported above, has set it to 1
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "docs" / "_build" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
