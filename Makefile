@@ -44,7 +44,8 @@ types: $(STAMPS)/test  ## static types
 	$(BIN)/mypy
 
 docs: $(STAMPS)/docs  ## the documentation, every cell run, in docs/_build/html
-	$(BIN)/sphinx-build -j 2 -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -j 2 -W --keep-going -w docs/_build/warnings.txt -b html docs docs/_build/html \
+		|| { cat docs/_build/warnings.txt; exit 1; }
 
 bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an hour)
 	$(BIN)/python benchmarks/paper_table.py --rows swiss_roll heartbeat
