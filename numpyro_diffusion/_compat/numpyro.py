@@ -34,6 +34,7 @@ __all__ = [
     "Asker",
     "Messenger",
     "asking",
+    "compute_log_probs",
     "constrain_fn",
     "eval_provenance",
     "explicit_validation",

@@ -8,7 +8,8 @@ too: v = centre + spread e, with mean and standard deviation of warm-up draws. T
     pi(z)  proportional to  N(z; 0, I) w(z),     log w = log L(u) - v^2 / 2 + e^2 / 2,
 
 and a draw is a trajectory of :mod:`numpyro_diffusion.noise.hmc`. Of the standard normal every step is exact: what is
-left in w alone bounds its size.
+left in w alone bounds its size. Where the elements of a plate are independent a posteriori, which is proved from the
+model's operations and holds only if nothing else is unknown, each accepts its part of a trajectory on its own.
 
 Warm-up, in thirds: log w is raised from 1/1000 of itself (a chain started at a draw of the prior would meet a cliff);
 then the step size is adapted by dual averaging to the wanted acceptance, on short trajectories, and on those of the
@@ -69,12 +70,13 @@ class DiffusionHMCState(NamedTuple):
         i: draws made, warm-up included.
         z: unconstrained values of the latent sites, diffusion sites as ``x_noise``.
         log_likelihood: log L(z) in nats: what the density has on top of N(z; 0, I).
+        by_element: the same by element of the plate, where they are independent; else ().
         gradient: of it.
-        accept_prob: acceptance probability of this draw's trajectory.
-        mean_accept_prob: its mean over the draws since warm-up, or since its start.
+        accept_prob: acceptance probability of this draw's trajectory, its mean over elements.
+        mean_accept_prob: of each element, its mean over the draws since warm-up, or since its start.
         num_steps: steps of this draw's trajectory, a gradient each.
         step_size: the step's angle in radians, before it is shortened at random by up to a fifth.
-        diverging: whether the trajectory's energy was off by more than 1000 nats, or not a number.
+        diverging: whether the trajectory's energy, of any element, was off by more than 1000 nats, or not a number.
         num_warmup: how many draws adapt.
         adapted: what warm-up changes.
         rng_key: key of the next draw.
@@ -83,6 +85,7 @@ class DiffusionHMCState(NamedTuple):
     i: Array
     z: dict[str, Array]
     log_likelihood: Array
+    by_element: Array
     gradient: dict[str, Array]
     accept_prob: Array
     mean_accept_prob: Array
@@ -103,7 +106,8 @@ class DiffusionHMC(NoiseKernel):
     depend on a diffusion site: see :mod:`numpyro_diffusion.model.automatic`. ``charts`` says, after a run, what
     guides, or why a site keeps the noises of its prior. ``MCMC`` returns diffusion sites and noises;
     ``extra_fields=("~z.x_noise", "accept_prob", "num_steps", "diverging", "log_likelihood")`` drops the noises and adds
-    a diagnosis. A draw costs ``num_steps`` gradients of the model, each the chain once forth and back.
+    a diagnosis. A draw costs ``num_steps`` gradients of the model, each the chain once forth and back. Elements of a
+    plate that are independent a posteriori are drawn side by side; ``elements_reason`` says whether, and why.
 
     Args:
         model: a NumPyro model.
@@ -168,15 +172,25 @@ class DiffusionHMC(NoiseKernel):
         return state
 
     def get_diagnostics_str(self, state: DiffusionHMCState) -> str:
-        step, accept = float(state.step_size), float(state.mean_accept_prob)
+        step, accepts = float(state.step_size), np.asarray(state.mean_accept_prob)
         charts = self.charts if self._program is not None else {}
         unguided = [name for name, chart in charts.items() if chart.startswith("the prior's")]
         said = f", {', '.join(unguided)} not guided" if unguided else ""
-        return f"step size {step:.2f}, {int(state.num_steps)} steps, acceptance {accept:.2f}{said}"
+        least = f" ({accepts.min():.2f} in one of {accepts.size})" if accepts.ndim else ""
+        return f"step size {step:.2f}, {int(state.num_steps)} steps, acceptance {accepts.mean():.2f}{least}{said}"
+
+    @property
+    def elements_reason(self) -> str:
+        """Why the elements of a plate are accepted one by one, or together, in words.
+
+        Raises:
+            RuntimeError: before a run.
+        """
+        return self._latest().elements_reason
 
     def refresh(self, state: DiffusionHMCState, model_args: tuple, model_kwargs: Any) -> DiffusionHMCState:
-        value, gradient = jax.value_and_grad(self._reference(model_args, model_kwargs).log_likelihood)(state.z)
-        return state._replace(log_likelihood=value, gradient=gradient)
+        terms, gradient = self._reference(model_args, model_kwargs).terms_and_gradient(state.z)
+        return state._replace(log_likelihood=terms.sum(), by_element=terms, gradient=gradient)
 
     def _check_gradient(self, state: DiffusionHMCState, model_args: tuple, model_kwargs: Any) -> None:
         flat = {name for name, gradient in state.gradient.items() if not np.any(gradient)}
@@ -202,7 +216,7 @@ class DiffusionHMC(NoiseKernel):
     def _first_state(
         self, reference: NormalReference, num_warmup: int, z: dict[str, Array], log_likelihood: Array, rng_key: Array
     ) -> DiffusionHMCState:
-        value, gradient = jax.value_and_grad(reference.log_likelihood)(z)
+        terms, gradient = reference.terms_and_gradient(z)
         others = {name: site for name, site in z.items() if name not in reference.noises()}
         adapted = _Adapted(
             centre=jax.tree.map(jnp.zeros_like, others),
@@ -214,10 +228,11 @@ class DiffusionHMC(NoiseKernel):
         return DiffusionHMCState(
             i=count,
             z=z,
-            log_likelihood=value,
+            log_likelihood=terms.sum(),
+            by_element=terms,
             gradient=gradient,
             accept_prob=zero,
-            mean_accept_prob=zero,
+            mean_accept_prob=jnp.zeros_like(terms),
             num_steps=count,
             step_size=zero + self._step_size,
             diverging=jnp.asarray(False),
@@ -235,29 +250,30 @@ class DiffusionHMC(NoiseKernel):
         is_early = 3 * state.i < 2 * state.num_warmup
         num_steps = jnp.where(is_early, _EARLY_STEPS, num_steps_of(length_key, state.step_size, self._max_steps))
         centre, spread = state.adapted.centre, state.adapted.spread
-        density = jax.value_and_grad(reference.log_likelihood)
 
         def evaluate(e: dict[str, Array]) -> Point:
             u = {**e, **{name: centre[name] + spread[name] * e[name] for name in centre}}
-            return _point(e, u, *density(u), spread, power)
+            return _point(e, u, *reference.terms_and_gradient(u), spread, power)
 
         start = {**state.z, **{name: (state.z[name] - centre[name]) / spread[name] for name in centre}}
-        here = _point(start, state.z, state.log_likelihood, state.gradient, spread, power)
+        here = _point(start, state.z, state.by_element, state.gradient, spread, power)
         move = hamiltonian_move(evaluate, move_key, here, angle, num_steps)
-        z, log_likelihood, gradient = move.point.beside
+        z, terms, gradient = move.point.beside
+        accept_prob = move.accept_prob.mean()
         count = jnp.where(is_warm, state.i, state.i - state.num_warmup) + 1
         mean = jnp.where(count == 1, 0.0, state.mean_accept_prob)
-        adapted, step_size = _adapt(state, {name: z[name] for name in centre}, move.accept_prob, self._target)
+        adapted, step_size = _adapt(state, {name: z[name] for name in centre}, accept_prob, self._target)
         return DiffusionHMCState(
             i=state.i + 1,
             z=z,
-            log_likelihood=log_likelihood,
+            log_likelihood=terms.sum(),
+            by_element=terms,
             gradient=gradient,
-            accept_prob=move.accept_prob,
+            accept_prob=accept_prob,
             mean_accept_prob=mean + (move.accept_prob - mean) / count.astype(mean.dtype),
             num_steps=num_steps,
             step_size=step_size,
-            diverging=~(jnp.abs(move.energy_error) < _DIVERGENT),
+            diverging=~(jnp.abs(move.energy_error) < _DIVERGENT).all(),
             num_warmup=state.num_warmup,
             adapted=adapted,
             rng_key=rng_key,
@@ -265,12 +281,12 @@ class DiffusionHMC(NoiseKernel):
 
 
 def _point(
-    e: dict[str, Array], u: dict[str, Array], log_likelihood: Array, gradient: dict[str, Array],
-    spread: dict[str, Array], power: Array,
+    e: dict[str, Array], u: dict[str, Array], terms: Array, gradient: dict[str, Array], spread: dict[str, Array],
+    power: Array,
 ) -> Point:  # fmt: skip
     """The point at e, of which u are the values, with the weight over N(e; 0, I) raised to a power."""
-    log_weight, slope = over_coordinates(e, u, log_likelihood, gradient, spread)
-    return Point(e, power * log_weight, jax.tree.map(lambda g: power * g, slope), (u, log_likelihood, gradient))
+    log_weight, slope = over_coordinates(e, u, terms, gradient, spread)
+    return Point(e, power * log_weight, jax.tree.map(lambda g: power * g, slope), (u, terms, gradient))
 
 
 def _power(i: Array, num_warmup: Array) -> Array:

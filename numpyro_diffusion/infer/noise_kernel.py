@@ -67,11 +67,7 @@ class NoiseKernel(MCMCKernel):
         Raises:
             RuntimeError: before a run.
         """
-        if self._program is None:
-            raise RuntimeError(
-                expected("a kernel that has run", "one that has not", "What guides a chain depends on the data.")
-            )
-        return self._program.reference.charts
+        return self._latest().charts
 
     @property
     def log_evidence(self) -> float:
@@ -170,6 +166,13 @@ class NoiseKernel(MCMCKernel):
         if is_concrete(arguments.leaves):
             self._program = program
         return program
+
+    def _latest(self) -> NormalReference:
+        if self._program is None:
+            raise RuntimeError(
+                expected("a kernel that has run", "one that has not", "What guides a chain depends on the data.")
+            )
+        return self._program.reference
 
     def _reference(self, model_args: tuple, model_kwargs: Values | None) -> NormalReference:
         return self._prepare(model_args, model_kwargs).reference

@@ -21,13 +21,15 @@ from numpyro.handlers import reparam, seed
 from numpyro.infer import init_to_sample
 
 from .._checks import expected
-from .._compat.numpyro import Messenger, constrain_fn, potential_energy
-from .._typing import Array
+from .._compat.numpyro import Messenger, compute_log_probs, constrain_fn, potential_energy
+from .._typing import Array, Shape
 from ..guidance import Guidance
 from ..wrappers import unwrap
 from .automatic import AutoGuidance, ModelGuidance, with_states
+from .independence import by_element
 from .reparam import ChainNoise, DiffusionReparam, is_chain_noise
 from .sites import check_estimate_named, check_proper, check_trained, latent_diffusion
+from .split import split_model
 from .trace import trace_model
 
 __all__ = ["NormalReference", "Values"]
@@ -67,6 +69,25 @@ class NormalReference:
         value = jnp.asarray(log_density - sum(dist.Normal(0.0, 1.0).log_prob(other).sum() for other in others), float)
         return jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
+    def terms_and_gradient(self, u: Values) -> tuple[Array, Values]:
+        """Log L(u) in nats by element, shape ``elements``, and the gradient of their sum."""
+
+        def total(u: Values) -> tuple[Array, Array]:
+            terms = self._terms(u) if self.elements else self.log_likelihood(u)
+            return terms.sum(), terms
+
+        (_, terms), gradient = jax.value_and_grad(total, has_aux=True)(u)
+        return terms, gradient
+
+    def _terms(self, u: Values) -> Array:
+        model = _CancelStandardNormals(self._noncentred(jax.random.key(0), self._guidance_at(u)))
+        log_probs, _ = compute_log_probs(model, self.args, self.kwargs, u, sum_log_prob=False)
+        terms = jnp.zeros(self.elements)
+        for log_prob in log_probs.values():
+            term = by_element(log_prob, self.elements)
+            terms += jnp.sum(log_prob) / terms.size if term is None else term  # no x enters what is of no element
+        return jnp.where(jnp.isfinite(terms), terms, -jnp.inf)
+
     def constrain(self, u: Values) -> Values:
         """Values of all latent sites in their supports, and of all deterministic ones."""
         model = self._noncentred(jax.random.key(0), self._guidance_at(u))
@@ -85,6 +106,33 @@ class NormalReference:
     def noises(self) -> frozenset[str]:
         """Names of the sites that are noises of a diffusion."""
         return frozenset(f"{name}_noise" for name in self._noncentred_sites(self._sites))
+
+    @property
+    def elements(self) -> Shape:
+        """Shape of the plate whose elements the posterior does not couple; () where they go together."""
+        return self._elements[0]
+
+    @property
+    def elements_reason(self) -> str:
+        """Why they do not, or go together, in words."""
+        return self._elements[1]
+
+    @cached_property
+    def _elements(self) -> tuple[Shape, str]:
+        if isinstance(self.guidance, ModelGuidance):
+            split, reason = self.guidance.split, self.guidance.reason
+        elif self.guidance:
+            split, reason = None, "guidance that is given may couple them"
+        else:
+            try:
+                split, reason = split_model(self.model, self.args, self.kwargs), ""
+            except ValueError as refused:
+                split, reason = None, str(refused)
+        if split is None:
+            return (), reason
+        if split.others:
+            return (), f"other sites are unknown: {list(split.others)}"
+        return split.element_shape, split.reason
 
     @cached_property
     def charts(self) -> dict[str, str]:

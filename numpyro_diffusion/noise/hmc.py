@@ -14,6 +14,9 @@ w is constant every h is accepted, and h = pi/2 makes a fresh draw, in any numbe
 
 A step is reversible and keeps the volume whatever g is. So the draw is one of pi even if g is not the gradient.
 
+Where w is a product over elements, each of coordinates of its own, a trajectory is one of every element, and each is
+accepted on its own: a step's size does not fall with their number.
+
 References: Neal 2011, Section 5 (splitting); Shahbaba et al. 2014; Beskos et al. 2011.
 """
 
@@ -37,10 +40,10 @@ class Point(NamedTuple):
     """Where a chain is.
 
     Attributes:
-        z: a pytree of arrays.
-        log_weight: log w(z), nats.
+        z: a pytree of arrays, of shape (E..., ...).
+        log_weight: log w(z) by element, nats, shape E; () where all coordinates go together.
         gradient: of log w, a tree as z.
-        beside: anything else that is known there.
+        beside: anything else that is known there, arrays of shape (E..., ...).
     """
 
     z: PyTree
@@ -50,7 +53,7 @@ class Point(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What a trajectory came to.
+    """What a trajectory came to, by element.
 
     Attributes:
         point: where the chain is now.
@@ -78,9 +81,10 @@ def hamiltonian_move(evaluate: Evaluate, rng_key: jax.Array, point: Point, angle
     momentum_key, accept_key = jax.random.split(rng_key)
     momentum = _standard_normal(momentum_key, point.z)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
+    num_axes = point.log_weight.ndim
 
     def kick(momentum: PyTree, gradient: PyTree) -> tuple[PyTree, Array]:
-        gained = _sum(lambda p, g: 0.5 * angle * p * g + 0.125 * angle**2 * g * g, momentum, gradient)
+        gained = _sum(lambda p, g: 0.5 * angle * p * g + 0.125 * angle**2 * g * g, momentum, gradient, num_axes)
         return jax.tree.map(lambda p, g: p + 0.5 * angle * g, momentum, gradient), gained
 
     def step(_: Array, carry: tuple[Point, PyTree, Array]) -> tuple[Point, PyTree, Array]:
@@ -100,7 +104,7 @@ def hamiltonian_move(evaluate: Evaluate, rng_key: jax.Array, point: Point, angle
     log_accept = jnp.where(is_possible, jnp.minimum(-energy_error, 0.0), -jnp.inf)
     uniform = jax.random.uniform(accept_key, log_accept.shape, log_accept.dtype)
     is_accepted = jnp.log(uniform) < log_accept
-    taken = jax.tree.map(lambda new, old: jnp.where(is_accepted, new, old), end, point)
+    taken = jax.tree.map(lambda new, old: jnp.where(_for_axes_of(new, is_accepted), new, old), end, point)
     return Move(taken, jnp.exp(log_accept), energy_error, is_accepted)
 
 
@@ -144,5 +148,11 @@ def _standard_normal(rng_key: jax.Array, like: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, normal)
 
 
-def _sum(function: Callable[[Array, Array], Array], first: PyTree, second: PyTree) -> Array:
-    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: function(a, b).sum(), first, second)), jnp.zeros(()))
+def _sum(function: Callable[[Array, Array], Array], first: PyTree, second: PyTree, num_axes: int) -> Array:
+    """Over all axes but the first."""
+    sums = jax.tree.map(lambda a, b: function(a, b).sum(tuple(range(num_axes, jnp.ndim(a)))), first, second)
+    return sum(jax.tree.leaves(sums), jnp.zeros(()))
+
+
+def _for_axes_of(values: Array, by_element: Array) -> Array:
+    return by_element.reshape(by_element.shape + (1,) * (values.ndim - by_element.ndim))
