@@ -180,6 +180,15 @@ def unmask(fn: dist.Distribution) -> tuple[dist.Distribution, Array]:
     return fn, seen
 
 
+def is_masked(fn: dist.Distribution) -> bool:
+    """Whether there is a mask inside of ``expand``, ``to_event`` and ``mask``, whatever it lets through."""
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def find_diffusions(fn: Any) -> tuple[Diffusion, ...]:
     """Every Diffusion that a distribution is or holds, at any depth, in whatever attribute; each object once."""
     return tuple(_walk(fn, set()))

@@ -299,6 +299,19 @@ def test_the_potential_energy_is_minus_the_log_density_on_unconstrained_space():
     np.testing.assert_allclose(names.transform_fn(transforms, {"x": 2.0}, invert=True)["x"], np.log(2.0), rtol=1e-6)
 
 
+def test_log_probs_of_sites_on_unconstrained_space_have_their_jacobians():
+    def model():
+        scale = numpyro.sample("scale", dist.HalfCauchy(1.0))
+        numpyro.sample("shift", dist.Normal(0.0, scale).expand((2,)))
+        numpyro.factor("more", 2.0 * scale)
+
+    u = {"scale": jnp.array(0.3), "shift": jnp.array([1.0, -2.0])}
+    found = names.unconstrained_log_probs(model, (), {}, u)
+    assert set(found) == {"scale", "shift", "more"}
+    np.testing.assert_allclose(found["scale"], dist.HalfCauchy(1.0).log_prob(jnp.exp(0.3)) + 0.3, rtol=1e-6)
+    np.testing.assert_allclose(sum(found.values()), -names.potential_energy(model, (), {}, u), rtol=1e-6)
+
+
 def test_a_mutable_site_keeps_a_dictionary():
     with trace() as sites, seed(rng_seed=0):
         names.mutable("state", {"count": 1})["count"] = 2

@@ -18,6 +18,7 @@ from numpyro.handlers import block, scope, seed, substitute, trace
 from numpyro.infer import MCMC
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG, with_conditioning
 from numpyro.infer.util import (
+    _unconstrain_params,
     compute_log_probs,
     constrain_fn,
     get_importance_trace,
@@ -51,6 +52,7 @@ __all__ = [
     "reparam_sample_shape",
     "reparam_site_name",
     "transform_fn",
+    "unconstrained_log_probs",
     "validate_sample",
     "with_conditioning",
 ]
@@ -238,6 +240,13 @@ def _site_of(frame: FrameType, module: str) -> Mapping[str, Any] | None:
         obs = names.get("obs")
         return {"name": names["name"], "fn": names["fn"], "value": obs, "is_observed": obs is not None, "scale": None}
     return None
+
+
+def unconstrained_log_probs(model: Callable, args: tuple, kwargs: dict, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The summed log_prob of every sample site at unconstrained values: of a latent one with its log Jacobian."""
+    found, _ = compute_log_probs(_unconstrain_params(model, dict(params)), args, kwargs, {})
+    jacobians = {name: found.pop(made) for name in params if (made := f"_{name}_log_det") in found}
+    return {name: value + jacobians.get(name, 0.0) for name, value in found.items()}
 
 
 def mask_of(fn: MaskedDistribution) -> Any:

@@ -1,17 +1,20 @@
 r"""Tempered sequential Monte Carlo of all real latent sites together, diffusion sites in the noises of a guided chain.
 
 With u all latent sites, unconstrained, and each diffusion site as its noises, the target is N(u; 0, I) L(u) (see
-:mod:`numpyro_diffusion.model.reference`), and particles go from N(0, I) to it over N(u; 0, I) L(u)^a, a from 0 to 1, as
-:mod:`numpyro_diffusion.noise.tempered` has it. The first particles are draws of the guided chain, and L is what the
-guidance left: a few temperatures do, in any number of coordinates. Modes far apart keep their weights, and the mean
-weights are the evidence p(y).
+:mod:`numpyro_diffusion.model.reference`), and L = b l: the priors of the other sites over N(0, 1), and the rest. The
+first particles are draws of the guided chain and of the priors. They go to the target over N(u; 0, I) b(u) l(u)^a, a
+from 0 to 1, as :mod:`numpyro_diffusion.noise.tempered` has it, and l is what the guidance left: a few temperatures do,
+in any number of coordinates. Modes far apart keep their weights, and the mean weights are the evidence p(y).
 
-Any other site v begins in coordinates of its prior: v = m + s e, e ~ N(0, 1), with m and s from quantiles of prior
-draws that no particle sees. Its prior over N(v; m, s^2) is part of L.
+Any other site v moves in coordinates of its own: v = m + s e, at the start with m and s from quantiles of prior draws
+that no particle sees.
 
-Assumed: real latent sites, a likelihood that is differentiable almost everywhere, priors of other sites whose tails are
-not much heavier than those of N(m, s^2): no particle begins in them, and ``check`` warns. All elements of a plate move
-together, so that a plate of many elements takes more temperatures than one.
+The priors cannot be drawn from as they are where one of them is scaled or masked, or depends on a diffusion site whose
+guidance follows other sites. Then other sites begin at N(m, s^2), and b is part of l.
+
+Assumed: real latent sites, a likelihood that is differentiable almost everywhere; in the case just named, priors whose
+tails are not much heavier than those of N(m, s^2): no particle begins in them, and ``check`` warns. All elements of a
+plate move together, so that a plate of many elements takes more temperatures than one.
 
 References: the noise module's.
 """
@@ -34,7 +37,7 @@ from ..model.automatic import AutoGuidance, ModelGuidance, checked_guidance
 from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 from ..noise.hmc import MAX_ANGLE
-from ..noise.tempered import Settings, TemperedInfo, run_tempered
+from ..noise.tempered import Settings, Start, TemperedInfo, run_tempered
 from .engine import IslandEngine
 from .islands import disagreement, table
 from .result import draw_particles, take
@@ -64,7 +67,8 @@ class TemperedResult(NamedTuple):
         num_gradients: of the model for each particle, (K,). One runs the chain once forth and back.
         num_possible: of the first particles, those of positive density, (K,).
         num_fixed: of the last particles, those that have no finite gradient and cannot move, (K,).
-        farthest: how far the farthest of 512 prior draws of each other site is from their centre, in their spreads.
+        farthest: how far the farthest of 512 prior draws of each other site is from their centre, in their spreads;
+            of sites whose particles do not begin at draws of the prior.
         rng_key: from which draws are derived.
     """
 
@@ -426,6 +430,7 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         farthest = {
             name: jnp.max(jnp.abs(draws[name] - centre) / spread, initial=0.0)
             for name, (centre, spread) in coordinates.items()
+            if not reference.has_prior_draws
         }
         return coordinates, farthest
 
@@ -446,31 +451,53 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         def values_of(e: Values) -> Values:
             return {**e, **{name: centre + spread * e[name] for name, (centre, spread) in coordinates.items()}}
 
+        def over_coordinates(e: Values, u: Values) -> Array:
+            """Log N(u; 0, I) over N(e; 0, I), of densities of e."""
+            parts = (
+                (0.5 * (e[name] - u[name]) * (e[name] + u[name]) + jnp.log(spread)).sum()
+                for name, (_, spread) in coordinates.items()
+            )
+            return sum(parts, jnp.zeros(()))
+
+        def draw(key: Array) -> Values:
+            u = reference.prior_draw(key)
+            return {**u, **{name: (u[name] - centre) / spread for name, (centre, spread) in coordinates.items()}}
+
+        def log_prior(e: Values) -> Array:
+            u = values_of(e)
+            return reference.log_prior_and_rest(u)[0] + over_coordinates(e, u)
+
         def log_weight(e: Values) -> Array:
             u = values_of(e)
-            log_weight = reference.log_likelihood(u)
-            for name, (_, spread) in coordinates.items():
-                log_weight += (0.5 * (e[name] - u[name]) * (e[name] + u[name]) + jnp.log(spread)).sum()
-            return log_weight
+            if reference.has_prior_draws:
+                return reference.log_prior_and_rest(u)[1]
+            return reference.log_likelihood(u) + over_coordinates(e, u)
 
         start, end, history, num_temperatures = run_tempered(
-            key, log_weight, like, self.num_particles, self._settings, whitened=coordinates
+            key,
+            log_weight,
+            like,
+            self.num_particles,
+            self._settings,
+            whitened=coordinates,
+            start=Start(draw, log_prior) if reference.has_prior_draws else None,
         )
         noises = reference.noises()
 
         def in_the_models_units(e: Values) -> Values:
             return {name: x for name, x in reference.constrain(values_of(e)).items() if name not in noises}
 
-        samples = jax.lax.map(in_the_models_units, end.u, batch_size=self._settings.batch_size or self.num_particles)
-        gradients = jnp.stack([jnp.isfinite(g).reshape(len(g), -1).all(1) for g in end.gradient.values()])
+        last = end.particles
+        samples = jax.lax.map(in_the_models_units, last.u, batch_size=self._settings.batch_size or self.num_particles)
+        gradients = jnp.stack([jnp.isfinite(g).reshape(len(g), -1).all(1) for g in last.gradient.values()])
         return {
             "samples": samples,
             "island_log_evidence": end.log_evidence,
             "history": history,
             "num_temperatures": num_temperatures,
             "num_gradients": history.num_gradients.sum() + 1,
-            "num_possible": (start.log_weight > -jnp.inf).sum(),
-            "num_fixed": (~gradients.all(0) & (end.log_weight > -jnp.inf)).sum(),
+            "num_possible": (start.particles.log_weight > -jnp.inf).sum(),
+            "num_fixed": (~gradients.all(0) & (last.log_weight > -jnp.inf)).sum(),
         }
 
     def _reference(self, static: Static, arrays: list, auto: ModelGuidance | None) -> NormalReference:

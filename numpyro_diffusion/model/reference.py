@@ -21,10 +21,16 @@ from numpyro.handlers import reparam, seed
 from numpyro.infer import init_to_sample
 
 from .._checks import expected
-from .._compat.numpyro import Messenger, compute_log_probs, constrain_fn, potential_energy
+from .._compat.numpyro import (
+    Messenger,
+    compute_log_probs,
+    constrain_fn,
+    potential_energy,
+    unconstrained_log_probs,
+)
 from .._typing import Array, Shape
 from ..guidance import Guidance
-from ..wrappers import unwrap
+from ..wrappers import is_masked, unwrap
 from .automatic import AutoGuidance, ModelGuidance, with_states
 from .independence import by_element
 from .reparam import ChainNoise, DiffusionReparam, is_chain_noise
@@ -68,6 +74,35 @@ class NormalReference:
         others = [value for name, value in u.items() if name not in model.cancelled]
         value = jnp.asarray(log_density - sum(dist.Normal(0.0, 1.0).log_prob(other).sum() for other in others), float)
         return jnp.where(jnp.isfinite(value), value, -jnp.inf)
+
+    def log_prior_and_rest(self, u: Values) -> tuple[Array, Array]:
+        """Log L(u) in two, nats: the priors of sites that are no noises over N(0, 1), and the rest."""
+        model = _CancelStandardNormals(self._noncentred(jax.random.key(0), self._guidance_at(u)))
+        log_probs = unconstrained_log_probs(model, self.args, self.kwargs, u)
+        others = [name for name in u if name not in model.cancelled]
+        of_others = sum((log_probs.pop(name) - dist.Normal(0.0, 1.0).log_prob(u[name]).sum() for name in others), 0.0)
+        parts = (jnp.asarray(part, float) for part in (of_others, sum(log_probs.values(), 0.0)))
+        log_prior, rest = (jnp.where(jnp.isfinite(part), part, -jnp.inf) for part in parts)
+        return log_prior, rest
+
+    @cached_property
+    def has_prior_draws(self) -> bool:
+        """Whether ``prior_draw`` is of N(u; 0, I) times the priors of ``log_prior_and_rest``.
+
+        Not so for a prior that is scaled or masked, nor for one that depends on a diffusion site whose guidance in turn
+        follows other sites: there x is that of the guidance somewhere else.
+        """
+        found: list[bool] = []
+
+        def look(key: Array) -> None:
+            sites = _latent(self._sites(key)).values()
+            found.append(all(site["scale"] is None and not is_masked(site["fn"]) for site in sites))
+
+        jax.eval_shape(look, jax.random.key(0))
+        guidance = self.guidance
+        if isinstance(guidance, ModelGuidance) and guidance.split is not None and not guidance.is_fixed:
+            return found[0] and not guidance.split.others_depend_on_x()
+        return found[0]
 
     def terms_and_gradient(self, u: Values) -> tuple[Array, Values]:
         """Log L(u) in nats by element, shape ``elements``, and the gradient of their sum."""

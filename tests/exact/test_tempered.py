@@ -1,7 +1,6 @@
 """TemperedSMC: draws and evidence of the T-step model, with any guidance, across modes, beside other sites."""
 
 import functools
-import re
 import warnings
 
 import jax
@@ -13,8 +12,9 @@ import pytest
 from closed_forms import affine_prior, density_on_grid, gaussian_moments, linear_posterior
 from measured_errors import Moments, check_islands, check_moments
 from numpyro.distributions.transforms import AffineTransform
-from scipy.stats import cauchy, norm
+from scipy.stats import norm
 from slice_cases import SCALED_DATA, STANDARD_NORMAL, scale_posterior, unknown_scale, zero_network
+from tempered_cases import check_evidence, finished
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import MomentMatching
@@ -28,19 +28,6 @@ MATRIX, Y, NOISE = np.array([[1.0, 0.5]], np.float32), np.array([1.5], np.float3
 def seen(y):
     x = numpyro.sample("x", PRIOR)
     numpyro.sample("y", dist.Normal(jnp.asarray(MATRIX) @ x, NOISE).to_event(1), obs=y)
-
-
-def finished(model, *args, num_particles=256, num_islands=8, **options):
-    smc = TemperedSMC(model, num_particles=num_particles, num_islands=num_islands, progress_bar=False, **options)
-    smc.run(jax.random.key(0), *args)
-    return smc
-
-
-def check_evidence(smc, wanted, refused=None):
-    """Within five standard errors, which tell it from what is wrong."""
-    assert abs(smc.log_evidence - wanted) < 5 * smc.log_evidence_error
-    if refused is not None:
-        assert abs(refused - wanted) > 10 * smc.log_evidence_error
 
 
 def prior_moments():
@@ -106,36 +93,6 @@ def test_a_site_far_from_standard_normal_is_found():
     check_islands(smc, lambda samples: samples["shift"], shift, refused=100.0)
     check_islands(smc, lambda samples: samples["x"], 30 / total, refused=0.0)
     check_islands(smc, lambda samples: (samples["shift"] - shift) ** 2, 100 - 100**2 / total, refused=100.0)
-
-
-def with_a_cauchy_site(y, is_normal):
-    """One of y = (12, 11) has its place in the prior's tail, or their noise is large."""
-    x = numpyro.sample("x", STANDARD_NORMAL)
-    log_v = numpyro.sample("log_v", dist.Normal(0.0, 1.5))
-    if is_normal:
-        uniform = dist.Normal().cdf(numpyro.sample("e", dist.Normal(0.0, 1.0)))
-        c = numpyro.deterministic("c", jnp.tan(jnp.pi * (uniform - 0.5)))
-    else:
-        c = numpyro.sample("c", dist.Cauchy(0.0, 1.0))
-    numpyro.sample("y", dist.Normal(c + x, jnp.exp(log_v)), obs=y)
-
-
-def test_a_prior_with_heavy_tails_is_told_and_the_cure_finds_its_evidence():
-    """Of the Cauchy site log Z was -9.24 +- .26 where -7.91 is right, without a word."""
-    y = np.array([12.0, 11.0], np.float32)
-    smc = TemperedSMC(with_a_cauchy_site, num_particles=16, num_islands=1, progress_bar=False)
-    with pytest.warns(UserWarning) as caught:
-        smc.run(jax.random.key(0), y, False)
-    told = r"The prior of the sites \['c'\] has much heavier tails than a normal.*function of a standard normal one"
-    assert any(re.match(told, str(one.message)) for one in caught)
-    smc = finished(with_a_cauchy_site, y, True, num_particles=512)
-    # Over x by the covariance v + 1 of y, over c and log v by a grid.
-    c, log_v = np.linspace(-60, 60, 2401)[:, None], np.linspace(-8, 8, 801)
-    v = np.exp(2 * log_v)
-    mean, spread = y.mean() - c, np.ptp(y) ** 2 / 2
-    log_likelihood = -0.5 * (2 * mean**2 / (v + 2) + spread / v + np.log(v + 2) + np.log(v)) - np.log(2 * np.pi)
-    weight = np.exp(log_likelihood) * cauchy.pdf(c) * norm.pdf(log_v, 0, 1.5)
-    check_evidence(smc, np.log(weight.sum() * 0.05 * 0.02), refused=-9.24)
 
 
 def test_elements_of_a_plate_and_units_of_the_data():

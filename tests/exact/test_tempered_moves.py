@@ -52,7 +52,7 @@ def test_the_integral_and_the_moments_of_a_conjugate_posterior():
     variance = 2 + 0.3**2
     check_evidence(end, float(Normal(0.0, np.sqrt(variance)).log_prob(3.0)), refused=0.0)
     mean, spread = 3 / variance, 1 - 1 / variance
-    u = np.asarray(end.u["a"], float)
+    u = np.asarray(end.particles.u["a"], float)
     check(of_islands(u), np.full(2, mean), refused=np.zeros(2))
     check(of_islands((u[..., 0] - mean) ** 2), spread, refused=1.0)
     check(of_islands((u[..., 0] - mean) * (u[..., 1] - mean)), -1 / variance, refused=0.0)
@@ -74,9 +74,9 @@ def test_a_temperature_is_the_one_whose_weights_have_the_wanted_effective_size()
 def test_the_state_holds_the_weight_and_the_gradient_of_its_particles():
     _, end, _, _ = seen_sum()
     density = jax.value_and_grad(lambda u: Normal(u["a"].sum(), 0.3).log_prob(3.0))
-    value, gradient = jax.vmap(jax.vmap(density))(end.u)
-    np.testing.assert_allclose(end.log_weight, value, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(end.gradient["a"], gradient["a"], rtol=1e-5, atol=1e-4)
+    value, gradient = jax.vmap(jax.vmap(density))(end.particles.u)
+    np.testing.assert_allclose(end.particles.log_weight, value, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(end.particles.gradient["a"], gradient["a"], rtol=1e-5, atol=1e-4)
 
 
 def test_a_constant_weight_takes_one_temperature_and_is_the_integral():
@@ -85,7 +85,7 @@ def test_a_constant_weight_takes_one_temperature_and_is_the_integral():
     np.testing.assert_allclose(end.log_evidence, 1.7, rtol=1e-6)
     np.testing.assert_allclose(info.effective_size[:, 0], NUM_PARTICLES, rtol=1e-5)
     np.testing.assert_allclose(info.accept_prob[:, 0], 1.0, rtol=1e-6)
-    assert not np.isclose(start.u["a"], end.u["a"]).any()
+    assert not np.isclose(start.particles.u["a"], end.particles.u["a"]).any()
 
 
 def test_weights_of_modes_eight_standard_deviations_apart():
@@ -99,7 +99,7 @@ def test_weights_of_modes_eight_standard_deviations_apart():
     _, end, _, _ = islands(log_weight, NUMBER)
     check_evidence(end, 2.0, refused=0.0)
     weights = np.exp(np.asarray(end.log_evidence, float) - 2)[:, None]
-    share = of_islands(weights * (np.asarray(end.u["a"]) > 0))
+    share = of_islands(weights * (np.asarray(end.particles.u["a"]) > 0))
     check(share, 0.7, refused=0.3)
 
 
@@ -108,9 +108,9 @@ def test_a_weight_of_zero_somewhere_is_a_region_that_is_left_out():
     log_weight = lambda u: jnp.where(u["a"] > 1, 0.0, -jnp.inf)
     start, end, _, count = islands(log_weight, NUMBER)
     check_evidence(end, np.log(0.1586553), refused=0.0)
-    assert (end.u["a"] > 1).all()
+    assert (end.particles.u["a"] > 1).all()
     assert (count == 1).all()
-    assert 0.1 < float((start.log_weight > -jnp.inf).mean()) < 0.2
+    assert 0.1 < float((start.particles.log_weight > -jnp.inf).mean()) < 0.2
 
 
 def test_a_weight_of_zero_everywhere_is_an_integral_of_zero():
@@ -137,7 +137,7 @@ def test_a_narrow_site_beside_wide_ones(whitened):
     _, end, _, _ = islands(log_weight, {**PAIR, "v": jnp.zeros(())}, whitened=whitened)
     check_evidence(end, 0.0, refused=-3.0)
     weights = np.exp(np.asarray(end.log_evidence, float))[:, None]
-    v = np.asarray(end.u["v"], float)
+    v = np.asarray(end.particles.u["v"], float)
     check(of_islands(weights * (v - 2)), 0.0, refused=0.05)
     check(of_islands(weights * (v - 2) ** 2), 0.05**2, refused=2 * 0.05**2)
     assert sorted(end.spread) == list(whitened)
@@ -153,7 +153,7 @@ def test_any_number_of_particles_at_once_is_the_same_walk():
 
     whole, parts = jax.jit(run, static_argnums=0)(None), jax.jit(run, static_argnums=0)(7)
     np.testing.assert_allclose(whole[1].log_evidence, parts[1].log_evidence, rtol=1e-4)
-    np.testing.assert_allclose(whole[1].u["a"], parts[1].u["a"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(whole[1].particles.u["a"], parts[1].particles.u["a"], rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_are_counted():
