@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from .._checks import expected
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
@@ -64,10 +65,34 @@ class LearnedGuidance:
         self.correction = correction
 
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> dist.Normal:
+        """The corrected step.
+
+        Raises:
+            ValueError: for corrections of another number of steps, event or batch than the chain's state.
+        """
+        self._check(chain, x_t)
         prior = chain.reverse(x_t, t)
         step = jax.tree.map(lambda values: _at_step(values, jnp.asarray(t), chain.state_dim), self.correction)
         loc, scale = step.of_noise(chain.kernel, prior, chain.beside_state(t))
         return dist.Normal(prior.loc + prior.scale * loc, prior.scale * scale, validate_args=False)
+
+    def _check(self, chain: ReverseChain, x_t: Array) -> None:
+        own = (chain.num_steps, *chain.state_shape)
+        batch = x_t.shape[: x_t.ndim - chain.state_dim]
+        for name, values in self.correction._asdict().items():
+            found, plates = values.shape[values.ndim - len(own) :], values.shape[: values.ndim - len(own)]
+            fits = len(plates) <= len(batch) and all(
+                size in (1, there) for size, there in zip(plates[::-1], batch[::-1], strict=False)
+            )
+            if values.ndim < len(own) or found != own or not fits:
+                raise ValueError(
+                    expected(
+                        f"a learned {name} of shape (plates..., T, *event), here (..., {', '.join(map(str, own))}) "
+                        f"for states of batch {batch}",
+                        f"shape {values.shape}",
+                        "Take the proposals of a guide of this model, with as many data.",
+                    )
+                )
 
 
 def _at_step(values: Array, t: Array, event_dim: int) -> Array:

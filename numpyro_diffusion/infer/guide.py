@@ -208,8 +208,9 @@ class AutoDiffusionGuide(AutoNormal):
         )
 
     def proposals(self, params: dict[str, Any]) -> dict[str, LearnedGuidance]:
-        """The trained steps of each diffusion site, for ``TwistedSMC(model, proposal=guide.proposals(params))``.
+        """The trained steps of each diffusion site: a proposal for particles, or guidance for Hamiltonian moves.
 
+        ``TwistedSMC(model, proposal=guide.proposals(params))``, ``DiffusionHMC(model, guidance=...)`` of the same.
         The guide's distribution of x^T is not among them; particles start at N(0, I). Keep a twist. With
         ``twist="none"`` particles that follow the guide get no weight for it before the last step, and most are lost
         on the way.

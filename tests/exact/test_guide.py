@@ -1,6 +1,7 @@
 """AutoDiffusionGuide: starts at the prior, reaches what it can reach, and its weights are those of the exact model."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,14 @@ from guide_cases import (
     random_correction,
     untrained,
 )
-from measured_errors import check, of_independent
+from measured_errors import check, of_chains, of_independent
 from numpyro.contrib.control_flow import scan
 from numpyro.handlers import replay, seed, substitute, trace
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import MCMC, SVI, Predictive, Trace_ELBO
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import LearnedGuidance, StepCorrection
-from numpyro_diffusion.infer import TwistedSMC
+from numpyro_diffusion.infer import DiffusionHMC, TwistedSMC
 from numpyro_diffusion.infer.guide import AutoDiffusionGuide
 from numpyro_diffusion.noise.importance import importance_result, pareto_k
 
@@ -288,6 +289,24 @@ def test_as_a_proposal_the_guide_makes_the_particle_filter_nearly_exact():
     assert smc.min_ess > 50
 
 
+def test_as_guidance_of_hamiltonian_moves_the_guide_makes_steps_longer_and_draws_the_posterior():
+    guide, params = trained_gaussian()
+    wanted, variance = (np.asarray(part, float) for part in moments_of_data())
+    gain = variance / (variance + NOISE**2)
+    steps = {}
+    for name, guidance in (("guide", guide.proposals(params)), ("prior", None)):
+        kernel = DiffusionHMC(gaussian_model, guidance=guidance)
+        mcmc = MCMC(
+            kernel, num_warmup=150, num_samples=300, num_chains=4, chain_method="vectorized", progress_bar=False
+        )
+        mcmc.run(jax.random.key(0), OBSERVED)
+        steps[name] = float(mcmc.last_state.step_size.mean())
+        draws = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], float)
+        check(of_chains(draws), wanted + gain * (np.asarray(OBSERVED, float) - wanted), refused=wanted)
+    assert kernel.charts == {"x": "the prior's"}
+    assert steps["guide"] > 1.3 * steps["prior"]
+
+
 def test_a_tilt_takes_its_own_step_for_each_element():
     tilt = LearnedGuidance(random_correction((3, T, 2)))
     x_t = jax.random.normal(jax.random.key(0), (4, 3, 2))
@@ -300,6 +319,20 @@ def test_a_tilt_takes_its_own_step_for_each_element():
         np.testing.assert_allclose(together.scale[particle, element], alone.scale, rtol=1e-5)
     per_particle = tilt(nd.ReverseChain(KERNEL, GAUSSIAN), x_t, t[:, :1])
     np.testing.assert_allclose(per_particle.loc[:, 0], together.loc[:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(T + 3, 2), (T, 3), (4, T, 2), (2,)], ids=["steps", "event", "plate", "no steps"])
+def test_a_tilt_of_another_model_is_refused(shape):
+    tilt = LearnedGuidance(StepCorrection(*[jnp.ones(shape)] * 4))
+
+    def model(y):
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", GAUSSIAN_PRIOR), 1.0).to_event(1), obs=y)
+
+    told = re.escape(f"Expected a learned gain of shape (plates..., T, *event), here (..., {T}, 2) for states of batch")
+    with pytest.raises(ValueError, match=told):
+        TwistedSMC(model, 64, 2, proposal={"x": tilt}, progress_bar=False).run(jax.random.key(0), jnp.zeros(2))
+    with pytest.raises(ValueError, match=told):
+        DiffusionHMC(model, guidance={"x": tilt}).init(jax.random.key(0), 1, None, (jnp.zeros(2),), {})
 
 
 def test_a_tilt_without_correction_is_the_reverse_step():
