@@ -161,10 +161,11 @@ class DiffusionHMC(NoiseKernel):
     def init(
         self, rng_key: Array, num_warmup: int, init_params: Any = None, model_args: tuple = (), model_kwargs: Any = None
     ) -> Any:
-        """As :meth:`.NoiseKernel.init`; it refuses a likelihood that changes with a diffusion site and has no gradient.
+        """As :meth:`.NoiseKernel.init`; it refuses a gradient that is no number, and a likelihood without one.
 
         Raises:
-            ValueError: for such a likelihood, as that of a rounded number.
+            ValueError: for a gradient that is NaN or infinite at a starting point; for a likelihood that changes with a
+                diffusion site and has no gradient, as that of a rounded number.
         """
         state = super().init(rng_key, num_warmup, init_params, model_args, model_kwargs)
         if is_concrete(state.gradient):
@@ -193,6 +194,16 @@ class DiffusionHMC(NoiseKernel):
         return state._replace(log_likelihood=terms.sum(), by_element=terms, gradient=gradient)
 
     def _check_gradient(self, state: DiffusionHMCState, model_args: tuple, model_kwargs: Any) -> None:
+        broken = sorted(name for name, gradient in state.gradient.items() if not np.isfinite(gradient).all())
+        if broken:
+            raise ValueError(
+                expected(
+                    "a finite gradient of the log density at the starting points",
+                    f"NaN or infinite ones in {broken}",
+                    "No trajectory can move. Look at the gradients of the network and of the likelihood, or use "
+                    "DiffusionGibbs or EllipticalSlice, which need none.",
+                )
+            )
         flat = {name for name, gradient in state.gradient.items() if not np.any(gradient)}
         if not flat:
             return

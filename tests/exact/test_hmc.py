@@ -308,6 +308,24 @@ def test_a_likelihood_without_a_gradient_is_named_with_an_engine_that_takes_it(c
         DiffusionHMC(model).init(keys, 10)
 
 
+@pytest.mark.parametrize("chains", [1, 2])
+def test_a_network_whose_gradient_is_nan_is_named(chains):
+    """As that of ``where`` with a NaN in the branch that is not taken; before, the chain stood still without a word."""
+
+    def network(params, x_t, t, context):
+        return jnp.where(x_t > 100, jnp.sqrt(x_t - 100), 0.3 * x_t)
+
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(4), variance="upper")
+    prior = nd.Diffusion(kernel, nd.Transition(network, None, ()))
+
+    def model():
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", prior), 1.0), obs=2.0)
+
+    keys = jax.random.key(0) if chains == 1 else jax.random.split(jax.random.key(0), chains)
+    with pytest.raises(ValueError, match=r"a finite gradient.*NaN or infinite ones in \['x_noise'\].*network"):
+        DiffusionHMC(model, guidance=None).init(keys, 10)
+
+
 def test_a_model_that_sees_nothing_has_no_gradient_and_is_drawn():
     state = DiffusionHMC(lambda: numpyro.sample("x", STANDARD_NORMAL)).init(jax.random.key(0), 10)
     assert float(state.log_likelihood) == 0
