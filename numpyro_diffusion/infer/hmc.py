@@ -70,7 +70,7 @@ class DiffusionHMCState(NamedTuple):
         i: draws made, warm-up included.
         z: unconstrained values of the latent sites, diffusion sites as ``x_noise``.
         log_likelihood: log L(z) in nats: what the density has on top of N(z; 0, I).
-        by_element: the same by element of the plate, where they are independent; else ().
+        by_element: the same by element of the plate, where they are independent; else the number itself, shape ().
         gradient: of it.
         accept_prob: acceptance probability of this draw's trajectory, its mean over elements.
         mean_accept_prob: of each element, its mean over the draws since warm-up, or since its start.
