@@ -15,7 +15,7 @@ import numpyro_diffusion as nd
 from numpyro_diffusion.modules import HaikuFunction
 from numpyro_diffusion.networks import MultiScaleConv, UNet
 from numpyro_diffusion.networks.common import bump_features
-from numpyro_diffusion.networks.images import GroupNorm, enlarge, shrink, to_rows
+from numpyro_diffusion.networks.images import GroupNorm, enlarge, from_patches, shrink, to_patches, to_rows
 
 CONV = MultiScaleConv(5, 2, conv_layers=2, conv_width=3, num_scales=2, pixel_width=4, num_bumps=3)
 UNET = UNet(5, 2, width=4, num_levels=2, num_time_features=2)
@@ -25,6 +25,7 @@ NETWORKS = {
     "both, grey": dataclasses.replace(CONV, dense_layers=1, event_dim=2),
     "U-Net": UNET,
     "U-Net, grey": UNet(5, 1, width=4, num_levels=1, attention=False, num_time_features=2, event_dim=2),
+    "U-Net of patches": dataclasses.replace(UNET, patch_size=2),
 }
 
 
@@ -238,3 +239,12 @@ def test_data_that_is_no_image_is_refused(network, event_shape, message):
     kernel = nd.GaussianKernel(nd.schedules.log_snr(5))
     with pytest.raises(TypeError, match=message), numpyro.handlers.seed(rng_seed=0):
         nd.haiku_module("net", network, kernel=kernel, event_shape=event_shape)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_patches_are_squares_of_pixels_and_come_back(size):
+    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    patches = to_patches(images, 2)
+    np.testing.assert_array_equal(patches[:, 1, 2, :6], images[:, 2, 4:6].reshape(2, 6))
+    np.testing.assert_array_equal(from_patches(patches, 2, *size), images)
+    np.testing.assert_allclose(patches.reshape(*patches.shape[:3], 4, 3).mean(3), shrink(images, 2), rtol=1e-5)

@@ -123,6 +123,7 @@ class GaussianSkipUNet:
         context_dim: how many trailing dimensions of the context are one context.
         checkpoint: compute insides of blocks again for the gradient.
         bfloat16: compute in half precision.
+        patch_size: side of the squares of pixels that are one pixel inside.
 
     Raises:
         ValueError: for ``log_snr`` that is no vector, a scale that is not positive, or as many numbers as no event has;
@@ -148,6 +149,7 @@ class GaussianSkipUNet:
     context_dim: int = 1
     checkpoint: bool = False
     bfloat16: bool = False
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_snr", _checked(self.log_snr))

@@ -12,7 +12,18 @@ from .._checks import expected
 from .._typing import Array, Shape
 from .common import flatten_event
 
-__all__ = ["GroupNorm", "convolution", "enlarge", "in_half_precision", "shrink", "to_images", "to_outputs", "to_rows"]
+__all__ = [
+    "GroupNorm",
+    "convolution",
+    "enlarge",
+    "from_patches",
+    "in_half_precision",
+    "shrink",
+    "to_images",
+    "to_outputs",
+    "to_patches",
+    "to_rows",
+]
 
 
 def to_images(x_t: Array, event_dim: int) -> Array:
@@ -52,16 +63,35 @@ def to_outputs(maps: Array, num_outputs: int, x_t: Array) -> Array | tuple[Array
     return parts[0] if num_outputs == 1 else parts
 
 
-def shrink(images: Array, factor: int) -> Array:
-    """The mean of each square of ``factor`` by ``factor`` pixels; a ragged edge is filled with its last pixels."""
-    if factor == 1:
-        return images
+def _squares(images: Array, factor: int) -> Array:
+    """(count, rows, factor, columns, factor, c): squares of pixels; a ragged edge is filled with its last pixels."""
     count, height, width, channels = images.shape
     ragged = (0, -height % factor), (0, -width % factor)
     if any(ragged[0] + ragged[1]):
         images = jnp.pad(images, ((0, 0), *ragged, (0, 0)), mode="edge")
-    shape = (count, images.shape[1] // factor, factor, images.shape[2] // factor, factor, channels)
-    return images.reshape(shape).mean((2, 4))
+    return images.reshape(count, images.shape[1] // factor, factor, images.shape[2] // factor, factor, channels)
+
+
+def shrink(images: Array, factor: int) -> Array:
+    """The mean of each square of ``factor`` by ``factor`` pixels; a ragged edge is filled with its last pixels."""
+    return images if factor == 1 else _squares(images, factor).mean((2, 4))
+
+
+def to_patches(images: Array, factor: int) -> Array:
+    """Each square of ``factor`` by ``factor`` pixels as one pixel of factor^2 c channels; ragged edges as in shrink."""
+    if factor == 1:
+        return images
+    squares = _squares(images, factor).swapaxes(2, 3)
+    return squares.reshape(*squares.shape[:3], -1)
+
+
+def from_patches(maps: Array, factor: int, height: int, width: int) -> Array:
+    """Undo :func:`to_patches`, cut to ``height`` and ``width``."""
+    if factor == 1:
+        return maps
+    count, rows, columns, _ = maps.shape
+    squares = maps.reshape(count, rows, columns, factor, factor, -1).swapaxes(2, 3)
+    return squares.reshape(count, rows * factor, columns * factor, -1)[:, :height, :width]
 
 
 def enlarge(images: Array, factor: int, height: int, width: int) -> Array:

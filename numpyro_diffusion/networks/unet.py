@@ -16,7 +16,18 @@ import numpy as np
 from .._checks import check_integer_at_least, expected
 from .._typing import Array
 from .common import distinct_steps, time_features
-from .images import GroupNorm, convolution, enlarge, in_half_precision, shrink, to_images, to_outputs, to_rows
+from .images import (
+    GroupNorm,
+    convolution,
+    enlarge,
+    from_patches,
+    in_half_precision,
+    shrink,
+    to_images,
+    to_outputs,
+    to_patches,
+    to_rows,
+)
 
 __all__ = ["UNet"]
 
@@ -39,6 +50,8 @@ class UNet:
         context_dim: how many trailing dimensions of the context are one context, which joins the time in every block.
         checkpoint: keep no insides of blocks for the gradient but compute them again: less memory, a third more time.
         bfloat16: compute in half precision; parameters and outputs stay in x_t's.
+        patch_size: side of the squares of pixels that are one pixel inside, their numbers its channels. 2 makes a
+            call about four times cheaper.
 
     Raises:
         ValueError: for sizes that are no integers, or too small, and for a width that is no multiple of 4.
@@ -61,6 +74,7 @@ class UNet:
     context_dim: int = 1
     checkpoint: bool = False
     bfloat16: bool = False
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -81,9 +95,11 @@ class UNet:
             if context is not None:
                 rows = to_rows(jnp.asarray(context), batch_shape, self.context_dim).astype(dtype)
                 time = time + jax.nn.silu(hk.Linear(2 * self.width, name="context")(rows))
-            hidden = self._walk(images.astype(dtype), time)
+            hidden = self._walk(to_patches(images.astype(dtype), self.patch_size), time)
             hidden = jax.nn.silu(GroupNorm("last_norm")(hidden))
-            maps = convolution(hidden, self.num_outputs * images.shape[-1], 3, "output", scale=0.0)
+            channels = self.num_outputs * images.shape[-1] * self.patch_size**2
+            maps = convolution(hidden, channels, 3, "output", scale=0.0)
+            maps = from_patches(maps, self.patch_size, *images.shape[1:3])
         return to_outputs(maps, self.num_outputs, x_t)
 
     def _walk(self, images: Array, time: Array) -> Array:
