@@ -3,13 +3,15 @@
     python benchmarks/posterior_scale.py
     python benchmarks/posterior_scale.py --problems noise1 --charts covariance --seed 3
     python benchmarks/posterior_scale.py --data mnist --steps 26 --problems noise1 --charts pilot --prior FOLDER/mnist
+    python benchmarks/posterior_scale.py --data powerlaw_784 --problems sharp
 
 The prior of 8x8 digits, 64 coordinates, is that of ``image_posteriors.py``; of MNIST and Fashion-MNIST, 784, that of
-``image_prior.py``, respaced to ``--steps``, if they are given. A held-out picture is seen whole with noise as large as
-the signal (``noise1``), in its upper half with noise .5 (.3 of 784 pixels; ``half``), by the means of 2x2 blocks (4x4)
-with noise .1 (``blocks``), or whole with a noise that is not known (``unknown_noise``). Three more are not Normal, or
-not linear: Poisson counts of the blurred picture (``counts``), Student's t noise of two degrees of freedom
-(``outliers``), and the magnitudes of the picture's Fourier transform, without their phases (``magnitudes``).
+``image_prior.py``, respaced to ``--steps``, if they are given; of a Gaussian picture, whose posterior is known, that of
+``power_law.py``. A held-out picture is seen whole with noise as large as the signal (``noise1``) or .3 (``sharp``), in
+its upper half with noise .5 (.3 of 784 pixels; ``half``), by the means of 2x2 blocks (4x4) with noise .1 (``blocks``),
+or whole with a noise that is not known (``unknown_noise``). Three more are not Normal, or not linear: Poisson counts of
+the blurred picture (``counts``), Student's t noise of two degrees of freedom (``outliers``), and the magnitudes of the
+picture's Fourier transform, without their phases (``magnitudes``).
 
 DiffusionHMC runs in the noises of the prior's chain, in those that it makes of the model (``auto``), and in those of
 the chain guided by hand: by the network's error covariance (``covariance``), or, above the noise of the data, by a mean
@@ -30,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import power_law
 import records
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC
@@ -38,6 +41,7 @@ from scale_problems import NAMES, Linear, problems
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import CovarianceGuidance, error_covariance, pilot_guidance
 
+SIDES = {"powerlaw_64": 8, "powerlaw_784": 28, "powerlaw_4096": 64}
 CHARTS = ("prior", "covariance", "pilot", "auto")
 NUM_CHAINS, NUM_PROJECTIONS = 4, 20
 
@@ -47,6 +51,8 @@ LIMITS = {
     ("digits", "noise1"): (">= 2.5", "<= 1.03"),
     ("digits", "half"): (">= 2.5", "<= 1.03"),
     ("digits", "blocks"): (">= 2.5", "<= 1.03"),
+    ("powerlaw_784", "sharp"): (">= 2.5", "<= 1.03"),
+    ("powerlaw_4096", "sharp"): (">= 1.5", "<= 1.03"),
     ("mnist", "half"): (">= 0.5", "<= 1.01"),
     ("mnist", "noise1"): (">= 0.5", "<= 1.03"),
 }
@@ -55,7 +61,10 @@ LONGER = 4  # times as many draws in the run that others are held against
 
 def the_prior(data: str, path: Path | None, num_steps: int | None) -> tuple[nd.Diffusion, np.ndarray]:
     """The prior with its network's errors, and the held-out pictures; the prior is kept in a file, if there is one."""
-    if data != "digits":
+    if data in SIDES:
+        prior = power_law.power_law(SIDES[data]).prior
+        held_out = prior.sample(jax.random.key(0), (20,))
+    elif data != "digits":
         if path is None:
             raise SystemExit(f"Expected --prior, a file for the prior of {data}, which takes half an hour to train.")
         prior, held_out, _ = pictures.the_prior(data, path)
@@ -84,7 +93,14 @@ def by_hand(chart: str, prior: nd.Diffusion, what: Any, y: jax.Array, rng_key: j
 
 
 def run(
-    prior: nd.Diffusion, truth: np.ndarray, problem: str, chart: str, seed: int, sizes: tuple, repeat: int = 0
+    prior: nd.Diffusion,
+    truth: np.ndarray,
+    problem: str,
+    chart: str,
+    seed: int,
+    sizes: tuple,
+    repeat: int = 0,
+    known: power_law.PowerLaw | None = None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Effective draws per 1000 network calls and what goes with them; draws of log sigma, if it is not known."""
     what = problems(round(truth.size**0.5))[problem]
@@ -141,7 +157,17 @@ def run(
         "seconds": time.perf_counter() - start,
         **of_sigma,
     }
+    if known is not None:
+        result |= against_truth(known, draws, np.asarray(y), what.noise)
     return result, log_sigma
+
+
+def against_truth(known: power_law.PowerLaw, draws: np.ndarray, y: np.ndarray, noise: float) -> dict[str, float]:
+    """Draws of a picture that is seen whole: the errors of means, in standard deviations, and of these."""
+    mean, scale = known.posterior(y, noise)
+    flat = known.coordinates(draws.reshape(-1, len(mean)))
+    off = (flat.mean(0) - mean) / scale
+    return {"rms_of_mean": float(np.sqrt((off**2).mean())), "sd_ratio": float((flat.std(0) / scale).mean())}
 
 
 def distance(draws: np.ndarray, reference: np.ndarray) -> float:
@@ -153,25 +179,24 @@ def distance(draws: np.ndarray, reference: np.ndarray) -> float:
 
 def main() -> None:
     parser = records.parser(__doc__, "posterior_scale.json")
-    parser.add_argument("--data", choices=("digits", "mnist", "fashion_mnist"), default="digits")
+    parser.add_argument("--data", choices=("digits", "mnist", "fashion_mnist", *SIDES), default="digits")
     parser.add_argument("--steps", type=int, help="of the chain, of those that the network was trained with")
     parser.add_argument("--problems", nargs="+", choices=NAMES, default=NAMES, help="which")
-    parser.add_argument(
-        "--charts", nargs="+", choices=CHARTS, default=["prior", "auto"]
-    )
+    parser.add_argument("--charts", nargs="+", choices=CHARTS, default=["prior", "auto"])
     parser.add_argument("--image", type=int, default=0, help="number of the held-out picture")
     parser.add_argument("--draws", type=int, nargs=2, default=(300, 500), help="of warm-up, and after, for each chain")
     parser.add_argument("--prior", type=Path, help="a file for the prior, which is trained if it is not there")
     arguments = parser.parse_args()
     prior, held_out = the_prior(arguments.data, arguments.prior, arguments.steps)
+    known = power_law.power_law(SIDES[arguments.data]) if arguments.data in SIDES else None
     found = []
     for problem in arguments.problems:
         for chart in arguments.charts:
             problem_of = (prior, held_out[arguments.image], problem, chart, arguments.seed)
-            result, log_sigma = run(*problem_of, tuple(arguments.draws))
+            result, log_sigma = run(*problem_of, tuple(arguments.draws), known=known)
             print(problem, chart, {name: round(value, 4) for name, value in result.items()}, flush=True)
             ending = {"covariance": "_by_hand", "auto": "", "prior": "_prior", "pilot": "_pilot"}[chart]
-            name = f"{arguments.data}_{problem}{ending}"
+            name = f"{arguments.data}{'' if known else '_' + problem}{ending}"
             is_ours = chart == "auto"
             settings = {**result, "seed": arguments.seed, "image": arguments.image, "draws": list(arguments.draws)}
             settings |= {"chain_steps": prior.kernel.num_steps}

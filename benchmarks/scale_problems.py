@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 
 __all__ = ["NAMES", "Curved", "Linear", "problems"]
 
-NAMES = ("noise1", "half", "blocks", "unknown_noise", "counts", "outliers", "magnitudes")
+NAMES = ("noise1", "sharp", "half", "blocks", "unknown_noise", "counts", "outliers", "magnitudes")
 
 
 class Linear(NamedTuple):
@@ -47,7 +47,7 @@ def blur(side: int) -> np.ndarray:
 
 
 def problems(side: int) -> dict[str, Linear | Curved]:
-    """By name, for pictures of 8 by 8 or of 28 by 28 pixels."""
+    """By name, for square pictures."""
     pixels, blurred = np.eye(side * side), blur(side)
     half_noise, size = (0.5, 2) if side == 8 else (0.3, 4)
 
@@ -60,6 +60,7 @@ def problems(side: int) -> dict[str, Linear | Curved]:
 
     found = (
         Linear(pixels, 1.0),
+        Linear(pixels, 0.3),
         Linear(pixels[: side * side // 2], half_noise),
         Linear(block_means(side, size), 0.1),
         Linear(pixels, 1.0),
