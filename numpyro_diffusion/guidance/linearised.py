@@ -17,18 +17,18 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import check_normal
+from .seen_coordinates import SeenCoordinates
 from .spectrum import Spectrum, conditioned_step
 
 __all__ = ["LinearisedGuidance"]
 
 
-@register_pytree(data=("spectrum", "rows", "point", "residual", "amplitude", "noise"), static=())
+@register_pytree(data=("spectrum", "point", "residual", "amplitude", "noise"), static=())
 class LinearisedGuidance:
     """Approximate: guidance by linearised numbers at the other unknowns' current values.
 
     Attributes:
-        spectrum: of A_0 and the network's errors.
-        rows: A_0, shape (E..., k, d); E may be left out where it is the same for all.
+        spectrum: of A_0, shape (E..., k, d), and the network's errors; E may be left out where all have the same.
         point: x_0, shape (E..., d), d the coordinates of all states of one element.
         residual: y - g(x_0, o), shape (E..., k).
         amplitude: a, shape (E...).
@@ -36,18 +36,23 @@ class LinearisedGuidance:
     """
 
     def __init__(
-        self, spectrum: Spectrum, rows: Array, point: Array, residual: Array, amplitude: Array, noise: Array
+        self,
+        spectrum: Spectrum | SeenCoordinates,
+        point: Array,
+        residual: Array,
+        amplitude: Array,
+        noise: Array,
     ) -> None:
-        self.spectrum, self.rows, self.point = spectrum, rows, point
+        self.spectrum, self.point = spectrum, point
         self.residual, self.amplitude, self.noise = residual, amplitude, noise
 
     def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> dist.Distribution:
         output = chain.output(x_t, t)
         step = check_normal(chain.reverse(x_t, t, output), "guidance by a model's likelihood")
-        rows, point, residual, amplitude, noise = (
-            jnp.asarray(part, x_t.dtype) for part in (self.rows, self.point, self.residual, self.amplitude, self.noise)
+        point, residual, amplitude, noise = (
+            jnp.asarray(part, x_t.dtype) for part in (self.point, self.residual, self.amplitude, self.noise)
         )
         x_0 = chain.denoised(x_t, t, output).reshape(point.shape)
-        left = residual - amplitude[..., None] * jnp.einsum("...kd,...d->...k", rows, x_0 - point)
+        left = residual - amplitude[..., None] * self.spectrum.image(x_0 - point)
         shift, share = self.spectrum.at(t, left, amplitude, noise)
         return conditioned_step(chain, step, t, shift.reshape(x_t.shape), share.reshape(x_t.shape))

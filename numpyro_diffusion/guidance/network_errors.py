@@ -33,7 +33,8 @@ from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import check_normal, check_real
 from .linear_observation import LinearObservation
-from .spectrum import Spectrum, conditioned_step
+from .seen_coordinates import spectrum_of
+from .spectrum import conditioned_step
 from .units import affine_rows
 
 __all__ = ["CovarianceGuidance", "ErrorCovariance", "error_covariance"]
@@ -72,6 +73,10 @@ class ErrorCovariance:
         """Those of a respaced chain, which visits these levels t alone."""
         index = np.asarray(levels) - 1
         return ErrorCovariance(self.factor[index], self.diagonal[index])
+
+    def blocks(self, flat: Array) -> Array:
+        """Numbers of several x side by side, shape (..., b d), as (..., b, d)."""
+        return flat.reshape((*flat.shape[:-1], -1, self.diagonal.shape[-1]))
 
     def matrices(self) -> Array:
         """All C_t, shape (T, d, d)."""
@@ -201,8 +206,10 @@ class CovarianceGuidance(LinearObservation):
             got = f"rows of {rows.shape[1]} numbers and errors of {errors.diagonal.shape[1]}"
             raise ValueError(expected("a matrix whose rows fit the errors", got, "Both are of one x."))
         self.errors = errors
-        seen = jnp.where(self.seen(rows.shape[:1])[:, None], rows, 0.0) / expand_right(self._units(rows.dtype)[0], 1)
-        self.spectrum = Spectrum(math.sqrt(inflation) * errors.factor, inflation * errors.diagonal, seen[:, None, :])
+        scale, noise = self._units(rows.dtype)
+        seen = jnp.where(self.seen(rows.shape[:1])[:, None], rows, 0.0) / expand_right(scale, 1)
+        factor, diagonal = math.sqrt(inflation) * errors.factor, inflation * errors.diagonal
+        self.spectrum = spectrum_of(factor, diagonal, seen[:, None, :], is_fixed=True, noise=noise)
 
     def in_states(self, transforms: object) -> "CovarianceGuidance":
         """The same observation, given in the units of x = T(s), as one of the chain's states s.

@@ -22,16 +22,17 @@ from .._small_matrices import symmetric
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 
-__all__ = ["Spectrum", "conditioned_step"]
+__all__ = ["LEAST_SHARE", "Spectrum", "conditioned_step"]
 
-_LEAST_SHARE = 0.02  # of a step's variance that stays: an average says little of the smallest
+LEAST_SHARE = 0.02  # of a step's variance that stays: an average says little of the smallest
 
 
-@register_pytree(data=("crossed", "basis", "values", "variance"), static=())
+@register_pytree(data=("rows", "crossed", "basis", "values", "variance"), static=())
 class Spectrum:
     """B, Q, L and diag C_t for every t, of d coordinates and k numbers, with a batch E of observations or without.
 
     Attributes:
+        rows: A, shape (E..., k, d).
         crossed: B, shape (T, E..., d, k).
         basis: Q, shape (T, E..., k, k).
         values: L, shape (T, E..., k).
@@ -40,6 +41,7 @@ class Spectrum:
 
     def __init__(self, factor: Array, diagonal: Array, rows: Array) -> None:
         """U, shape (T, n, q), and D, shape (T, n), of one of b equal blocks; A, shape (E..., k, b, n), d = b n."""
+        self.rows = rows.reshape((*rows.shape[:-2], -1))
         self.crossed, self.basis, self.values = _decomposed(factor, diagonal, rows)
         self.variance = jnp.tile((factor**2).sum(-1) + diagonal, (1, rows.shape[-2]))
 
@@ -48,6 +50,10 @@ class Spectrum:
         kept = copy.copy(self)
         kept.crossed = jnp.where(is_kept, self.crossed, 0.0)
         return kept
+
+    def image(self, change: Array) -> Array:
+        """A times a change of x^0, shape (batch..., d); shape (batch..., k)."""
+        return jnp.einsum("...kd,...d->...k", jnp.asarray(self.rows, change.dtype), change)
 
     def at(self, t: ArrayLike, residual: Array, amplitude: Array, noise: Array) -> tuple[Array, Array]:
         """The move of x0hat and the share of each variance that is left.
@@ -69,7 +75,7 @@ class Spectrum:
         gain = amplitude / (amplitude**2 * values + noise)
         shift = jnp.einsum("...dk,...k->...d", crossed, gain * jnp.einsum("...lk,...l->...k", basis, residual))
         left = 1 - jnp.einsum("...dk,...k->...d", crossed**2, amplitude * gain) / variance
-        return shift, jnp.clip(left, _LEAST_SHARE, 1.0)
+        return shift, jnp.clip(left, LEAST_SHARE, 1.0)
 
 
 def conditioned_step(chain: ReverseChain, step: dist.Normal, t: ArrayLike, shift: Array, share: Array) -> Any:

@@ -16,7 +16,6 @@ chain of its prior, and its entry in ``charts`` says why.
 Assumed: real latent sites.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -35,6 +34,7 @@ from ..diffusion import Diffusion
 from ..guidance import ErrorCovariance, Guidance, error_covariance
 from ..guidance.base import check_normal
 from ..guidance.linearised import LinearisedGuidance
+from ..guidance.seen_coordinates import numbers_held
 from ..guidance.spectrum import conditioned_step
 from ..wrappers import WrappedDiffusion
 from .arguments import Static, as_static
@@ -143,10 +143,11 @@ class AutoGuidance:
         if not is_linear:
             states[name] = prior.chain.sample_last(jax.random.key(1), (_NUM_DRAWS,)).mean(0)
         found = slopes(split, name, guide, states, others)
-        trouble = found.trouble() or _too_large(found, split, prior)
-        if trouble:
+        if trouble := found.trouble():
             return f"{_names(guide)}, at {'0' if is_linear else 'the mean of the prior'}: {trouble}"
         errors, source = self._error_covariance(name, prior.diffusion)
+        if too_large := _too_large(found, split, errors, follows):
+            return f"{_names(guide)}: {too_large}"
         if not is_linear:
             states[name] = posterior_mode(split, name, guide, states, others, errors)
             found = slopes(split, name, guide, states, others)
@@ -273,14 +274,14 @@ def _of_one(prior: Diffusion) -> ReverseChain:
     return ReverseChain(prior.kernel, prior.transition, context=context)
 
 
-def _too_large(found: Slopes, split: SplitModel, prior: WrappedDiffusion) -> str:
+def _too_large(found: Slopes, split: SplitModel, errors: ErrorCovariance, follows: Dependences) -> str:
     """Whether the matrices of all steps are more than a device should hold, in words.
 
     Raises:
         ValueError: where they are traced, and may be if all elements have the same.
     """
-    shape = jax.eval_shape(lambda: reduced(found.rows, len(split.element_shape))[1]).shape
-    numbers = prior.diffusion.kernel.num_steps * math.prod(shape[:-1]) * (shape[-2] + shape[-1])
+    rows = errors.blocks(reduced(found.rows, len(split.element_shape))[1])
+    numbers = numbers_held(errors.factor, rows, is_fixed=follows.keeps_scale(split.others))
     if numbers <= _MOST_NUMBERS:
         return ""
     got = f"{numbers} numbers in the matrices of all steps, more than {_MOST_NUMBERS}"

@@ -11,7 +11,7 @@ Where more numbers are seen than x has coordinates they are replaced by as many 
 those of U^T y, for nothing else of y moves x.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..guidance import ErrorCovariance
 from ..guidance.linearised import LinearisedGuidance
-from ..guidance.spectrum import Spectrum
+from ..guidance.seen_coordinates import spectrum_of
 from .observations import NoiseUnit, NormalSite
 from .program import Values
 from .split import SplitModel
@@ -48,6 +48,10 @@ class Dependences(NamedTuple):
     noise: frozenset[str]
     slope: frozenset[str]
     offset: frozenset[str]
+
+    def keeps_scale(self, unknown: Iterable[str]) -> bool:
+        """Whether noise and slope are the same whatever the values of these sites."""
+        return not (self.noise | self.slope) & frozenset(unknown)
 
 
 class Slopes(NamedTuple):
@@ -81,14 +85,14 @@ class Slopes(NamedTuple):
 
 
 @register_pytree(
-    data=("spectrum", "rows", "basis", "units", "states", "residual", "probes", "images"),
+    data=("spectrum", "basis", "units", "states", "residual", "probes", "images"),
     static=("name", "elements", "follows", "follows_slope"),
 )
 class LinearisedSite:
     """What guides one diffusion site, made once for a model with its arguments.
 
     Attributes:
-        spectrum, rows: of A_0, for k numbers of each element; without the elements' axes where all are the same.
+        spectrum: of A_0, for k numbers of each element; without the elements' axes where all are the same.
         basis: U, shape (E..., m, k); None where all numbers are kept.
         units: the noise at o_0 by site.
         states: of all diffusion sites, where the model was linearised.
@@ -116,9 +120,9 @@ class LinearisedSite:
         self.follows, self.follows_slope = frozenset().union(*follows) & unknown, bool(follows.slope & unknown)
         # What cannot guide (see ``Slopes.trouble``) does not, where it is not known beforehand.
         is_known = jnp.all(jnp.stack([jnp.isfinite(part).all() for part in (slopes.rows, *slopes.roots())]))
-        self.basis, self.rows = reduced(jnp.where(is_known, slopes.rows, 0.0), len(self.elements))
-        blocks = self.rows.reshape((*self.rows.shape[:-1], -1, errors.diagonal.shape[-1]))
-        self.spectrum = Spectrum(errors.factor, errors.diagonal, blocks)
+        self.basis, rows = reduced(jnp.where(is_known, slopes.rows, 0.0), len(self.elements))
+        is_fixed = follows.keeps_scale(unknown)
+        self.spectrum = spectrum_of(errors.factor, errors.diagonal, errors.blocks(rows), is_fixed=is_fixed)
         state = self.states[name]
         self.probes = jax.random.normal(jax.random.key(2), (_NUM_PROBES, *state.shape), state.dtype)
         self.residual = self.images = jnp.zeros(())
@@ -141,7 +145,7 @@ class LinearisedSite:
             power = (wanted**2).sum((0, -1))
             amplitude = (found * wanted).sum((0, -1)) / jnp.where(power > 0, power, 1.0)
         point = self.states[self.name].reshape((*self.elements, -1))
-        return LinearisedGuidance(self.spectrum, self.rows, point, residual, amplitude, noise)
+        return LinearisedGuidance(self.spectrum, point, residual, amplitude, noise)
 
     def _numbers(self, split: SplitModel, others: Values) -> tuple[Array, Array]:
         """Residuals at x_0, shape (E..., k), and the factor of their variance, shape (E...)."""

@@ -51,12 +51,9 @@ def posterior_mode(
     factor, diagonal = errors.factor[-1:], errors.diagonal[-1:]
     elements = split.element_shape
 
-    def blocks_of(flat: Array) -> Array:
-        return flat.reshape((*flat.shape[:-1], -1, diagonal.shape[-1]))
-
     def objective(x: Array) -> Array:
         """J, of each element."""
-        away = blocks_of((x - mean).reshape((*elements, -1)))
+        away = errors.blocks((x - mean).reshape((*elements, -1)))
         scaled = away / diagonal[0]
         inner = jnp.eye(factor.shape[-1]) + symmetric(factor[0].T @ (factor[0] / diagonal[0][:, None]))
         along = scaled @ factor[0]
@@ -72,8 +69,8 @@ def posterior_mode(
         basis, rows = reduced(found.rows, len(elements))
         residual = found.residual if basis is None else jnp.einsum("...mk,...m->...k", basis, found.residual)
         flat, centre = (point.reshape((*elements, -1)) for point in (x, mean))
-        spectrum = Spectrum(factor, diagonal, blocks_of(rows))
-        left = residual + jnp.einsum("...kd,...d->...k", rows, flat - centre)
+        spectrum = Spectrum(factor, diagonal, errors.blocks(rows))
+        left = residual + spectrum.image(flat - centre)
         target = centre + spectrum.at(1, left, jnp.ones(elements), jnp.ones(elements))[0]
         target = jnp.where(jnp.isfinite(target).all(-1, keepdims=True), target, flat)
         tried = jnp.stack([flat + fraction * (target - flat) for fraction in _FRACTIONS])
