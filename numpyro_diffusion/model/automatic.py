@@ -4,14 +4,15 @@ For a diffusion site x with a Gaussian kernel, of the sites whose density depend
 depend on no other diffusion site; numbers that are not Normal as the Normal ones nearest to them
 (:mod:`.nearest_normal`). They are linearised once (:mod:`.linearised`): their mean in the chain's state, at 0 if it is
 linear and the noise is the same for all x, else near the mode of the posterior (:mod:`.mode`), and kept if that leads
-nearer to the posterior than the prior's chain (:mod:`.nearer`); their noise and slope at the median of the other latent
-sites' prior. What of them depends on other latent sites is read off the model's program, and follows these sites'
-current values. The covariance of the network's errors is the prior's own, the attribute ``errors`` of the Diffusion, or
-else computed here, once for a prior, of fixed draws.
+nearer to the posterior than the prior's chain (:mod:`.nearer`) and hides none of the modes that were found; their noise
+and slope at the median of the other latent sites' prior. What of them depends on other latent sites is read off the
+model's program, and follows these sites' current values. The covariance of the network's errors is the prior's own,
+the attribute ``errors`` of the Diffusion, or else computed here, once for a prior, of fixed draws.
 
 Guidance never changes the posterior: it is a function of the other latent sites, and the ratio of p and q corrects it
-(:mod:`.reparam`). All that is chosen here is a choice of speed. A site for which nothing can be linearised keeps the
-chain of its prior, and its entry in ``charts`` says why.
+(:mod:`.reparam`). All that is chosen here is a choice of speed, as long as the guided chain comes near to every mode:
+where searches from draws of the prior find one that it does not, it is not taken. A site for which nothing can be
+linearised keeps the chain of its prior, and its entry in ``charts`` says why.
 
 Assumed: real latent sites.
 """
@@ -39,7 +40,7 @@ from ..guidance.spectrum import conditioned_step
 from ..wrappers import WrappedDiffusion
 from .arguments import Static, as_static
 from .linearised import Dependences, LinearisedSite, Slopes, dependences, numbers_that_guide, reduced, slopes
-from .mode import posterior_mode
+from .mode import is_hidden, posterior_modes
 from .nearer import is_nearer
 from .program import Values
 from .sites import latent_diffusion
@@ -49,6 +50,7 @@ from .trace import trace_model
 __all__ = ["AutoGuidance", "ModelGuidance", "checked_guidance", "with_states"]
 
 _NUM_DRAWS = 65  # of the prior, for medians and means: a place that is about right is enough
+_NUM_STARTS = 8  # of them, from which modes are searched: a mode of half the prior is overlooked once in 256 times
 _MOST_NUMBERS = 150_000_000  # of the matrices of one site: 600 MB in single precision
 
 
@@ -141,7 +143,8 @@ class AutoGuidance:
         follows = dependences(split, name, guide, states, others)
         is_linear = name not in follows.slope | follows.noise
         if not is_linear:
-            states[name] = prior.chain.sample_last(jax.random.key(1), (_NUM_DRAWS,)).mean(0)
+            draws = prior.chain.sample_last(jax.random.key(1), (_NUM_DRAWS,))
+            states[name] = draws.mean(0)
         found = slopes(split, name, guide, states, others)
         if trouble := found.trouble():
             return f"{_names(guide)}, at {'0' if is_linear else 'the mean of the prior'}: {trouble}"
@@ -149,14 +152,20 @@ class AutoGuidance:
         if too_large := _too_large(found, split, errors, follows):
             return f"{_names(guide)}: {too_large}"
         if not is_linear:
-            states[name] = posterior_mode(split, name, guide, states, others, errors)
+            starts = jnp.concatenate([states[name][None], draws[:_NUM_STARTS]])
+            modes, heights = posterior_modes(split, name, guide, states, others, errors, starts)
+            states[name] = modes[0]
             found = slopes(split, name, guide, states, others)
         site = LinearisedSite(split, name, found, errors, others, follows)
         if not is_linear:
             is_kept = is_nearer(split, site, prior.chain, others)
             if is_concrete(is_kept) and not is_kept:
                 return f"{_names(guide)}, linearised near the mode: further from the posterior than the prior's chain"
-            site.spectrum = site.spectrum.kept_where(is_kept)  # the same noises where it is not known beforehand
+            hides = is_hidden(split, name, found, others, modes, heights)
+            if is_concrete(hides) and hides:
+                return f"{_names(guide)}, linearised near a mode: the posterior has others, which guidance would hide"
+            # The same noises where it is not known beforehand.
+            site.spectrum = site.spectrum.kept_where(is_kept & ~hides)
         words = [f"guided by {_names(guide)}, {site.num_seen} numbers", *_followed(follows, split)]
         words += [] if is_linear else ["linearised near the mode of the posterior"]
         return site, "; ".join([*words, source, *([f"left out: {rest}"] if rest else [])])

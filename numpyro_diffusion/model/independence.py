@@ -104,11 +104,14 @@ def _apply(equation: Any, before: list[_State]) -> list[_State]:
 
 
 def _join(one: _State, other: _State) -> _State:
-    """What holds of an array that is one or the other, or is made of both coordinate by coordinate."""
+    """What holds of an array that is one or the other, or is made of both coordinate by coordinate.
+
+    Of two reasons the first is kept: in a loop that exchanges its carries the latter would change for ever.
+    """
+    if isinstance(one, _Coupled) or other is None or one == other:
+        return one
     if one is None or isinstance(other, _Coupled):
         return other
-    if other is None or isinstance(one, _Coupled) or one == other:
-        return one
     return _Coupled("elements meet each other across two axes")
 
 
@@ -138,6 +141,9 @@ def _broadcast(equation: Any, before: list[Any]) -> list[_State]:
 
 def _reshape(equation: Any, before: list[Any]) -> list[_State]:
     old, new, axis = equation.invars[0].aval.shape, equation.outvars[0].aval.shape, before[0]
+    order = equation.params["dimensions"]  # in which the axes are read; None for their own
+    if order is not None:
+        old, axis = [old[place] for place in order], list(order).index(axis)
     ahead = 1
     for size in old[:axis]:
         ahead *= size

@@ -10,8 +10,14 @@ and of x, x* and points between them that one is kept, for each element of a pla
 
     J(x)  =  log p(y | x, o)  -  (x - m)^T C^{-1} (x - m) / 2
 
-is largest: the search never ends below its start, m. Other latent sites are held where they are. It is a place that is
-about right; guidance is corrected whatever it is.
+is largest: the search never ends below its start. It starts at m, and at draws of the prior, which may end elsewhere:
+a likelihood that bends (x^2, a magnitude) has several modes. Other latent sites are held where they are. A mode is a
+place that is about right; guidance is corrected whatever it is, but it hides a mode of which its numbers know nothing.
+:func:`is_hidden` asks for places x' as high as the mode x_0 of the guidance, but for a few nats, where
+
+    log p(y | x', o) - log p(y | x_0, o)     is above     (|r|^2 - |r - A (x' - x_0)|^2) / 2
+
+by a few nats: what is likely there is unlikely by the linearised numbers.
 """
 
 from functools import partial
@@ -23,21 +29,28 @@ from .._small_matrices import symmetric
 from .._typing import Array
 from ..guidance import ErrorCovariance
 from ..guidance.spectrum import Spectrum
-from .linearised import reduced, slopes
+from .linearised import Slopes, reduced, slopes
 from .program import Values
 from .split import SplitModel
 
-__all__ = ["posterior_mode"]
+__all__ = ["is_hidden", "posterior_modes"]
 
 _NUM_STEPS = 10
+_NATS = 5.0  # a mode of that much less is no part of the posterior; a place that much underrated is hidden
 _FRACTIONS = (0.0, 0.05, 0.25, 1.0)  # of a step: 0 is to stay
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def posterior_mode(
-    split: SplitModel, name: str, guide: tuple[str, ...], states: Values, others: Values, errors: ErrorCovariance
-) -> Array:
-    """A value of one diffusion site near the mode of its posterior, of the site's shape.
+def posterior_modes(
+    split: SplitModel,
+    name: str,
+    guide: tuple[str, ...],
+    states: Values,
+    others: Values,
+    errors: ErrorCovariance,
+    starts: Array,
+) -> tuple[Array, Array]:
+    """Values of one diffusion site near modes of its posterior, of the shape of the starts, and J there, (n, E...).
 
     Args:
         split: the model.
@@ -46,6 +59,7 @@ def posterior_mode(
         states: of all diffusion sites; of this one, the prior's mean.
         others: values of the other latent sites.
         errors: of the site's prior.
+        starts: where searches begin, (n, shape of the site).
     """
     mean = states[name]
     factor, diagonal = errors.factor[-1:], errors.diagonal[-1:]
@@ -59,9 +73,7 @@ def posterior_mode(
         along = scaled @ factor[0]
         solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(inner), along[..., None])[..., 0]
         square = (away * scaled).sum((-1, -2)) - (along * solved).sum((-1, -2))
-        total = split.log_factor({**states, name: x}, others)
-        log_likelihood = total.elements if elements else total.elements + total.shared
-        height = log_likelihood - square / 2
+        height = _log_likelihood(split, {**states, name: x}, others) - square / 2
         return jnp.where(jnp.isnan(height), -jnp.inf, height)
 
     def step(x: Array, _: None) -> tuple[Array, None]:
@@ -77,4 +89,35 @@ def posterior_mode(
         best = jnp.argmax(jax.vmap(objective)(tried.reshape((-1, *x.shape))), axis=0)
         return jnp.take_along_axis(tried, best[None, ..., None], axis=0)[0].reshape(x.shape), None
 
-    return jax.lax.scan(step, mean, None, length=_NUM_STEPS)[0]
+    def search(start: Array) -> tuple[Array, Array]:
+        end = jax.lax.scan(step, start, None, length=_NUM_STEPS)[0]
+        return end, objective(end)
+
+    return jax.lax.map(search, starts)
+
+
+@partial(jax.jit, static_argnums=1)
+def is_hidden(split: SplitModel, name: str, found: Slopes, others: Values, modes: Array, heights: Array) -> Array:
+    """Whether guidance made at the first of some modes hides another one, of any element: a boolean ().
+
+    Args:
+        split: the model.
+        name: of the site.
+        found: the model linearised at the first mode.
+        others: values of the other latent sites.
+        modes: as :func:`posterior_modes` gives them.
+        heights: J there.
+    """
+    elements = split.element_shape
+    log_likelihoods = jax.lax.map(lambda x: _log_likelihood(split, {**found.states, name: x}, others), modes)
+    moved = (modes - modes[0]).reshape((len(modes), *elements, -1))
+    left = found.residual - jnp.einsum("...kd,n...d->n...k", found.rows, moved)
+    told = ((found.residual**2).sum(-1) - (left**2).sum(-1)) / 2
+    is_underrated = log_likelihoods - log_likelihoods[0] - told > _NATS
+    return (is_underrated & (heights > heights[0] - _NATS)).any()
+
+
+def _log_likelihood(split: SplitModel, states: Values, others: Values) -> Array:
+    """Of each element, nats."""
+    total = split.log_factor(states, others)
+    return total.elements if split.element_shape else total.elements + total.shared

@@ -202,6 +202,6 @@ def test_arguments_that_are_traced_go_by_element_too():
 def test_the_progress_bar_says_which_element_moves_least():
     mcmc = run(squares, Y, num_samples=5, num_warmup=5, num_chains=1)
     said = mcmc.sampler.get_diagnostics_str(mcmc.last_state)
-    assert said.endswith(" in one of 4)")
+    assert said.endswith(" in one of 4), x not guided")
     with pytest.raises(RuntimeError, match="a kernel that has run"):
         _ = DiffusionHMC(squares).elements_reason

@@ -43,6 +43,12 @@ def branched(x):
     return jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: -x, x)[:, 0]
 
 
+def two_carries_exchanged(x):
+    """Each is coupled for a reason of its own."""
+    start = (x.sum() + x[:, 0], x[::-1, 0])
+    return jax.lax.fori_loop(0, 3, lambda _, carry: (carry[1], carry[0]), start)[0]
+
+
 @jax.custom_jvp
 def own_gradient(x):
     return x**2
@@ -115,6 +121,7 @@ TOGETHER = {
     "merged": lambda x: x.reshape(-1)[:4],
     "convolved": lambda x: jnp.convolve(x[:, 0], jnp.ones(3), mode="same"),
     "nested sum": lambda x: jax.jit(lambda x: x - jax.jit(jnp.sum)(x))(x)[:, 0],
+    "exchanged carries": two_carries_exchanged,
     "far away": lambda x: jnp.where(x.sum() > 1e6, x[::-1, 0], x[:, 0]),
 }
 
@@ -144,6 +151,19 @@ def test_operations_across_elements_are_filtered_jointly_and_say_why(name):
     split = split_model(model_of(TOGETHER[name]), (jnp.zeros(4),), {})
     assert split.element_shape == ()
     assert split.reason.startswith("at site 'y', ")
+
+
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_a_reshape_that_reads_the_axes_in_another_order_is_no_reshape_of_rows(is_transposed):
+    """``order="F"``: of as many elements as features its transpose went for x itself, and each had another's data."""
+    prior = affine_prior(nd.schedules.log_snr(2, 0.3, 10.0), [0.5, -0.3, 0.1])
+
+    def model():
+        with numpyro.plate("n", 3):
+            x = numpyro.sample("x", prior).reshape((3, 3), order="F")
+            numpyro.sample("y", dist.Normal(x.T if is_transposed else x, 0.5).to_event(1), obs=jnp.zeros((3, 3)))
+
+    assert split_model(model, (), {}).element_shape == (() if is_transposed else (3,))
 
 
 def test_each_of_two_plates_is_proved_by_itself():
