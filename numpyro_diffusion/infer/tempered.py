@@ -221,7 +221,7 @@ class TemperedSMC(IslandEngine[TemperedResult]):
         farthest = {
             name: jnp.max(jnp.abs(draws[name] - centre) / spread, initial=0.0)
             for name, (centre, spread) in coordinates.items()
-            if not reference.has_prior_draws
+            if name not in reference.prior_drawn
         }
         return coordinates, farthest
 
@@ -238,31 +238,35 @@ class TemperedSMC(IslandEngine[TemperedResult]):
     ) -> dict[str, Any]:
         reference = self._reference(static, arrays, auto)
         like = jax.eval_shape(reference.prior_draw, key)
+        drawn = reference.prior_drawn
 
         def values_of(e: Values) -> Values:
             return {**e, **{name: centre + spread * e[name] for name, (centre, spread) in coordinates.items()}}
 
-        def over_coordinates(e: Values, u: Values) -> Array:
-            """Log N(u; 0, I) over N(e; 0, I), of densities of e."""
+        def over_coordinates(e: Values, u: Values, is_drawn: bool) -> Array:
+            """Log N(u; 0, I) over N(e; 0, I), of densities of e, for sites that are drawn from their prior, or not."""
             parts = (
                 (0.5 * (e[name] - u[name]) * (e[name] + u[name]) + jnp.log(spread)).sum()
                 for name, (_, spread) in coordinates.items()
+                if (name in drawn) == is_drawn
             )
             return sum(parts, jnp.zeros(()))
 
         def draw(key: Array) -> Values:
+            key, normal_key = jax.random.split(key)
             u = reference.prior_draw(key)
-            return {**u, **{name: (u[name] - centre) / spread for name, (centre, spread) in coordinates.items()}}
+            for i, (name, (centre, spread)) in enumerate(sorted(coordinates.items())):
+                normal = jax.random.normal(jax.random.fold_in(normal_key, i), u[name].shape, u[name].dtype)
+                u[name] = (u[name] - centre) / spread if name in drawn else normal
+            return u
 
         def log_prior(e: Values) -> Array:
             u = values_of(e)
-            return reference.log_prior_and_rest(u)[0] + over_coordinates(e, u)
+            return reference.log_prior_and_rest(u)[0] + over_coordinates(e, u, True)
 
         def log_weight(e: Values) -> Array:
             u = values_of(e)
-            if reference.has_prior_draws:
-                return reference.log_prior_and_rest(u)[1]
-            return reference.log_likelihood(u) + over_coordinates(e, u)
+            return reference.log_prior_and_rest(u)[1] + over_coordinates(e, u, False)
 
         start, end, history, num_temperatures = run_tempered(
             key,
@@ -271,7 +275,7 @@ class TemperedSMC(IslandEngine[TemperedResult]):
             self.num_particles,
             self._settings,
             whitened=coordinates,
-            start=Start(draw, log_prior) if reference.has_prior_draws else None,
+            start=Start(draw, log_prior),
         )
         noises = reference.noises()
 

@@ -76,33 +76,55 @@ class NormalReference:
         return jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
     def log_prior_and_rest(self, u: Values) -> tuple[Array, Array]:
-        """Log L(u) in two, nats: the priors of sites that are no noises over N(0, 1), and the rest."""
+        """Log L(u) in two, nats: the priors of the sites in ``prior_drawn`` over N(0, 1), and the rest."""
         model = _CancelStandardNormals(self._noncentred(jax.random.key(0), self._guidance_at(u)))
         log_probs = unconstrained_log_probs(model, self.args, self.kwargs, u)
-        others = [name for name in u if name not in model.cancelled]
-        of_others = sum((log_probs.pop(name) - dist.Normal(0.0, 1.0).log_prob(u[name]).sum() for name in others), 0.0)
-        parts = (jnp.asarray(part, float) for part in (of_others, sum(log_probs.values(), 0.0)))
+        ratios = {
+            name: log_probs.pop(name) - dist.Normal(0.0, 1.0).log_prob(u[name]).sum()
+            for name in u
+            if name not in model.cancelled
+        }
+        drawn = sum((ratios.pop(name) for name in sorted(self.prior_drawn & ratios.keys())), 0.0)
+        parts = (jnp.asarray(part, float) for part in (drawn, sum([*ratios.values(), *log_probs.values()], 0.0)))
         log_prior, rest = (jnp.where(jnp.isfinite(part), part, -jnp.inf) for part in parts)
         return log_prior, rest
 
     @cached_property
-    def has_prior_draws(self) -> bool:
-        """Whether ``prior_draw`` is of N(u; 0, I) times the priors of ``log_prior_and_rest``.
+    def prior_drawn(self) -> frozenset[str]:
+        """The sites, noises apart, that ``prior_draw`` draws from N(u; 0, I) times their part of the density.
 
-        Not so for a prior that is scaled or masked, nor for one that depends on a diffusion site whose guidance in turn
-        follows other sites: there x is that of the guidance somewhere else.
+        Not one whose prior is scaled or masked. Not one that depends on a diffusion site whose guidance in turn follows
+        other sites: there x is that of the guidance somewhere else. And none that depends on such sites.
         """
-        found: list[bool] = []
+        plain: dict[str, bool] = {}
 
         def look(key: Array) -> None:
-            sites = _latent(self._sites(key)).values()
-            found.append(all(site["scale"] is None and not is_masked(site["fn"]) for site in sites))
+            for name, site in _latent(self._sites(key)).items():
+                plain[name] = site["scale"] is None and not is_masked(site["fn"])
 
         jax.eval_shape(look, jax.random.key(0))
-        guidance = self.guidance
-        if isinstance(guidance, ModelGuidance) and guidance.split is not None and not guidance.is_fixed:
-            return found[0] and not guidance.split.others_depend_on_x()
-        return found[0]
+        noises = self.noises()
+        if not all(plain[name] for name in noises & plain.keys()):
+            return frozenset()
+        away = {name for name, is_plain in plain.items() if not is_plain}
+        if isinstance(self.guidance, ModelGuidance):
+            away |= {name for name, site in self.guidance.sites.items() if site.follows}
+        if away:
+            depends = self._dependences()
+            if depends is None:
+                return frozenset()
+            while below := {name for name, above in depends.items() if above & away} - away:
+                away |= below
+        return frozenset(plain) - noises - away
+
+    def _dependences(self) -> Mapping[str, frozenset[str]] | None:
+        """On which latent sites the density of each site depends; None where it is not known."""
+        if isinstance(self.guidance, ModelGuidance):
+            return None if self.guidance.split is None else self.guidance.split.program.depends
+        try:
+            return split_model(self.model, self.args, self.kwargs).program.depends
+        except ValueError:
+            return None
 
     def terms_and_gradient(self, u: Values) -> tuple[Array, Values]:
         """Log L(u) in nats by element, shape ``elements``, and the gradient of their sum."""
