@@ -253,11 +253,14 @@ class TemperedSMC(IslandEngine[TemperedResult]):
             return sum(parts, jnp.zeros(()))
 
         def draw(key: Array) -> Values:
-            key, normal_key = jax.random.split(key)
+            if not coordinates.keys() <= drawn:
+                key, normal_key = jax.random.split(key)
             u = reference.prior_draw(key)
             for i, (name, (centre, spread)) in enumerate(sorted(coordinates.items())):
-                normal = jax.random.normal(jax.random.fold_in(normal_key, i), u[name].shape, u[name].dtype)
-                u[name] = (u[name] - centre) / spread if name in drawn else normal
+                if name in drawn:
+                    u[name] = (u[name] - centre) / spread
+                else:
+                    u[name] = jax.random.normal(jax.random.fold_in(normal_key, i), u[name].shape, u[name].dtype)
             return u
 
         def log_prior(e: Values) -> Array:
