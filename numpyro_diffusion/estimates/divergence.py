@@ -27,7 +27,7 @@ def _kl_forward_reverse(forward: ForwardChain, reverse: ReverseChain) -> Array:
     shapes_differ = kernel.num_steps != reverse.num_steps or forward.event_shape[1:] != reverse.state_shape
     if reverse.stop != 1 or type(kernel) is not type(reverse.kernel) or shapes_differ:
         # NumPyro falls back to log q - log p, and reports shapes that do not match.
-        raise NotImplementedError
+        raise NotImplementedError("chains of kernels of two kinds, of other shapes, or cut off, have no closed form")
     batch_shape = jnp.broadcast_shapes(forward.batch_shape, reverse.batch_shape)
     x_0 = jnp.broadcast_to(jnp.asarray(forward.x_0), batch_shape + forward.event_shape[1:])
     rng_key = require_key(forward.rng_key, "kl_divergence(ForwardChain, ReverseChain)")
