@@ -83,12 +83,15 @@ def test_tempered_particles_in_the_chains_noises():
 
 
 def test_bad_weights_are_followed_by_hamiltonian_moves():
-    bad = cases.spoiled(cases.untrained(cases.linear), jax.random.key(4), 0.12).condition(cases.Y)
+    bad = cases.spoiled(cases.untrained(cases.linear), jax.random.key(4), 0.16).condition(cases.Y)
     with pytest.warns(UserWarning, match="Expected Pareto k-hat"):
         assert bad.correct(jax.random.key(7), "importance", num_samples=400).method == "importance"
     corrected = bad.correct(jax.random.key(7), num_samples=400, num_warmup=100, num_chains=1, progress_bar=False)
     assert corrected.method == "hmc"
     assert corrected.pareto_k > 0.7
+    data = nd.to_arviz(corrected)
+    assert list(data["posterior"].data_vars) == ["x"]
+    assert float(data["sample_stats"]["pareto_k"]) == pytest.approx(corrected.pareto_k)
 
 
 def test_log_prob_is_an_estimate_by_name(posterior):

@@ -165,19 +165,18 @@ def correct(
         progress_bar: show one.
     """
     simulator.check_likelihood()
+    discrete = [name for bound in bounds if bound.part.kernel.is_discrete for name, _ in bound.part.sites]
+    if discrete and method in ("hmc", "tempered"):
+        cure = "Bits and classes are no function of normal noises: use method='importance', or sum them out."
+        raise ValueError(expected(f"real sites alone for method={method!r}", f"discrete sites {discrete}", cure))
     key_draws, key_start, key_engine = jax.random.split(rng_key, 3)
     keys = jax.random.split(key_draws, num_samples)
     samples, log_weights = weighted_values(simulator, bounds, y, keys, num_paths)
     result = importance_result(samples, log_weights, None)
-    has_noises = len(bounds) == 1 and not bounds[0].part.kernel.is_discrete
     is_poor = result.pareto_k > TRUSTED or float(result.effective_sample_size) < _FEWEST_EFFECTIVE
-    if method == "importance" or (method == "auto" and not (is_poor and has_noises)):
+    if method == "importance" or (method == "auto" and (discrete or not is_poor)):
         _warn_of_poor(result)
         return Corrected("importance", result)
-    if not has_noises:
-        names = [name for bound in bounds if bound.part.kernel.is_discrete for name, _ in bound.part.sites]
-        cure = "Bits and classes are no function of normal noises: use method='importance', or sum them out."
-        raise ValueError(expected(f"real sites alone for method={method!r}", f"discrete sites {names}", cure))
     model = partial(_noise_model, simulator, bounds[0], y)
     if method == "tempered":
         smc = TemperedSMC(
