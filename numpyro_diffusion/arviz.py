@@ -77,8 +77,8 @@ def to_arviz(
 
     Args:
         result: a finished ``MCMC`` with any kernel, a finished ``TwistedSMC`` or ``TemperedSMC``, an
-            ``ImportanceResult``, what ``correct`` of an amortised posterior returns, or draws by site name, each (draws,
-            site shape...), as of ``guide.sample_posterior``.
+            ``ImportanceResult``, what ``correct`` of an amortised posterior returns, or draws by site name, each
+            (draws, site shape...), as of ``guide.sample_posterior``.
         model: the model of the draws, with ``numpyro.handlers.substitute(model, data=params)`` if it has parameters.
             MCMC and engines of islands know it; without one there are no plate names, observations and log likelihoods.
         model_args: its arguments; MCMC and engines of islands know them.

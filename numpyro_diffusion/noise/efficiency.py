@@ -58,7 +58,7 @@ def efficiency_interval(log_weights: np.ndarray) -> tuple[float, float]:
     off = _ERRORS * (1 + k) / math.sqrt(size)
     low = min(efficiency(k + off), found - _ERRORS * error)
     high = max(efficiency(k - off), found + _ERRORS * error)
-    return max(low, 0.0), min(high, 1.0)
+    return float(max(low, 0.0)), float(min(high, 1.0))
 
 
 def _are_equal(log_weights: np.ndarray) -> bool:
