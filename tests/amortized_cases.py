@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 from closed_forms import linear_posterior
 
+from numpyro_diffusion import networks
 from numpyro_diffusion.infer import AmortizedPosterior
 from numpyro_diffusion.infer.amortized.parts import Part
 from numpyro_diffusion.transition import Transition
@@ -75,7 +76,8 @@ def untrained(model, num_steps=4, **settings):
 
 def trained(model, num_simulations, max_steps, *, key=0, fit=None, **settings):
     """A small one."""
-    settings = {"num_steps": 40, "width": 32, "depth": 2, "observed": "y", **settings}
+    embedding = networks.VectorEmbedding(size=16, width=32, depth=1)
+    settings = {"num_steps": 40, "width": 32, "depth": 2, "observed": "y", "embedding": embedding, **settings}
     amortized = AmortizedPosterior(model, **settings)
     options = {"max_steps": max_steps, "batch_size": 128, "progress_bar": False, **(fit or {})}
     return amortized.fit(jax.random.key(key), num_simulations, **options)

@@ -11,7 +11,8 @@ from scipy import stats
 
 from numpyro_diffusion import networks
 
-pytestmark = pytest.mark.filterwarnings("ignore:Expected y like the simulated")
+# Thousands of steps of training: compiled as a user's.
+pytestmark = [pytest.mark.optimised, pytest.mark.filterwarnings("ignore:Expected y like the simulated")]
 
 
 def assert_corrected(corrected, log_evidence, *, most_error=0.1):
@@ -45,11 +46,8 @@ def mixture():
 
 def test_gaussian_mixture():
     y = jnp.array([1.0, -2.0])
-    corrected = (
-        cases.trained(mixture, 5000, 1500, fit={"batch_size": 256})
-        .condition(y)
-        .correct(jax.random.key(1), num_samples=2000, num_paths=4)
-    )
+    amortized = cases.trained(mixture, 5000, 2500, num_steps=20, fit={"batch_size": 256, "every": 500})
+    corrected = amortized.condition(y).correct(jax.random.key(1), "importance", num_samples=2000, num_paths=8)
     assert_corrected(corrected, -np.log(400))
     assert_mean(corrected, lambda draws: draws["theta"][:, 0], 1.0)
     assert_mean(corrected, lambda draws: (draws["theta"][:, 1] + 2.0) ** 2, (1 + 0.01) / 2)
@@ -87,7 +85,7 @@ def two_moons():
 
 def test_two_moons():
     """At y = 0 both moons are inside of the prior: p(y) = 1/4 * 2, and each has half of the posterior."""
-    amortized = cases.trained(two_moons, 5000, 2000, fit={"batch_size": 256, "every": 500})
+    amortized = cases.trained(two_moons, 5000, 2000, num_steps=20, fit={"batch_size": 256, "every": 500})
     corrected = amortized.condition(jnp.zeros(2)).correct(
         jax.random.key(1), "importance", num_samples=3000, num_paths=4
     )
@@ -111,7 +109,7 @@ def test_bernoulli_glm():
     logits = weights @ DESIGN.T
     log_joint = stats.norm.logpdf(weights, 0, 1.5).sum(-1) + (logits * y - np.logaddexp(0, logits)).sum(-1)
     joint = np.exp(log_joint) * (grid[1] - grid[0]) ** 2
-    amortized = cases.trained(glm, 3000, 500)
+    amortized = cases.trained(glm, 3000, 500, num_steps=20)
     corrected = amortized.condition(jnp.asarray(y)).correct(jax.random.key(1), num_samples=2000, num_paths=4)
     assert_corrected(corrected, np.log(joint.sum()))
     assert_mean(corrected, lambda draws: draws["weights"][:, 0], (joint * weights[..., 0]).sum() / joint.sum())
@@ -134,8 +132,10 @@ def test_a_hierarchy_with_a_plate():
     for one in y:
         joint = joint * stats.norm.pdf(one, centre, sd)
     joint = joint * (10 / 400) * (6 - 1e-3) / 599
-    amortized = cases.trained(groups, 5000, 1000)
-    corrected = amortized.condition(jnp.asarray(y)).correct(jax.random.key(1), num_samples=3000, num_paths=4)
+    amortized = cases.trained(groups, 5000, 2500, num_steps=20, fit={"batch_size": 256, "every": 500})
+    corrected = amortized.condition(jnp.asarray(y)).correct(
+        jax.random.key(1), "importance", num_samples=3000, num_paths=8
+    )
     assert_corrected(corrected, np.log(joint.sum()))
     assert corrected.get_samples()["level"].shape == (3000, 4)
     assert_mean(corrected, lambda draws: draws["centre"], (joint * centre).sum() / joint.sum())
@@ -153,7 +153,7 @@ def test_a_bit_beside_a_real_number():
     y = np.array([0.8, 0.1, 0.9])
     without = 0.6 * stats.multivariate_normal.pdf(y, np.zeros(3), 0.49 * np.eye(3))
     with_level = 0.4 * stats.multivariate_normal.pdf(y, np.zeros(3), 0.49 * np.eye(3) + 4.0)
-    amortized = cases.trained(spike, 4000, 800)
+    amortized = cases.trained(spike, 4000, 800, num_steps=20)
     posterior = amortized.condition(jnp.asarray(y))
     drawn = np.asarray(posterior.sample(jax.random.key(2), 2000)["is_there"])
     assert set(np.unique(drawn)) == {0, 1}
@@ -180,7 +180,7 @@ def test_a_set_behind_a_mask():
         joint = joint * stats.norm.pdf(one, centre, scale)
     joint = joint * (16 / 800) * (6 / 600)
     embedding = networks.SetEmbedding(size=16, width=16, depth=1)
-    amortized = cases.trained(many, 4000, 800, embedding=embedding)
+    amortized = cases.trained(many, 4000, 800, num_steps=20, embedding=embedding)
     posterior = amortized.condition(y)
     corrected = posterior.correct(jax.random.key(1), num_samples=2000, num_paths=4)
     assert_corrected(corrected, np.log(joint.sum()))

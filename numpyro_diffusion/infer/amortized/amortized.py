@@ -25,6 +25,7 @@ from ...model.simulator import Simulator
 from ...training import FitResult
 from .coordinates import in_a_row
 from .novelty import Neighbours, fit_neighbours
+from .parts import bind
 from .posterior import ConditionedPosterior, checked_data
 from .saving import load_amortized, save_amortized
 from .train import Plan, clean, held_out_count, make_plan, online_batches, rows_of, train
@@ -97,6 +98,11 @@ class AmortizedPosterior:
         self._plan: Plan | None = None
         self._neighbours: Neighbours | None = None
         self.fit_result: FitResult | None = None
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Names of the sites that are observed."""
+        return tuple(site.name for site in self._simulator.observed)
 
     def simulate(self, rng_key: jax.Array, num_simulations: int) -> dict[str, np.ndarray]:
         """Draws of all latent sites and of what is observed, by site, each with the draws in front."""
@@ -222,7 +228,7 @@ class AmortizedPosterior:
             got = f"one farther from them than each of {len(neighbours.far)} that were held out"
             cure = "The network has seen none like it: correct the draws, and look at the model."
             warnings.warn(expected(wanted, got, cure), stacklevel=2)
-        bounds = tuple(part.bound_to(codes) for part in plan.parts)
+        bounds = bind(plan.parts, codes)
         return ConditionedPosterior(self._simulator, bounds, arrays, share)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -20,7 +20,7 @@ from ...model.simulator import LatentSite
 from ...transition import Transition
 from .coordinates import Affine
 
-__all__ = ["Bound", "Part", "by_part", "split_by_site", "told"]
+__all__ = ["Bound", "Part", "bind", "by_part", "split_by_site", "told"]
 
 
 @register_pytree(data=("kernel", "transition", "affine"), static=("name", "sites"))
@@ -100,6 +100,12 @@ class Bound(NamedTuple):
     def log_volume(self) -> Array:
         """Log |du / dx|, nats."""
         return jnp.zeros(()) if self.part.affine is None else self.part.affine.log_volume()
+
+
+@jax.jit
+def bind(parts: tuple[Part, ...], codes: Array) -> tuple[Bound, ...]:
+    """All parts given one y."""
+    return tuple(part.bound_to(codes) for part in parts)
 
 
 def by_part(sites: Sequence[LatentSite]) -> list[tuple[str, int | None, tuple[LatentSite, ...]]]:

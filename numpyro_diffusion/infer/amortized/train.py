@@ -179,7 +179,7 @@ def train(
             )
             with numpyro.plate(f"{part.name}_rows", size, subsample_size=len(context)):
                 numpyro.sample(part.name, Diffusion(part.kernel, transition, context=context), obs=batch[part.name])
-            x = told(batch[part.name], part.kernel.num_states).astype(context.dtype)
+            x = told(jnp.asarray(batch[part.name]), part.kernel.num_states).astype(context.dtype)
             context = jnp.concatenate([context, x], axis=-1)
 
     repeats = repeats_of(len(held_out["codes"]), (1,))
