@@ -104,6 +104,10 @@ class SeriesEmbedding:
         size: numbers that it returns.
         width: channels of each layer.
         depth: convolutions.
+
+    >>> embed = hk.without_apply_rng(hk.transform(SeriesEmbedding(size=5, width=4, depth=1)))
+    >>> embed.apply(embed.init(jax.random.key(0), jnp.ones((3, 20))), jnp.ones((3, 20))).shape
+    (3, 5)
     """
 
     size: int = 64
@@ -126,6 +130,10 @@ class ImageEmbedding:
         size: numbers that it returns.
         width: channels of each layer.
         depth: convolutions.
+
+    >>> embed = hk.without_apply_rng(hk.transform(ImageEmbedding(size=5, width=4, depth=1)))
+    >>> embed.apply(embed.init(jax.random.key(0), jnp.ones((3, 8, 8))), jnp.ones((3, 8, 8))).shape
+    (3, 5)
     """
 
     size: int = 64
