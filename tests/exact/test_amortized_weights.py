@@ -70,6 +70,16 @@ def test_the_weight_of_noises_is_that_of_one_path(wrong):
     assert_unbiased(log_weights, cases.linear_truth()[0])
 
 
+def test_the_path_of_noises_ends_where_they_lead(wrong):
+    (bound,) = wrong.condition(cases.Y)._bounds
+    chain = bound.chain(bound.embedded[:0])
+    noise = jax.random.normal(jax.random.key(8), (3, *chain.event_shape))
+    path = chain.path_from_noise(noise)
+    assert path.shape == noise.shape
+    np.testing.assert_allclose(path[:, 0], chain.from_noise(noise), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(path[:, -1], noise[:, -1])
+
+
 def test_gradients_of_the_weight_of_noises_are_numbers(wrong):
     posterior = wrong.condition(cases.Y)
     (bound,) = posterior._bounds

@@ -225,7 +225,7 @@ class AmortizedPosterior:
         share = neighbours.share_farther(np.asarray(codes))
         if share == 0:
             wanted = "y like the simulated data sets"
-            got = f"one farther from them than each of {len(neighbours.far)} that were held out"
+            got = f"one farther from them than each of {len(neighbours.far)} of them from the others"
             cure = "The network has seen none like it: correct the draws, and look at the model."
             warnings.warn(expected(wanted, got, cure), stacklevel=2)
         bounds = bind(plan.parts, codes)

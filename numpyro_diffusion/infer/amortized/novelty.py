@@ -1,8 +1,8 @@
 """Whether a data set is like those that were simulated: how far it lies from its nearest neighbours among them.
 
 Codes of y are whitened by one Gaussian of the simulations, and a distance is that to the fifth nearest of those that
-are kept. Held-out simulations have such distances, too, and the share of them that is farther than y is a p-value: if y
-came out of the model, it would be uniform. A network knows nothing of what lies beyond.
+are kept. The other simulations have such distances, too, and the share of them that is farther than y is a p-value: if
+y came out of the model, it would be uniform. A network knows nothing of what lies beyond.
 
 Not seen: what the codes do not show, and in many coordinates a departure that is small beside the noise of all.
 """
@@ -44,16 +44,18 @@ class Neighbours(NamedTuple):
 
 
 def fit_neighbours(codes: np.ndarray, held_out: np.ndarray, rng: np.random.Generator) -> Neighbours:
-    """Of codes of simulations, shape (n, p), and of others."""
+    """Of codes of simulations, shape (n, p), and of others; half of the first at least are compared with the rest."""
     size = codes.shape[1]
     varies = codes.std(0) > 0
     mean, unwhiten = codes.mean(0), np.eye(size)
     if varies.sum() <= _MOST_WHITENED:
         fitted = fit_gaussian(codes[:, varies].astype(np.float64), np.ones(len(codes)), rng=rng)
         unwhiten[np.ix_(varies, varies)] = fitted.scale_tril
-    kept = codes[rng.permutation(len(codes))[:_MOST]]
-    rows = _whitened(kept, unwhiten, mean)
-    far = np.sort(_distance(_whitened(held_out[:_MOST], unwhiten, mean), rows))
+    order = rng.permutation(len(codes))
+    split = min(_MOST, (len(codes) + 1) // 2)
+    rows = _whitened(codes[order[:split]], unwhiten, mean)
+    others = np.concatenate([held_out, codes[order[split:]]])[:_MOST]
+    far = np.sort(_distance(_whitened(others, unwhiten, mean), rows))
     return Neighbours(*(np.asarray(part, np.float32) for part in (unwhiten, mean, rows, far)))
 
 
