@@ -136,7 +136,7 @@ def test_a_hierarchy_with_a_plate():
     for one in y:
         joint = joint * stats.norm.pdf(one, centre, sd)
     joint = joint * (10 / 400) * (6 - 1e-3) / 599
-    amortized = cases.trained(groups, 5000, 2000, fit={"batch_size": 256, "every": 500})
+    amortized = cases.trained(groups, 5000, 1500, num_steps=25, fit={"every": 500})
     corrected = amortized.condition(jnp.asarray(y)).correct(
         jax.random.key(1), "importance", num_samples=3000, num_paths=8
     )
