@@ -33,6 +33,7 @@ from ._compat.arviz import as_tree
 from ._compat.numpyro import model_arguments
 from ._typing import Shape
 from .diffusion import Diffusion
+from .infer.amortized import Corrected
 from .infer.engine import IslandEngine
 from .infer.smc import TwistedSMC
 from .infer.tempered import TemperedSMC
@@ -76,7 +77,8 @@ def to_arviz(
 
     Args:
         result: a finished ``MCMC`` with any kernel, a finished ``TwistedSMC`` or ``TemperedSMC``, an
-            ``ImportanceResult``, or draws by site name, each (draws, site shape...), as of ``guide.sample_posterior``.
+            ``ImportanceResult``, what ``correct`` of an amortised posterior returns, or draws by site name, each
+            (draws, site shape...), as of ``guide.sample_posterior``.
         model: the model of the draws, with ``numpyro.handlers.substitute(model, data=params)`` if it has parameters.
             MCMC and engines of islands know it; without one there are no plate names, observations and log likelihoods.
         model_args: its arguments; MCMC and engines of islands know them.
@@ -104,7 +106,8 @@ def to_arviz(
     >>> dict(data["posterior"]["x"].sizes)
     {'chain': 1, 'draw': 100, 'axis': 2}
     """
-    if not isinstance(result, IslandEngine | ImportanceResult) and (num_samples is not None or rng_key is not None):
+    is_weighted = isinstance(result, IslandEngine | ImportanceResult | Corrected)
+    if not is_weighted and (num_samples is not None or rng_key is not None):
         cure = "These draws have equal weights already; thin them by mcmc's thinning or by indexing."
         raise ValueError(
             expected("num_samples and rng_key only for weighted results", f"num_samples={num_samples}", cure)
@@ -155,6 +158,8 @@ class _Run(NamedTuple):
 def _run_of(result: Any, num_samples: int | None, rng_key: jax.Array | None) -> _Run:
     if isinstance(result, MCMC):
         return _run_of_chains(result)
+    if isinstance(result, Corrected):
+        return _run_of_corrected(result, num_samples, rng_key)
     if isinstance(result, Mapping):
         draws = {name: np.asarray(value)[None] for name, value in result.items()}
         counts = {name: value.shape[1:2] for name, value in draws.items()}
@@ -163,7 +168,7 @@ def _run_of(result: Any, num_samples: int | None, rng_key: jax.Array | None) -> 
             raise ValueError(expected("draws of every site, as many of each", f"{counts}", cure))
         return _Run(draws, {}, _OURS)
     if not isinstance(result, IslandEngine | ImportanceResult):
-        wanted = "an MCMC, a TwistedSMC, a TemperedSMC, an ImportanceResult or a dictionary of draws"
+        wanted = "an MCMC, a TwistedSMC, a TemperedSMC, an ImportanceResult, a Corrected or a dictionary of draws"
         cure = "Of SVI pass guide.importance_weights(...), or guide.sample_posterior(...)."
         raise TypeError(expected(wanted, type(result).__name__, cure))
     draws = {name: np.asarray(value)[None] for name, value in result.get_samples(rng_key, num_samples).items()}
@@ -189,6 +194,17 @@ def _run_of(result: Any, num_samples: int | None, rng_key: jax.Array | None) -> 
     stats |= {name: ((), np.asarray(value)) for name, value in diagnostics.items()}
     reason = {"elements": result.elements_reason} if isinstance(result, TwistedSMC) else {}
     return _Run(draws, stats, {**_OURS, **diagnostics, **reason}, *known)
+
+
+def _run_of_corrected(result: Corrected, num_samples: int | None, rng_key: jax.Array | None) -> _Run:
+    """Of what made the draws; its model is one of noises, and not the user's."""
+    run = _run_of(result.importance if result.engine is None else result.engine, num_samples, rng_key)
+    diagnostics = {"pareto_k": result.pareto_k}
+    return _Run(
+        {name: run.draws[name] for name in result.importance.samples},
+        {**run.sample_stats, **{name: ((), np.asarray(value)) for name, value in diagnostics.items()}},
+        {**run.attributes, **diagnostics, "method": result.method},
+    )
 
 
 def _run_of_chains(mcmc: MCMC) -> _Run:

@@ -13,7 +13,7 @@ from numpyro.distributions.transforms import AffineTransform
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import ErrorCovariance, error_covariance
-from numpyro_diffusion.io.saving import _unpack
+from numpyro_diffusion.io.saving import unpack
 from numpyro_diffusion.wrappers import wrapped_diffusion
 
 T, KEY = 3, jax.random.key(7)
@@ -103,13 +103,13 @@ def test_draws_estimates_and_the_chain_do_not_look_at_it():
 def test_it_is_saved_with_the_prior(wrap, tmp_path):
     path = tmp_path / "prior.safetensors"
     nd.save(wrap(plain().with_errors(ERRORS)), path)
-    assert _unpack(path)[1]["format"] == 3
+    assert unpack(path)[1]["format"] == 3
     loaded = nd.load(path, network=plain().transition.function)
     assert_carried(loaded)
     x = draw(wrap(plain()), jax.random.key(1), (2,))
     np.testing.assert_array_equal(draw(loaded, jax.random.key(1), (2,)), x)
     nd.save(plain(), path)
-    assert _unpack(path)[1]["format"] == 1
+    assert unpack(path)[1]["format"] == 1
     assert nd.load(path, network=plain().transition.function).errors is None
 
 

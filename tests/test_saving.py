@@ -23,7 +23,7 @@ from precision import enable_x64
 import numpyro_diffusion as nd
 from numpyro_diffusion import networks
 from numpyro_diffusion.io import settings as tables
-from numpyro_diffusion.io.saving import _unpack
+from numpyro_diffusion.io.saving import unpack
 from numpyro_diffusion.modules import HaikuFunction
 from numpyro_diffusion.wrappers import wrapped_diffusion
 
@@ -156,7 +156,7 @@ def test_draws_and_log_prob_are_the_same_to_the_last_bit(name, path):
 
 
 def test_settings_are_numbers_whose_range_is_checked():
-    for classes in (tables._NETWORKS, tables._FUNCTIONS, tables._ESTIMATORS):
+    for classes in (tables.NETWORKS, tables._FUNCTIONS, tables._ESTIMATORS):
         kinds = {kind for cls in classes.values() for kind in tables._settings(cls).values()}
         assert kinds <= {int, bool, float, Any}
     for kind, right, wrong in (
@@ -382,9 +382,9 @@ def test_a_transformed_prior_comes_back(name, path):
 
 def test_a_diffusion_is_saved_as_older_versions_read_it(path):
     nd.save(with_params({"gain": 0.5}), path)
-    assert _unpack(path)[1]["format"] == 1
+    assert unpack(path)[1]["format"] == 1
     nd.save(transformed(transforms.ExpTransform()), path)
-    assert _unpack(path)[1]["format"] == 2
+    assert unpack(path)[1]["format"] == 2
 
 
 # Writing ----------------------------------------------------------------------------------------------

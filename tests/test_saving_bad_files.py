@@ -16,7 +16,7 @@ import safetensors.numpy
 from catalogue import haiku_mlp
 
 import numpyro_diffusion as nd
-from numpyro_diffusion.io.saving import _pack, _unpack
+from numpyro_diffusion.io.saving import pack, unpack
 
 MIB = 2**20
 
@@ -45,10 +45,10 @@ def _path(tmp_path):
 def forge(path, change, make=tiny):
     """A file with a valid seal that says something else."""
     nd.save(make(), path)
-    tensors, settings = _unpack(path)
+    tensors, settings = unpack(path)
     change(settings["prior"], tensors)
     del settings["format"], settings["sha256"]
-    path.write_bytes(_pack(tensors, settings))
+    path.write_bytes(pack(tensors, settings))
 
 
 def sealed(tensors, text):
@@ -67,7 +67,7 @@ def test_every_flipped_bit_is_noticed(path):
         data[index] ^= 1 << index % 8
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"^Expected .*; got"):
-            _unpack(path)
+            unpack(path)
         data[index] ^= 1 << index % 8
     path.write_bytes(data)
     assert nd.load(path, network=plain).transition.params["gain"] == 0.5
@@ -286,9 +286,9 @@ def transforms(name, **settings):
 )
 def test_a_file_can_name_only_the_wrappers_of_a_table(wrappers, message, path):
     nd.save(affine(), path)
-    tensors, settings = _unpack(path)
+    tensors, settings = unpack(path)
     del settings["format"], settings["sha256"]
-    path.write_bytes(_pack(tensors, {**settings, "wrappers": wrappers}))
+    path.write_bytes(pack(tensors, {**settings, "wrappers": wrappers}))
     with pytest.raises(ValueError, match=message):
         nd.load(path, network=plain)
 
@@ -296,7 +296,7 @@ def test_a_file_can_name_only_the_wrappers_of_a_table(wrappers, message, path):
 def test_settings_that_are_nested_without_end_are_an_error(path):
     text = ('{"list":[' * 5000) + "null" + "]}" * 5000
     nd.save(tiny(), path)
-    tensors, settings = _unpack(path)
+    tensors, settings = unpack(path)
     settings["prior"]["params"] = "NESTED"
     forged = json.dumps({**settings, "sha256": "0" * 64}).replace('"NESTED"', text)
     path.write_bytes(sealed(tensors, forged))
@@ -305,13 +305,13 @@ def test_settings_that_are_nested_without_end_are_an_error(path):
 
 
 def test_a_dtype_that_no_prior_has_is_refused_and_booleans_are_true_or_false(path):
-    tensors, settings = _unpack(path)
+    tensors, settings = unpack(path)
     text = json.dumps({**settings, "sha256": "0" * 64})
     path.write_bytes(sealed({**tensors, "more": np.zeros(2, jnp.float8_e4m3fn)}, text))
     with pytest.raises(ValueError, match=r"a dtype out of .*got F8_E4M3"):
         nd.load(path)
     path.write_bytes(sealed({**tensors, "more": np.asarray([2, 0], np.uint8).view(bool)}, text))
-    more = _unpack(path)[0]["more"]
+    more = unpack(path)[0]["more"]
     assert more.view(np.uint8).tolist() == [1, 0]
 
 

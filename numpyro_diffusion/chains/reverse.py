@@ -273,6 +273,32 @@ class ReverseChain(ChainDistribution):
         size = max(n for n in range(1, math.isqrt(len(steps)) + 1) if len(steps) % n == 0)
         return jax.lax.scan(again(walk), start, steps.reshape(-1, size), reverse=True)[0]
 
+    def path_from_noise(self, noise: ArrayLike) -> Array:
+        """The path that standard normal noises stand for, every state of :meth:`from_noise`.
+
+        The map has the Jacobian that makes the path's density that of the noises: log p(path) = log N(noise) less it.
+
+        Args:
+            noise: shape (batch...,) + event_shape, time axis as in ``sample``.
+
+        Returns:
+            Of the shape of ``sample``: index 0 of the time axis is x^stop.
+
+        Raises:
+            TypeError: for a discrete kernel.
+        """
+        batch = check_trailing_shape("noise", noise, self.event_shape, "There is one for each coordinate and time.")
+        noises = jnp.moveaxis(jnp.asarray(noise), len(batch), 0)
+        start = self.kernel.from_noise(self.kernel.stationary(noises.shape[1:]), noises[-1])
+
+        def step(x_t: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, Array]:
+            t, eps = t_and_noise
+            x_previous = self.kernel.from_noise(self.reverse(x_t, t), eps)
+            return x_previous, x_previous
+
+        _, path = jax.lax.scan(step, start, (self._steps(), noises[:-1]), reverse=True)
+        return jnp.moveaxis(jnp.concatenate([path, start[None]]), 0, len(batch))
+
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
         return self._walk(key, batch_shape, keep_path=True)
 

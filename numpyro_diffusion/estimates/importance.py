@@ -80,10 +80,9 @@ def log_path_ratio(chain: ReverseChain, path: Array) -> Array:
     """
     kernel, before, after = chain.kernel, path[:-1], path[1:]
     t = jnp.arange(1, chain.num_steps + 1).reshape((-1,) + (1,) * (path.ndim - 1 - chain.state_dim))
-    beside = chain.beside_state(t)
-    bridge = kernel.bridge(after, path[:1], beside)
-    # At t = 1 the bridge is the point x^0 itself, and p's density stands alone.
-    steps = chain.reverse(after, t).log_prob(before) - jnp.where(beside == 1, 0.0, bridge.log_prob(before))
+    steps = chain.reverse(after, t).log_prob(before).sum(0)
+    # At t = 1 the bridge is the point x^0 itself, without a density or a gradient of one: p's stands alone.
+    bridge = kernel.bridge(after[1:], path[:1], chain.beside_state(t[1:])).log_prob(before[1:]).sum(0)
     x_0, x_top = path[0], path[-1]
     ends = kernel.stationary(x_top.shape).log_prob(x_top) - kernel.marginal(x_0, chain.num_steps).log_prob(x_top)
-    return chain.sum_state(steps.sum(0) + ends)
+    return chain.sum_state(steps - bridge + ends)

@@ -8,7 +8,7 @@
     entropy_bounds           what each reverse step's entropy must lie between
     parzen_log_likelihood    only for comparison with published tables
     sliced_wasserstein, max_mean_discrepancy, classifier_two_sample_test     draws against data
-    sbc_ranks, rank_uniformity, expected_coverage                            posteriors against truths
+    sbc_ranks, rank_uniformity, expected_coverage, sbc                       posteriors against truths
 
 A model is a diffusion or a ``TransformedDistribution`` of one, whose log likelihoods are those of the data in their own
 units. Several independent states that ``to_event`` made one event have the sum of theirs. Log likelihoods are in nats,
@@ -24,6 +24,7 @@ from .importance import ImportanceWeightedBound, importance_weighted
 from .integers import integer_log_likelihood
 from .parzen import ParzenLikelihood, parzen_log_likelihood
 from .results import LogLikelihood
+from .simulated import SimulatedCalibration, sbc
 
 __all__ = [
     "Bound",
@@ -34,6 +35,7 @@ __all__ = [
     "LogLikelihood",
     "ParzenLikelihood",
     "ProbabilityFlow",
+    "SimulatedCalibration",
     "TwoSampleTest",
     "bound",
     "classifier_two_sample_test",
@@ -46,6 +48,7 @@ __all__ = [
     "parzen_log_likelihood",
     "probability_flow",
     "rank_uniformity",
+    "sbc",
     "sbc_ranks",
     "sliced_wasserstein",
 ]

@@ -1,4 +1,7 @@
-"""Inference with diffusion sites."""
+"""Inference with diffusion sites, and by diffusion. What trains a network is imported when it is first asked for."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ..model.reparam import DiffusionReparam
 from ..noise.importance import ImportanceResult
@@ -13,8 +16,14 @@ from .slice import EllipticalSlice, EllipticalSliceState
 from .smc import TwistedSMC
 from .tempered import TemperedSMC
 
+if TYPE_CHECKING:
+    from .amortized import AmortizedPosterior, ConditionedPosterior, Corrected
+
 __all__ = [
+    "AmortizedPosterior",
     "AutoDiffusionGuide",
+    "ConditionedPosterior",
+    "Corrected",
     "DiffusionGibbs",
     "DiffusionGibbsState",
     "DiffusionHMC",
@@ -31,3 +40,16 @@ __all__ = [
     "TwistedSMC",
     "observe_entries",
 ]
+
+_NAMES_ON_REQUEST = ("AmortizedPosterior", "ConditionedPosterior", "Corrected")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES_ON_REQUEST:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(importlib.import_module(".amortized", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -37,7 +37,7 @@ from ..schedules import Schedule
 from .settings import OPTIONAL, describe, require, restore, shown
 from .wrappers import describe_wrappers, restore_wrappers
 
-__all__ = ["load", "save"]
+__all__ = ["load", "pack", "save", "unpack", "write"]
 
 _FORMAT = 3
 _WITHOUT_OPTIONS = 2  # the format of a file without what a prior need not have, as older versions read it
@@ -88,11 +88,11 @@ def save(prior: dist.Distribution, path: str | os.PathLike[str]) -> None:
     tensors, settings = describe(diffusion)
     tensors |= around
     everything = {"versions": {"jax": jax.__version__}, "prior": settings}
-    data = _pack(tensors, {**everything, "wrappers": wrappers} if wrappers else everything)
+    data = pack(tensors, {**everything, "wrappers": wrappers} if wrappers else everything)
     own_kernel = diffusion.kernel if "custom" in settings["kernel"] else None
     restored = restore(_tensors(data), settings, diffusion.transition.function, own_kernel)
     restore_wrappers(restored, _tensors(data), wrappers)
-    _write(Path(os.path.realpath(path)), data)
+    write(Path(os.path.realpath(path)), data)
 
 
 def load(
@@ -121,7 +121,7 @@ def load(
         ValueError: for a file that is truncated, damaged, foreign or of a newer format; for one that needs ``network``
             or ``kernel``; for ones that do not fit its parameters; for 64-bit jax arrays when JAX has 32.
     """
-    tensors, settings = _unpack(Path(path))
+    tensors, settings = unpack(Path(path))
     try:
         prior = restore(tensors, settings["prior"], network, kernel)
         return restore_wrappers(prior, tensors, settings.get("wrappers", []))
@@ -130,19 +130,19 @@ def load(
         raise ValueError(expected("the settings of a prior", got, _DAMAGED)) from error
 
 
-def _pack(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> bytes:
+def pack(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> bytes:
     """The file's bytes: the same for the same tensors and settings."""
     native = {name: np.asarray(x, x.dtype.newbyteorder("="), order="C") for name, x in tensors.items()}
     for name, x in native.items():
         require(x.dtype in _DTYPES.values(), f"a dtype out of {[*_DTYPES]} at {name!r}", x.dtype, "Convert it.")
     version = _WITHOUT_OPTIONS if "wrappers" in settings else _WITHOUT_WRAPPERS
-    version = _FORMAT if {*OPTIONAL} & {*settings["prior"]} else version
+    version = _FORMAT if {*OPTIONAL} & {*settings.get("prior", ())} else version
     text = json.dumps({"format": version, "sha256": _ZEROS.decode(), **settings}, separators=(",", ":"))
     data = safetensors.numpy.save(native, {_KEY: text})
     return data.replace(_ZEROS, hashlib.sha256(data).hexdigest().encode(), 1)
 
 
-def _unpack(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def unpack(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors and the settings of a file, of which only the header is read before it says that it is ours."""
     require(path.is_file() or not path.exists(), "a regular file", str(path), "Pass the path of the file.")
     try:
@@ -172,7 +172,7 @@ def _tensors(data: bytes) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` whole or not at all: into a new file beside it, which then takes its place."""
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:

@@ -32,12 +32,17 @@ from ..modules import HaikuFunction
 from ..schedules import Schedule
 from ..transition import Transition
 
-__all__ = ["OPTIONAL", "Tensors", "decode", "describe", "encode", "fields", "require", "restore", "shown"]
+__all__ = [
+    *("EMBEDDINGS", "NETWORKS", "OPTIONAL", "Tensors", "decode", "describe", "describe_object", "encode", "fields"),
+    *("require", "restore", "restore_object", "shown"),
+]
 
 Tensors: TypeAlias = dict[str, np.ndarray]
 
 _KERNELS = {name: getattr(kernels, name) for name in kernels.__all__ if name != "Kernel"}
-_NETWORKS = {name: getattr(networks, name) for name in networks.__all__}
+EMBEDDINGS = {name: getattr(networks, name) for name in networks.__all__ if name.endswith("Embedding")}
+# ``Embedded`` holds two networks, each with settings of its own, and is the caller's.
+NETWORKS = {name: getattr(networks, name) for name in networks.__all__ if name not in (*EMBEDDINGS, "Embedded")}
 _FUNCTIONS = {"gaussian_mixture": _MixtureDenoiser}
 # An estimate that is taken for a density is the user's decision, and is taken anew where the prior is loaded.
 _ESTIMATORS = {
@@ -82,11 +87,13 @@ def describe(prior: Diffusion) -> tuple[Tensors, dict[str, Any]]:
     require(known, wanted, prior.estimator, cure)
     trees = {"params": transition.params, "state": transition.state, "context": prior.context, "rng_key": prior.rng_key}
     settings = {
-        "kernel": _describe(prior.kernel, _KERNELS, "kernel", tensors),
+        "kernel": describe_object(prior.kernel, _KERNELS, "kernel", tensors),
         "schedule": {name: encode(getattr(schedule, name), f"schedule/{name}", tensors) for name in _SCHEDULE},
-        "network": _describe(network, _NETWORKS if is_haiku else _FUNCTIONS, "network", tensors),
+        "network": describe_object(network, NETWORKS if is_haiku else _FUNCTIONS, "network", tensors),
         "is_haiku": is_haiku,
-        "estimator": None if prior.estimator is None else _describe(prior.estimator, _ESTIMATORS, "estimator", tensors),
+        "estimator": None
+        if prior.estimator is None
+        else describe_object(prior.estimator, _ESTIMATORS, "estimator", tensors),
         "event_shape": list(transition.event_shape),
         "context_shape": None if transition.context_shape is None else list(transition.context_shape),
         "batch_shape": list(prior.batch_shape),
@@ -125,11 +132,13 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
     )
     schedule = Schedule(*arrays, first_ratio=ratio)
     kernel = kernel(schedule) if kernel is not None and not isinstance(kernel, Kernel) else kernel
-    kernel = _restore("kernel", found["kernel"], _KERNELS, tensors, kernel, schedule)
+    kernel = restore_object("kernel", found["kernel"], _KERNELS, tensors, kernel, schedule)
     same = all(np.array_equal(getattr(kernel.schedule, name), getattr(schedule, name)) for name in _SCHEDULE)
     require(same, "kernel=... with the file's schedule", kernel, "Pass its class, a function of the schedule.")
     function = network.network if isinstance(network, HaikuFunction) else network
-    function = _restore("network", found["network"], _NETWORKS if found["is_haiku"] else _FUNCTIONS, tensors, function)
+    function = restore_object(
+        "network", found["network"], NETWORKS if found["is_haiku"] else _FUNCTIONS, tensors, function
+    )
     transition = Transition(
         HaikuFunction(function) if found["is_haiku"] else function,
         trees["params"],
@@ -151,7 +160,7 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
         context=trees["context"],
         estimator=None
         if found["estimator"] is None
-        else _restore("estimator", found["estimator"], _ESTIMATORS, tensors, None),
+        else restore_object("estimator", found["estimator"], _ESTIMATORS, tensors, None),
         rng_key=key,
         validate_args=found["validate_args"],
     )
@@ -196,7 +205,8 @@ def _paths(params: Any) -> set[str]:
     return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
-def _describe(instance: Any, classes: dict[str, Any], name: str, tensors: Tensors) -> dict[str, Any]:
+def describe_object(instance: Any, classes: dict[str, Any], name: str, tensors: Tensors) -> dict[str, Any]:
+    """The node of an object of a class in a table, or of the caller's own."""
     cls = type(instance)
     if cls not in classes.values():
         named = instance if hasattr(instance, "__qualname__") else cls
@@ -207,7 +217,7 @@ def _describe(instance: Any, classes: dict[str, Any], name: str, tensors: Tensor
     return {"class": next(key for key, value in classes.items() if value is cls), "settings": settings}
 
 
-def _restore(what: str, node: Any, classes: dict[str, Any], tensors: Tensors, own: Any, *args: Any) -> Any:
+def restore_object(what: str, node: Any, classes: dict[str, Any], tensors: Tensors, own: Any, *args: Any) -> Any:
     """An object of a class in the table, or the caller's own."""
     if isinstance(node, dict) and set(node) == {"custom"}:
         got = f"a file whose {what} is the custom {shown(node['custom'])}"

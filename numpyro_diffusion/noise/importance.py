@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._checks import check_integer_at_least, expected, on_host
-from .._compat import arviz
 from .._typing import Array
-from .._weights import effective_size, host_generator, log_mean_exp, systematic
+from .._weights import effective_size, host_generator, log_mean_and_error, log_mean_exp, systematic
+from .efficiency import efficiency_interval, pareto_k
 
-__all__ = ["ImportanceResult", "importance_result", "pareto_k"]
+__all__ = ["TRUSTED", "ImportanceResult", "importance_result", "warn_of_weights"]
 
-_TRUSTED = 0.7
+TRUSTED = 0.7
 
 
 class ImportanceResult(NamedTuple):
@@ -43,6 +43,16 @@ class ImportanceResult(NamedTuple):
     effective_sample_size: Array
     pareto_k: float
 
+    @property
+    def log_evidence_error(self) -> float:
+        """The standard error of ``log_evidence``; an understatement where ``pareto_k`` is above 0.5."""
+        return float(log_mean_and_error(on_host(self.log_weights))[1])
+
+    @property
+    def efficiency_interval(self) -> tuple[float, float]:
+        """Where effective draws per draw may lie if many more were made, 95%; 0 where the variance may be infinite."""
+        return efficiency_interval(on_host(self.log_weights))
+
     def get_samples(self, rng_key: jax.Array | None = None, num_samples: int | None = None) -> dict[str, Array]:
         """Draws of equal weight: resampled by weight, with copies of those that weigh much.
 
@@ -61,13 +71,13 @@ class ImportanceResult(NamedTuple):
         return {name: jnp.asarray(value)[chosen] for name, value in self.samples.items()}
 
 
-def importance_result(samples: dict[str, Array], log_weights: Array, cure: str) -> ImportanceResult:
+def importance_result(samples: dict[str, Array], log_weights: Array, cure: str | None) -> ImportanceResult:
     """What follows from draws and their weights; warns when k-hat is above 0.7.
 
     Args:
         samples: values of sites, each with a leading axis of draws.
         log_weights: shape (draws,), in nats.
-        cure: what the warning advises.
+        cure: what the warning advises; None for no warning.
 
     Raises:
         ValueError: for weights that are NaN, infinite or all zero.
@@ -77,17 +87,23 @@ def importance_result(samples: dict[str, Array], log_weights: Array, cure: str) 
     result = ImportanceResult(
         samples, log_weights, log_mean_exp(log_weights), effective_size(log_weights), pareto_k(values)
     )
-    if result.pareto_k > _TRUSTED:
+    if cure is not None:
+        warn_of_weights(result, cure)
+    return result
+
+
+def warn_of_weights(result: ImportanceResult, cure: str) -> None:
+    """Warn where k-hat is above 0.7."""
+    if result.pareto_k > TRUSTED:
         warnings.warn(
             expected(
-                f"Pareto k-hat <= {_TRUSTED} of the importance weights",
+                f"Pareto k-hat <= {TRUSTED} of the importance weights",
                 f"{result.pareto_k:.2f}, effective sample size {float(result.effective_sample_size):.1f} "
-                f"of {values.size}",
+                f"of {result.log_weights.size}",
                 f"The posterior has mass where draws are rare; trust none of these figures: {cure}.",
             ),
-            stacklevel=3,
+            stacklevel=4,
         )
-    return result
 
 
 def _check_weights(values: np.ndarray) -> None:
@@ -108,14 +124,3 @@ def _check_weights(values: np.ndarray) -> None:
                 "The likelihood excludes all of them: soften it, or train with another optimiser or start.",
             )
         )
-
-
-def pareto_k(log_weights: np.ndarray) -> float:
-    """Shape of a generalised Pareto distribution fitted to the largest weights; 0 if all nonzero weights are equal.
-
-    References: Vehtari, Simpson, Gelman, Yao, Gabry 2024.
-    """
-    # Equal up to rounding of a sum of many log densities: what is left has no shape.
-    if np.ptp(log_weights[np.isfinite(log_weights)]) < np.sqrt(np.finfo(log_weights.dtype).eps):
-        return 0.0
-    return arviz.pareto_k(log_weights.astype(np.float64))

@@ -1,0 +1,98 @@
+r"""Calibration of an amortised posterior over data sets that its own model simulates, in one call.
+
+The truths and the data sets are draws of the model, so that the ranks of the truths are uniform where the posterior is
+right (:mod:`.calibration`). A network is right in this sense on average over the prior, not for each data set.
+Corrected draws are those of the model's posterior; where the weights of a data set are not to be trusted its
+``pareto_k`` says so.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from .._checks import check_integer_at_least
+from .calibration import rank_uniformity, sbc_ranks
+
+__all__ = ["SimulatedCalibration", "sbc"]
+
+
+class SimulatedCalibration(NamedTuple):
+    """What :func:`sbc` found.
+
+    Attributes:
+        ranks: site name -> integers in 0..num_draws, shape (data sets, site shape...).
+        num_draws: posterior draws of each data set.
+        pareto_k: of each data set, if draws were corrected; else None.
+    """
+
+    ranks: dict[str, np.ndarray]
+    num_draws: int
+    pareto_k: np.ndarray | None
+
+    @property
+    def p_values(self) -> dict[str, np.ndarray]:
+        """Of uniform ranks, site name -> one for each number of the site, shape (site shape...)."""
+        found = {}
+        for name, ranks in self.ranks.items():
+            flat = ranks.reshape(len(ranks), -1)
+            num_bins = max(bins for bins in range(2, 17) if (self.num_draws + 1) % bins == 0)
+            num_bins = num_bins if len(ranks) >= 5 * num_bins else 2
+            values = [rank_uniformity(column, self.num_draws, num_bins=num_bins) for column in flat.T]
+            found[name] = np.reshape(values, ranks.shape[1:])
+        return found
+
+
+def sbc(
+    rng_key: jax.Array,
+    amortized: Any,
+    *,
+    num_data_sets: int = 300,
+    num_draws: int = 63,
+    corrected: bool = False,
+    num_samples: int = 500,
+    num_paths: int = 4,
+    progress_bar: bool = True,
+) -> SimulatedCalibration:
+    """Ranks of simulated truths among draws of their posteriors.
+
+    Args:
+        rng_key: JAX random key.
+        amortized: an :class:`~numpyro_diffusion.infer.AmortizedPosterior`, or what has its ``simulate`` and
+            ``condition``.
+        num_data_sets: n, at least 10.
+        num_draws: m of each; m + 1 should have a divisor from 2 to 16.
+        corrected: take draws that importance weights have corrected.
+        num_samples: weighted draws of each data set, of which m are kept.
+        num_paths: of each weight.
+        progress_bar: show one.
+
+    Returns:
+        Ranks by site, for ``plots.sbc_ranks``, and their p-values.
+
+    References: Talts et al. 2018.
+    """
+    for name, value, least in (("num_data_sets", num_data_sets, 10), ("num_draws", num_draws, 1)):
+        check_integer_at_least(name, value, least, "Uniformity is seen in hundreds of data sets.")
+    key_truth, key_draws, key_ties = jax.random.split(rng_key, 3)
+    simulated = amortized.simulate(key_truth, num_data_sets)
+    draws, shapes = [], []
+    for index in tqdm(range(num_data_sets), desc="data sets", disable=not progress_bar):
+        key = jax.random.fold_in(key_draws, index)
+        y = {name: simulated[name][index] for name in amortized.observed}
+        with warnings.catch_warnings():
+            # Some data sets of the model are the farthest of many, and some weights are poor: ``pareto_k`` has them.
+            warnings.filterwarnings("ignore", message=r"Expected (y like|Pareto k-hat|an effective size)")
+            posterior = amortized.condition(y)
+            if corrected:
+                found = posterior.correct(key, "importance", num_samples=num_samples, num_paths=num_paths)
+                shapes.append(found.pareto_k)
+                draws.append(jax.tree.map(np.asarray, found.get_samples(jax.random.fold_in(key, 1), num_draws)))
+            else:
+                draws.append(jax.tree.map(np.asarray, posterior.sample(key, num_draws)))
+    ranks = {
+        name: sbc_ranks(simulated[name], np.stack([one[name] for one in draws]), rng_key=key_ties) for name in draws[0]
+    }
+    return SimulatedCalibration(ranks, num_draws, np.asarray(shapes) if corrected else None)

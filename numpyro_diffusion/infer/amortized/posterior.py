@@ -1,0 +1,180 @@
+"""The amortised posterior of one data set: draws, named estimates of its density, and its correction."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._checks import check_choice, check_integer_at_least, check_trailing_shape, expected
+from ..._typing import Array, ArrayLike
+from ...estimates import Estimator, ImportanceWeighted
+from ...model.simulator import Simulator
+from .correction import Corrected, Method, correct
+from .parts import Bound
+from .weights import draw_values, estimate_log_prob
+
+__all__ = ["ConditionedPosterior"]
+
+
+class ConditionedPosterior:
+    """q(theta | y) for one y, from :meth:`AmortizedPosterior.condition`.
+
+    Attributes:
+        share_farther: the share of simulated data sets that lie farther from the others than y does; 0 says that y is
+            like none of them.
+    """
+
+    def __init__(
+        self, simulator: Simulator, bounds: tuple[Bound, ...], y: Mapping[str, Array], share_farther: float
+    ) -> None:
+        self._simulator, self._bounds, self._y = simulator, bounds, dict(y)
+        self.share_farther = share_farther
+
+    def sample(self, rng_key: jax.Array, num_samples: int = 1000) -> dict[str, Array]:
+        """Draws of all latent sites, in their own supports.
+
+        Args:
+            rng_key: JAX random key.
+            num_samples: how many.
+
+        Returns:
+            Site name -> (num_samples, site shape...). They are the network's: ``correct`` makes them the model's.
+        """
+        check_integer_at_least("num_samples", num_samples, 1, "It is the number of draws.")
+        return draw_values(self._simulator, self._bounds, jax.random.split(rng_key, num_samples))
+
+    def log_prob(
+        self, values: Mapping[str, ArrayLike], *, rng_key: jax.Array, estimator: Estimator | None = None
+    ) -> Array:
+        """A named estimate of log q(theta | y), of the density in the sites' own supports.
+
+        Args:
+            values: site name -> (n, site shape...), of all latent sites.
+            rng_key: the estimate's randomness.
+            estimator: by default ``ImportanceWeighted(16)``, a lower bound in expectation; ``AllSteps()``.
+
+        Returns:
+            Shape (n,), nats.
+
+        Raises:
+            ValueError: for other sites or shapes.
+        """
+        wanted = {site.name: site.shape for site in self._simulator.latent}
+        if set(values) != set(wanted):
+            cure = "A density is of all unknowns together."
+            raise ValueError(expected(f"values of the sites {sorted(wanted)}", sorted(values), cure))
+        leading = {
+            check_trailing_shape(name, values[name], shape, "Draws go to the left.") for name, shape in wanted.items()
+        }
+        if len(leading) != 1 or len(next(iter(leading))) != 1:
+            cure = "Give each site one axis of draws."
+            raise ValueError(expected("one leading axis, the same of all sites", sorted(leading), cure))
+        count = next(iter(leading))[0]
+        arrays = {name: jnp.asarray(value) for name, value in values.items()}
+        keys = jax.random.split(rng_key, count)
+        return estimate_log_prob(self._simulator, self._bounds, arrays, keys, estimator or ImportanceWeighted(16))
+
+    def correct(
+        self,
+        rng_key: jax.Array,
+        method: Method = "auto",
+        *,
+        model: Callable | None = None,
+        model_args: tuple | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        num_samples: int = 2000,
+        num_paths: int = 8,
+        num_warmup: int = 500,
+        num_chains: int = 4,
+        num_islands: int = 4,
+        progress_bar: bool = True,
+    ) -> Corrected:
+        """Draws of the user's own posterior, for a model with a likelihood, whatever the network has learned.
+
+        Args:
+            rng_key: JAX random key.
+            method: ``"importance"``, weights on whole paths; ``"hmc"`` or ``"tempered"``, moves in the noises of the
+                amortised chain; ``"auto"``, weights, and ``"hmc"`` where they are not to be trusted.
+            model: another model of the same sites, with another prior or likelihood, whose posterior is wanted.
+            model_args: its arguments; by default those of the amortised model.
+            model_kwargs: its keyword arguments, likewise.
+            num_samples: draws.
+            num_paths: K of :mod:`~numpyro_diffusion.infer.amortized.weights`: more make weights more even, for K
+                times the network calls.
+            num_warmup: draws that adapt a chain of ``"hmc"``.
+            num_chains: of ``"hmc"``.
+            num_islands: of ``"tempered"``.
+            progress_bar: show one, of ``"hmc"`` and ``"tempered"``.
+
+        Raises:
+            ValueError: for a model without a likelihood, or of other sites; for ``"hmc"`` and ``"tempered"`` of
+                discrete sites; for weights that are NaN or all zero.
+        """
+        check_choice("method", method, Method)
+        for name, value, least in (
+            ("num_samples", num_samples, 2),
+            ("num_paths", num_paths, 1),
+            ("num_warmup", num_warmup, 0),
+            ("num_chains", num_chains, 1),
+            ("num_islands", num_islands, 1),
+        ):
+            check_integer_at_least(name, value, least, "It is a number of draws, paths, chains or islands.")
+        simulator = self._simulator
+        if model is not None or model_args is not None or model_kwargs is not None:
+            simulator = Simulator(
+                model or simulator.model,
+                simulator.args if model_args is None else model_args,
+                simulator.kwargs if model_kwargs is None else model_kwargs,
+                [site.name for site in simulator.observed],
+            )
+            self._simulator.check_alike(simulator)
+        return correct(
+            simulator,
+            self._bounds,
+            self._y,
+            rng_key,
+            method=method,
+            num_samples=num_samples,
+            num_paths=num_paths,
+            num_warmup=num_warmup,
+            num_chains=num_chains,
+            num_islands=num_islands,
+            progress_bar=progress_bar,
+        )
+
+
+def checked_data(simulator: Simulator, y: Any) -> dict[str, np.ndarray]:
+    """The data by site, in the shapes and dtypes of the simulations; what a mask hides may be NaN.
+
+    Raises:
+        ValueError: for other sites or shapes, or values that are not finite.
+        TypeError: for another kind of numbers.
+    """
+    sites = {site.name: site for site in simulator.observed}
+    given = dict(y) if isinstance(y, Mapping) else None
+    if given is None and len(sites) == 1:
+        given = {next(iter(sites)): y}
+    if given is None or set(given) != set(sites):
+        got = f"an {type(y).__name__}" if given is None else sorted(given)
+        raise ValueError(expected(f"data of the sites {sorted(sites)}", got, "Pass a dictionary by site name."))
+    found = {}
+    for name, site in sites.items():
+        array = np.asarray(given[name])
+        if array.shape != site.shape:
+            cure = "A network answers data of the shape that it has seen: simulate others by other model_args."
+            raise ValueError(expected(f"y of shape {site.shape} at site {name!r}", f"shape {array.shape}", cure))
+        kinds = {"f": "real numbers", "i": "integers", "u": "integers", "b": "booleans"}
+        wanted, got = kinds.get(site.dtype.kind, str(site.dtype)), kinds.get(array.dtype.kind, str(array.dtype))
+        if wanted != got:
+            cure = f"The model draws {site.dtype}: convert y with .astype, if it is the same."
+            raise TypeError(expected(f"{wanted} at site {name!r}", f"dtype {array.dtype}", cure))
+        if site.seen is not None:
+            array = np.where(site.seen, array, np.zeros((), array.dtype))
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            cure = "Give the model a mask of what is seen, and simulate with it."
+            raise ValueError(expected(f"finite values at site {name!r}", f"{count} NaN or infinite", cure))
+        found[name] = array.astype(site.dtype)
+    return found

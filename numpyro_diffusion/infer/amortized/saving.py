@@ -1,0 +1,154 @@
+"""An amortised posterior as one file of arrays and settings, in the sealed format of :mod:`numpyro_diffusion.io`.
+
+The model is not in it, nor an embedding of the user's own. Sites and shapes are, and are compared with the model's.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ... import networks
+from ..._checks import expected
+from ...diffusion import Diffusion
+from ...io.saving import pack, unpack, write
+from ...io.settings import (
+    EMBEDDINGS,
+    NETWORKS,
+    Tensors,
+    decode,
+    describe,
+    describe_object,
+    encode,
+    fields,
+    require,
+    restore,
+    restore_object,
+    shown,
+)
+from ...model.simulator import Simulator
+from .coordinates import Affine, DataCode
+from .novelty import Neighbours
+from .parts import Part, by_part
+from .train import Plan
+
+__all__ = ["Loaded", "load_amortized", "save_amortized"]
+
+_CURE = "The file was not written by AmortizedPosterior.save."
+_SETTINGS = ("num_steps", "width", "depth")
+
+
+class Loaded(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        observed: names of sites.
+        settings: of the networks.
+        embedding: of y.
+        neighbours: of the simulations.
+        tensors: all of them.
+        node: the settings of the file.
+    """
+
+    observed: list[str]
+    settings: dict[str, int]
+    embedding: Callable[[Any], Any]
+    neighbours: Neighbours
+    tensors: Tensors
+    node: dict[str, Any]
+
+    def restore(self, simulator: Simulator) -> Plan:
+        """The plan, for a model of the same sites.
+
+        Raises:
+            ValueError: for one of others.
+        """
+        if self.node["sites"] != _sites(simulator):
+            cure = "Pass the model with the arguments that it was trained for."
+            raise ValueError(expected(f"a model of the sites {shown(self.node['sites'])}", _sites(simulator), cure))
+        shapes = tuple((site.name, site.shape) for site in simulator.observed)
+        parts = []
+        for (name, _, sites), found in zip(by_part(simulator.latent), self.node["parts"], strict=True):
+            tensors = _under(name, self.tensors)
+            core = restore_object("network", found["core"], NETWORKS, tensors, None)
+            chain = restore(tensors, found["chain"], networks.Embedded(core, self.embedding, shapes), None)
+            affine = decode(found["affine"], tensors)
+            parts.append(
+                Part(
+                    name,
+                    tuple((site.name, site.size) for site in sites),
+                    chain.kernel,
+                    chain.transition,
+                    None if affine is None else Affine(**fields_of(affine, Affine)),
+                )
+            )
+        code = DataCode(**fields_of(decode(self.node["code"], self.tensors), DataCode))
+        return Plan(code, tuple(parts))
+
+
+def save_amortized(
+    path: str | os.PathLike[str],
+    simulator: Simulator,
+    settings: dict[str, int],
+    embedding: Callable[[Any], Any],
+    plan: Plan,
+    neighbours: Neighbours,
+) -> None:
+    """Write one file."""
+    tensors: Tensors = {}
+    parts = []
+    for part in plan.parts:
+        context = jnp.zeros(part.transition.context_shape or ())
+        own, chain = describe(Diffusion(part.kernel, part.transition, context=context))
+        function: Any = part.transition.function
+        affine = None if part.affine is None else encode(part.affine._asdict(), "affine", own)
+        core = describe_object(function.network.core, NETWORKS, "core", own)
+        parts.append({"chain": chain, "core": core, "affine": affine})
+        tensors |= {f"{part.name}/{name}": tensor for name, tensor in own.items()}
+    node = {
+        **settings,
+        "sites": _sites(simulator),
+        "observed": [site.name for site in simulator.observed],
+        "embedding": describe_object(embedding, EMBEDDINGS, "embedding", tensors),
+        "code": encode(plan.code._asdict(), "code", tensors),
+        "neighbours": encode(neighbours._asdict(), "neighbours", tensors),
+        "parts": parts,
+    }
+    data = pack(tensors, {"versions": {"jax": jax.__version__}, "amortized": node})
+    write(Path(os.path.realpath(path)), data)
+
+
+def load_amortized(path: str | os.PathLike[str], embedding: Callable[[Any], Any] | None) -> Loaded:
+    """Read one file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a damaged or foreign file; for one whose embedding is the user's own, without it.
+    """
+    tensors, everything = unpack(Path(path))
+    node = everything.get("amortized")
+    require(isinstance(node, dict), "the file of an AmortizedPosterior", sorted(everything), _CURE)
+    wanted = (*_SETTINGS, "sites", "observed", "embedding", "code", "neighbours", "parts")
+    node = fields(node, *wanted)
+    settings = {name: node[name] for name in _SETTINGS}
+    own = restore_object("embedding", node["embedding"], EMBEDDINGS, tensors, embedding)
+    neighbours = Neighbours(**fields_of(decode(node["neighbours"], tensors), Neighbours))
+    return Loaded(node["observed"], settings, own, neighbours, tensors, node)
+
+
+def fields_of(found: Any, cls: Any) -> dict[str, Any]:
+    """The attributes of a named tuple, out of a file."""
+    return fields(found, *cls._fields)
+
+
+def _sites(simulator: Simulator) -> list[list[Any]]:
+    """What is compared: names, shapes and kinds, as JSON has them."""
+    latent = [[site.name, list(site.shape), site.size, site.num_states] for site in simulator.latent]
+    return [*latent, *([site.name, list(site.shape), str(site.dtype)] for site in simulator.observed)]
+
+
+def _under(name: str, tensors: Tensors) -> Tensors:
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}

@@ -1,0 +1,232 @@
+r"""From simulations to trained chains.
+
+The rows that are no numbers are dropped and counted. Of the others some stop the training. Coordinates, kernels and
+networks are made of the rest (or, online, of the first simulations), and all parts are trained at once: the loss is
+minus the sum of their bounds on log q(theta | y), nats per row.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+
+from ... import networks
+from ..._checks import expected
+from ..._typing import Array
+from ..._weights import host_generator
+from ...diffusion import Diffusion
+from ...kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
+from ...learning.train import repeats_of
+from ...model.simulator import ObservedSite, Simulator
+from ...modules import HaikuFunction, haiku_module
+from ...schedules import constant_fraction, log_snr
+from ...training import FitResult, Validation, fit
+from ...transition import Transition
+from .coordinates import Affine, DataCode, fit_affine, fit_code, in_a_row
+from .parts import Part, by_part, told
+
+__all__ = ["Plan", "Simulations", "clean", "make_plan", "online_batches", "rows_of", "train"]
+
+Simulations = tuple[Mapping[str, Any], Mapping[str, Any]]  # coordinates of the unknowns and values of y, by site
+
+_FEWEST = 100  # simulations to learn from
+_MOST_DROPPED = 0.5
+_MOST_HELD_OUT = 2000
+# Of a standard deviation of what the regression leaves: a posterior may be a thousand times narrower than the prior,
+# and the last reverse step, of a width that is learned, is finer still.
+_FINEST = 0.01
+_LEAST_END = 20.0
+
+
+class Plan(NamedTuple):
+    """What is to be trained.
+
+    Attributes:
+        code: of y.
+        parts: kernels, networks and shapes; their transitions have no parameters yet.
+    """
+
+    code: DataCode
+    parts: tuple[Part, ...]
+
+
+def clean(simulations: Simulations) -> tuple[Simulations, int]:
+    """The rows that are numbers, and how many are not.
+
+    Raises:
+        ValueError: if most are not, or too few are left.
+    """
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(simulations)]
+    is_number = np.ones(len(leaves[0]), bool)
+    for leaf in leaves:
+        if leaf.dtype.kind == "f":
+            is_number &= np.isfinite(leaf).reshape(len(leaf), -1).all(1)
+    dropped = int((~is_number).sum())
+    if dropped > _MOST_DROPPED * len(is_number):
+        cure = "Look at the simulator at draws of the prior, or give the prior a support on which it works."
+        got = f"NaN or infinite values in {dropped} of {len(is_number)}"
+        raise ValueError(expected("simulations that are numbers", got, cure))
+    if is_number.sum() < _FEWEST:
+        cure = "A network learns from thousands."
+        raise ValueError(expected(f"at least {_FEWEST} simulations", int(is_number.sum()), cure))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[is_number], simulations), dropped
+
+
+def make_plan(
+    simulator: Simulator,
+    simulations: Simulations,
+    *,
+    embedding: Callable[[Any], Any],
+    num_steps: int,
+    width: int,
+    depth: int,
+    rng_key: jax.Array,
+) -> Plan:
+    """Coordinates, kernels and networks for a model, of simulations.
+
+    Raises:
+        ValueError: for observations that are the same in all simulations.
+    """
+    unknowns, y = simulations
+    rows = np.asarray(in_a_row(simulator.observed, y))
+    code = fit_code(simulator.observed, rows)
+    varies = (rows.std(0) > 0) & np.asarray(code.seen)
+    if not varies.any():
+        names = [site.name for site in simulator.observed]
+        cure = "There is nothing to learn from them: look at the simulator, and at the mask."
+        raise ValueError(expected(f"observations {names} that vary", f"the same in all {len(rows)} simulations", cure))
+    codes = code(jnp.asarray(rows))
+    shapes = tuple((site.name, site.shape) for site in simulator.observed)
+    rest = codes[:, :0]
+    parts = []
+    for name, num_states, sites in by_part(simulator.latent):
+        values = np.concatenate([unknowns[site.name] for site in sites], axis=-1)
+        size, context_shape = values.shape[1], (codes.shape[1] + rest.shape[1],)
+        affine: Affine | None = None
+        if num_states is None:
+            features = networks.Embedded(None, embedding, shapes).features_of(codes)
+            features = jnp.concatenate([features, rest], axis=-1)
+            affine = fit_affine(values, np.asarray(features), rng=host_generator(rng_key))
+            x = np.asarray(affine.inverse(jnp.asarray(values, float), features))
+            high = float(np.ceil(max(_LEAST_END, np.abs(x).max())))
+            schedule = log_snr(num_steps, _FINEST, high)
+            kernel: Kernel = GaussianKernel(schedule, parameterization="x0", variance="denoiser")
+            core: Any = networks.GaussianSkip(kernel.schedule.log_snr[1:], width=width, depth=depth)
+        else:
+            kernel = _discrete_kernel(num_steps, num_states, values)
+            # Classes reach the network one-hot: one more axis.
+            event_dim = 1 if num_states == 2 else 2
+            core = networks.MLP(num_steps, kernel.num_outputs, width=width, depth=depth, event_dim=event_dim)
+        network = networks.Embedded(core, embedding, shapes)
+        transition = Transition(HaikuFunction(network), None, (size,), context_shape)
+        parts.append(Part(name, tuple((site.name, site.size) for site in sites), kernel, transition, affine))
+        rest = jnp.concatenate([rest, told(jnp.asarray(values), num_states).astype(codes.dtype)], axis=-1)
+    return Plan(code, tuple(parts))
+
+
+def rows_of(plan: Plan, observed: tuple[ObservedSite, ...], simulations: Simulations) -> dict[str, Array]:
+    """What the chains are trained on: codes of y, and the state x^0 of every part by its name."""
+    unknowns, y = simulations
+    rows = {"codes": plan.code(in_a_row(observed, y))}
+    rest = rows["codes"][:, :0]
+    for part in plan.parts:
+        values = jnp.concatenate([jnp.asarray(unknowns[name]) for name, _ in part.sites], axis=-1)
+        if part.affine is not None:
+            function: Any = part.transition.function
+            features = jnp.concatenate([function.network.features_of(rows["codes"]), rest], axis=-1)
+            values = part.affine.inverse(values.astype(float), features)
+        rows[part.name] = values
+        rest = jnp.concatenate([rest, told(values, part.kernel.num_states).astype(rest.dtype)], axis=-1)
+    return rows
+
+
+def train(
+    plan: Plan,
+    data: Any,
+    held_out: Mapping[str, Any],
+    *,
+    rng_key: jax.Array,
+    every: int,
+    patience: int | None,
+    **settings: Any,
+) -> tuple[tuple[Part, ...], FitResult]:
+    """Train all parts on rows, an array or a stream.
+
+    Args:
+        plan: what to train.
+        data: of ``rows_of``, or a stream of such batches.
+        held_out: rows that stop the training.
+        rng_key: randomness.
+        every: steps between two looks at them.
+        patience: looks without a new best after which training stops.
+        **settings: of :func:`~numpyro_diffusion.fit`.
+    """
+
+    def model(batch: Any, size: int) -> None:
+        context = batch["codes"]
+        for part in plan.parts:
+            function: Any = part.transition.function
+            transition = haiku_module(
+                part.name,
+                function.network,
+                kernel=part.kernel,
+                event_shape=part.transition.event_shape,
+                context_shape=part.transition.context_shape,
+            )
+            with numpyro.plate(f"{part.name}_rows", size, subsample_size=len(context)):
+                numpyro.sample(part.name, Diffusion(part.kernel, transition, context=context), obs=batch[part.name])
+            x = told(jnp.asarray(batch[part.name]), part.kernel.num_states).astype(context.dtype)
+            context = jnp.concatenate([context, x], axis=-1)
+
+    repeats = repeats_of(len(held_out["codes"]), (1,))
+    repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * repeats), held_out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Expected sqrt\(abar_T\)")  # of the first batch, not of all rows
+        result = fit(
+            model,
+            data,
+            rng_key=rng_key,
+            validation=Validation(repeated, every=every, patience=patience),
+            **settings,
+        )
+    return tuple(_trained(part, result.params[f"{part.name}$params"]) for part in plan.parts), result
+
+
+def online_batches(
+    simulator: Simulator, plan: Plan, batch_size: int, rng_key: jax.Array, *, rows_at_once: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of simulations that are used once, without an end."""
+    left: dict[str, np.ndarray] | None = None
+    step = 0
+    while True:
+        found, _ = clean(simulator.draws(jax.random.fold_in(rng_key, step), rows_at_once))
+        rows = jax.tree.map(np.asarray, rows_of(plan, simulator.observed, found))
+        left = rows if left is None else jax.tree.map(lambda a, b: np.concatenate([a, b]), left, rows)
+        whole = len(left["codes"]) // batch_size * batch_size
+        for start in range(0, whole, batch_size):
+            yield jax.tree.map(lambda leaf: leaf[start : start + batch_size], left)  # noqa: B023
+        left = jax.tree.map(lambda leaf: leaf[whole:], left)  # noqa: B023
+        step += 1
+
+
+def held_out_count(num_rows: int, share: float) -> int:
+    """How many rows stop the training."""
+    return max(1, min(_MOST_HELD_OUT, int(share * num_rows)))
+
+
+def _trained(part: Part, params: Any) -> Part:
+    function, shapes = part.transition.function, (part.transition.event_shape, part.transition.context_shape)
+    return Part(part.name, part.sites, part.kernel, Transition(function, params, *shapes), part.affine)
+
+
+def _discrete_kernel(num_steps: int, num_states: int, values: np.ndarray) -> Kernel:
+    schedule = constant_fraction(num_steps)
+    # A bit or class that no simulation has drawn has a chance all the same: one in n + 1 rows, shared (Krichevsky).
+    if num_states == 2:
+        return BernoulliKernel(schedule, rate=jnp.asarray((values.sum(0) + 0.5) / (len(values) + 1), float))
+    counts = np.bincount(values.reshape(-1), minlength=num_states) + 0.5
+    return CategoricalKernel(schedule, num_states, rates=jnp.asarray(counts / counts.sum(), float))
