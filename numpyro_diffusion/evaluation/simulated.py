@@ -1,9 +1,9 @@
 r"""Calibration of an amortised posterior over data sets that its own model simulates, in one call.
 
 The truths and the data sets are draws of the model, so that the ranks of the truths are uniform where the posterior is
-right (:func:`~numpyro_diffusion.evaluation.sbc_ranks`). A network is right in this sense on average over the prior, not for each data set.
-Corrected draws are those of the model's posterior; where the weights of a data set are not to be trusted its
-``pareto_k`` says so.
+right (:func:`~numpyro_diffusion.evaluation.sbc_ranks`). A network is right in this sense on average over the prior, not
+for each data set. Corrected draws are those of the model's posterior; where the weights of a data set are not to be
+trusted its ``pareto_k`` says so.
 """
 
 import warnings
