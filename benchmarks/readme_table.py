@@ -178,6 +178,17 @@ ROWS = {
             digits=1,
         ),
         Row(
+            "784 pixels, `DiffusionHMC` as it comes, likewise: a Gaussian with a power law for spectrum, noise .3; "
+            "MNIST, the lower half unseen (100 draws of each chain)",
+            ("powerlaw_784_ess_per_1000", "mnist_half_ess_per_1000"),
+            digits=2,
+        ),
+        Row(
+            "largest R-hat of all pixels and projections, the same",
+            ("powerlaw_784_rhat", "mnist_half_rhat"),
+            digits=3,
+        ),
+        Row(
             "the same, guidance written by hand, another digit: noise 1; half unseen; block means",
             (
                 "digits_noise1_by_hand_ess_per_1000",
