@@ -274,3 +274,14 @@ def test_checks_benchmark_calls_every_engine():
     nonlinear = checks.nonlinear_rows("tails", [0], count=100, num_particles=256)
     density = checks.density_rows(0, count=200)
     assert all(np.isfinite(row["value"]) for row in [*evidence, *nonlinear, *density])
+
+
+def test_the_variances_of_a_power_laws_chain_are_those_of_its_draws():
+    known = load("power_law").power_law(4)
+    draws = known.coordinates(np.asarray(known.prior.sample(jax.random.key(0), (4000,)), np.float64))
+    np.testing.assert_allclose(known.basis @ known.basis.T, np.eye(4), atol=1e-12)
+    ratio = draws.var(0) / known.variances
+    np.testing.assert_allclose(ratio, 1, atol=5 * np.sqrt(2 / len(draws)))
+    correlation = np.corrcoef(draws.T) - np.eye(16)
+    assert np.abs(correlation).max() < 5 / np.sqrt(len(draws))
+    assert known.variances.max() / known.variances.min() > 20  # equal ones would fail
