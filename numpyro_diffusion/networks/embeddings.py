@@ -14,7 +14,7 @@ References: Zaheer et al. 2017 (sets).
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import haiku as hk
@@ -116,10 +116,8 @@ class SeriesEmbedding:
 
     def __call__(self, y: Array) -> Array:
         """Shape (rows, size)."""
-        hidden = y.reshape((*y.shape[:2], -1))
-        for layer in range(self.depth):
-            hidden = jax.nn.silu(hk.Conv1D(self.width, 5, stride=2, name=f"series_{layer}")(hidden))
-        return hk.Linear(self.size, name="series_output")(_rows(hidden))
+        layers = [hk.Conv1D(self.width, 5, stride=2, name=f"series_{layer}") for layer in range(self.depth)]
+        return _through(layers, hk.Linear(self.size, name="series_output"), y.reshape((*y.shape[:2], -1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +140,8 @@ class ImageEmbedding:
 
     def __call__(self, y: Array) -> Array:
         """Shape (rows, size)."""
-        hidden = y.reshape((*y.shape[:3], -1))
-        for layer in range(self.depth):
-            hidden = jax.nn.silu(hk.Conv2D(self.width, 3, stride=2, name=f"image_{layer}")(hidden))
-        return hk.Linear(self.size, name="image_output")(_rows(hidden))
+        layers = [hk.Conv2D(self.width, 3, stride=2, name=f"image_{layer}") for layer in range(self.depth)]
+        return _through(layers, hk.Linear(self.size, name="image_output"), y.reshape((*y.shape[:3], -1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +215,12 @@ class Embedded:
 
 def _is_embedding(name: str) -> bool:
     return name.split("/")[0] == _SCOPE
+
+
+def _through(layers: Sequence[Callable[[Array], Array]], output: Callable[[Array], Array], hidden: Array) -> Array:
+    for layer in layers:
+        hidden = jax.nn.silu(layer(hidden))
+    return output(_rows(hidden))
 
 
 def _rows(y: Observations) -> Array:
