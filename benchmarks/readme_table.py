@@ -200,12 +200,12 @@ ROWS = {
         Row(
             "the same as it comes, another digit: counts of the blurred digit; noise of Student's t; magnitudes of the "
             "Fourier transform, whose modes are too far apart for any chain",
-            ("digits_counts_ess_per_1000", "digits_outliers_ess_per_1000", "digits_magnitudes_ess_per_1000"),
+            ("digits_counts_ess_per_1000", "digits_outliers_ess_per_1000", "digits_magnitudes_prior_ess_per_1000"),
             digits=3,
         ),
         Row(
             "the same: largest R-hat of four chains",
-            ("digits_counts_rhat", "digits_outliers_rhat", "digits_magnitudes_rhat"),
+            ("digits_counts_rhat", "digits_outliers_rhat", "digits_magnitudes_prior_rhat"),
         ),
         Row(
             "the unknown noise scale: W1 of its marginal to a long run, posterior sd",
