@@ -47,7 +47,7 @@ def density(records: dict[str, dict[str, Any]]) -> str:
 
 
 def missing(records: dict[str, dict[str, Any]]) -> str:
-    """Coverage of missing cells, their errors, and the smallest effective size."""
+    """Coverage of missing cells, their errors, the smallest effective size, and the largest R-hat."""
     head = [
         "table",
         "cells",
@@ -56,6 +56,7 @@ def missing(records: dict[str, dict[str, Any]]) -> str:
         "error, sd",
         "one Gaussian's",
         "least effective size",
+        "largest R-hat",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in names(records, "missing_", "_coverage_90"):
@@ -63,6 +64,7 @@ def missing(records: dict[str, dict[str, Any]]) -> str:
         cells = [name.replace("_", " "), share["settings"]["cells"], f"{share['value']:.2f}"]
         cells += [f"{share['settings']['others']['gaussian']:.2f}", f"{error['value']:.3f}", f"{error['baseline']:.3f}"]
         cells += [f"{records[f'missing_{name}_min_effective_size']['value']:.0f}"]
+        cells += [f"{records[f'missing_{name}_rhat']['value']:.3f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

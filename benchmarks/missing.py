@@ -4,7 +4,7 @@
     python benchmarks/missing.py --tables wine --seeds 0 1
 
 For each split of ``density_tables``, standardised by its training rows: the prior is learned on these; 12 test rows
-lose 30% of their cells at random, and what is left is seen with noise .1. Ours is TwistedSMC with the Gaussian twist on
+lose 30% of their cells at random, and what is left is seen with noise .1. Ours is DiffusionHMC on
 ``infer.observe_entries``; FlowJAX's spline flow is the prior of the same rows under NUTS in the flow's own noises, on
 the seeds of ``--flow-seeds`` only, since a run takes up to ten minutes; one Gaussian has its posterior in closed form.
 A record's value is over the missing cells of all seeds. The file of records holds every run: a later call adds seeds
@@ -13,7 +13,7 @@ and tables to it, and repeats none.
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import density_baselines as baselines
 import density_tables as tables
@@ -24,6 +24,7 @@ import numpyro
 import numpyro.distributions as dist
 import records
 from density_priors import Prior, learned
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_diffusion as nd
@@ -31,7 +32,7 @@ import numpyro_diffusion as nd
 NUM_ROWS, SHARE, NOISE = 12, 0.3, 0.1
 # Of NUTS: a gradient is one of the whole flow for every row, and without a bound on trees a table takes half an hour.
 NUM_FLOW_DRAWS, FLOW_TREE_DEPTH = 200, 7
-NUM_PARTICLES, NUM_ISLANDS, NUM_DRAWS = 512, 4, 2000
+NUM_CHAINS, NUM_WARMUP, NUM_DRAWS = 4, 200, 500  # draws of each chain
 
 
 def gaps(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -42,19 +43,33 @@ def gaps(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.where(seen, rows + NOISE * rng.normal(size=rows.shape), np.nan)
 
 
-def by_diffusion(prior: Prior, table: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-    """Draws (n, rows, columns), and the smallest effective size."""
+class Draws(NamedTuple):
+    """Draws (n, rows, columns); over the missing cells the smallest effective size and the largest R-hat."""
 
+    values: np.ndarray
+    effective_size: float
+    rhat: float
+
+
+def by_diffusion(prior: Prior, table: np.ndarray, seed: int) -> Draws:
     def model(table: np.ndarray) -> None:
         with numpyro.plate("rows", len(table)):
             x = numpyro.sample("x", prior.distribution)
             nd.infer.observe_entries("cells", x, table, NOISE)
 
-    smc = nd.infer.TwistedSMC(
-        model, num_particles=NUM_PARTICLES, num_islands=NUM_ISLANDS, twist="gaussian", progress_bar=False
+    mcmc = MCMC(
+        nd.infer.DiffusionHMC(model),
+        num_warmup=NUM_WARMUP,
+        num_samples=NUM_DRAWS,
+        num_chains=NUM_CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
     )
-    smc.run(jax.random.key(seed + 100), table)
-    return np.asarray(smc.get_samples(num_samples=NUM_DRAWS)["x"]), smc.min_ess
+    mcmc.run(jax.random.key(seed + 100), table)
+    chains = np.asarray(mcmc.get_samples(group_by_chain=True)["x"], np.float64)
+    cells = chains[..., np.isnan(table)]
+    values = chains.reshape(-1, *table.shape)
+    return Draws(values, float(effective_sample_size(cells).min()), float(split_gelman_rubin(cells).max()))
 
 
 def by_flow(train: np.ndarray, table: np.ndarray, seed: int) -> np.ndarray:
@@ -82,12 +97,12 @@ def by_gaussian(train: np.ndarray, table: np.ndarray, seed: int) -> np.ndarray:
     """Draws of the exact posterior under one Gaussian."""
     rng = np.random.default_rng(seed)
     mean, covariance = train.mean(0), np.cov(train.T, bias=True)
-    draws = np.empty((NUM_DRAWS, *table.shape))
+    draws = np.empty((NUM_CHAINS * NUM_DRAWS, *table.shape))
     for i, row in enumerate(table):
         seen = ~np.isnan(row)
         gain = np.linalg.solve(covariance[np.ix_(seen, seen)] + NOISE**2 * np.eye(seen.sum()), covariance[seen]).T
         spread = covariance - gain @ covariance[seen]
-        draws[:, i] = rng.multivariate_normal(mean + gain @ (row[seen] - mean[seen]), spread, NUM_DRAWS)
+        draws[:, i] = rng.multivariate_normal(mean + gain @ (row[seen] - mean[seen]), spread, len(draws))
     return draws
 
 
@@ -99,19 +114,13 @@ def judge(draws: np.ndarray, table: np.ndarray, truth: np.ndarray) -> tuple[np.n
 
 
 def run(name: str, seed: int, priors: Path | None, with_flow: bool) -> dict[str, Any]:
-    """Errors of the missing cells and whether their intervals hold them, by method; the smallest effective size."""
+    """Errors of the missing cells and whether their intervals hold them, by method; how well the chains agree."""
     train, test = tables.split(tables.off_the_grid(tables.TABLES[name]()), seed)
     mean, scale = train.mean(0), train.std(0)
     train, truth = (train - mean) / scale, ((test - mean) / scale)[:NUM_ROWS]
     table = gaps(truth, seed)
-    prior, sizes = learned(train, name, seed, priors), []
-
-    def ours() -> np.ndarray:
-        draws, size = by_diffusion(prior, table, seed)
-        sizes.append(size)
-        return draws
-
-    methods = {"ours": ours, "gaussian": lambda: by_gaussian(train, table, seed)}
+    prior = learned(train, name, seed, priors)
+    methods = {"ours": lambda: by_diffusion(prior, table, seed), "gaussian": lambda: by_gaussian(train, table, seed)}
     if with_flow:
         methods["flow"] = lambda: by_flow(train, table, seed)
     found, seconds = {}, {}
@@ -119,11 +128,14 @@ def run(name: str, seed: int, priors: Path | None, with_flow: bool) -> dict[str,
         start = time.perf_counter()
         found[method] = draw()
         seconds[method] = time.perf_counter() - start
+    ours = found["ours"]
+    found["ours"] = ours.values
     judged = {method: judge(values, table, truth) for method, values in found.items()}
     return {
         "errors": {method: error.tolist() for method, (error, _) in judged.items()},
         "inside": {method: inside.tolist() for method, (_, inside) in judged.items()},
-        "min_effective_size": sizes[0],
+        "min_effective_size": ours.effective_size,
+        "rhat": ours.rhat,
         "seconds": seconds,
     }
 
@@ -144,8 +156,8 @@ def summary(name: str, by_seed: dict[str, dict[str, Any]]) -> list[dict[str, Any
     rmse = {method: float(np.sqrt(np.mean(error**2))) for method, error in cells("errors").items()}
     settings = {"cells": len(cells("errors")["ours"]), "seeds": len(runs)}
     settings |= {
-        "particles": NUM_PARTICLES,
-        "islands": NUM_ISLANDS,
+        "chains": NUM_CHAINS,
+        "draws": [NUM_WARMUP, NUM_DRAWS],
         "others": coverage,
         "runs": by_seed,
     }
@@ -163,6 +175,7 @@ def summary(name: str, by_seed: dict[str, dict[str, Any]]) -> list[dict[str, Any
         ),
         records.record(f"{name}_rmse", rmse["ours"], "sd", **error),
         records.record(f"{name}_min_effective_size", smallest, "draws"),
+        records.record(f"{name}_rhat", max(each["rhat"] for each in runs), "", limit="<= 1.05"),
     ]
 
 
