@@ -84,11 +84,11 @@ def by_hand(chart: str, prior: nd.Diffusion, what: Any, y: jax.Array, rng_key: j
         raise SystemExit(f"Expected a linear problem for guidance by hand; got {what}. Take --charts auto.")
     shape = prior.event_shape
     if chart == "covariance":
-        errors = error_covariance(rng_key, prior.chain, num_draws=4000, rank=48)
+        errors = error_covariance(rng_key, prior.chain, progress_bar=False)
         return CovarianceGuidance(what.matrix.reshape(-1, *shape), y, what.noise, errors=errors)
     if not np.array_equal(what.matrix, np.eye(what.matrix.shape[1])):
         raise SystemExit("Expected a problem that shows all pixels for --charts pilot. Take --charts covariance.")
-    errors = error_covariance(rng_key, prior.chain, num_draws=2000, rank=96)
+    errors = error_covariance(rng_key, prior.chain, progress_bar=False)
     return pilot_guidance(prior.chain, y.reshape(shape), what.noise, errors=errors)
 
 
@@ -164,10 +164,11 @@ def run(
 
 def against_truth(known: power_law.PowerLaw, draws: np.ndarray, y: np.ndarray, noise: float) -> dict[str, float]:
     """Draws of a picture that is seen whole: the errors of means, in standard deviations, and of these."""
-    mean, scale = known.posterior(y, noise)
-    flat = known.coordinates(draws.reshape(-1, len(mean)))
-    off = (flat.mean(0) - mean) / scale
-    return {"rms_of_mean": float(np.sqrt((off**2).mean())), "sd_ratio": float((flat.std(0) / scale).mean())}
+    shape = known.variances.shape
+    mean, scale = known.posterior(y.reshape(shape), noise)
+    found = known.coordinates(draws.reshape(-1, *shape))
+    off = (found.mean(0) - mean) / scale
+    return {"rms_of_mean": float(np.sqrt((off**2).mean())), "sd_ratio": float((found.std(0) / scale).mean())}
 
 
 def distance(draws: np.ndarray, reference: np.ndarray) -> float:

@@ -32,7 +32,7 @@ class PowerLaw(NamedTuple):
     variances: np.ndarray
 
     def posterior(self, y: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the coordinates given pixels y, shape (d,)."""
+        """Mean and standard deviation of the coordinates given pixels y, all of shape (side, side)."""
         coordinates = _to_basis(np.asarray(y, np.float64), self.basis)
         gain = self.variances / (self.variances + noise**2)
         return gain * coordinates, np.sqrt(gain) * noise
@@ -42,31 +42,29 @@ class PowerLaw(NamedTuple):
 
 
 def _to_basis(x: Any, basis: Any) -> Any:
-    side = len(basis)
-    pictures = x.reshape(*x.shape[:-1], side, side)
-    return (basis @ pictures @ basis.T).reshape(x.shape)
+    return basis @ x @ basis.T
 
 
 def denoiser(params: Any, x_t: Any, t: Any, context: Any) -> tuple[jax.Array, jax.Array]:
     """E[x^0 | x^t], and the mean over pixels of its variance."""
-    power, noise = (params[name][t][..., None] for name in ("alpha_bar", "noise_variance"))
+    power, noise = (params[name][t][..., None, None] for name in ("alpha_bar", "noise_variance"))
     total = power * params["variances"] + noise
     moved = jnp.sqrt(power) * params["variances"] / total * _to_basis(x_t, params["basis"])
-    variance = (params["variances"] * noise / total).mean(-1, keepdims=True)
+    variance = (params["variances"] * noise / total).mean((-1, -2), keepdims=True)
     return _to_basis(moved, params["basis"].T), jnp.broadcast_to(variance, x_t.shape)
 
 
 def power_law(side: int) -> PowerLaw:
-    """Pictures of ``side`` by ``side`` pixels, in one row."""
+    """Pictures of ``side`` by ``side`` pixels."""
     basis = dct(np.eye(side), axis=0, norm="ortho")
     squares = np.arange(side) ** 2
-    variances = (1.0 + squares[:, None] + squares).ravel() ** -1.2
+    variances = (1.0 + squares[:, None] + squares) ** -1.2
     variances /= variances.mean()
     schedule = nd.schedules.log_snr(NUM_STEPS, SIGMA_MIN, SIGMA_MAX)
     kernel = nd.GaussianKernel(schedule, parameterization="x0", variance="denoiser")
     params = {name: jnp.asarray(getattr(schedule, name), float) for name in ("alpha_bar", "noise_variance")}
     params |= {"variances": jnp.asarray(variances, float), "basis": jnp.asarray(basis, float)}
-    prior = nd.Diffusion(kernel, nd.Transition(denoiser, params, (side * side,)))
+    prior = nd.Diffusion(kernel, nd.Transition(denoiser, params, (side, side)))
     return PowerLaw(prior, basis, _variances_of_chain(schedule, variances))
 
 

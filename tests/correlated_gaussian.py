@@ -13,23 +13,28 @@ SPREAD = ROTATION @ np.diag([2.0, 0.5, 0.1]) @ ROTATION.T
 KERNEL = nd.GaussianKernel(nd.schedules.log_snr(30, 0.05, 50.0), parameterization="x0", variance="denoiser")
 
 
-def correlated_chain() -> tuple[nd.ReverseChain, np.ndarray]:
-    """The chain of N(0, SPREAD) with its exact denoiser S a (a^2 S + v)^{-1} x_t; Cov[x^0 | x^t] for t = 0..T."""
+def correlated_chain(
+    spread: np.ndarray = SPREAD, kernel: nd.GaussianKernel = KERNEL, shape: tuple[int, ...] | None = None
+) -> tuple[nd.ReverseChain, np.ndarray]:
+    """The chain of N(0, S) with its exact denoiser S a (a^2 S + v)^{-1} x_t; Cov[x^0 | x^t] for t = 0..T."""
+    size = len(spread)
     signal, noise = (
-        np.asarray(values, float) for values in (KERNEL.schedule.alpha_bar**0.5, KERNEL.schedule.noise_variance)
+        np.asarray(values, float) for values in (kernel.schedule.alpha_bar**0.5, kernel.schedule.noise_variance)
     )
     gains = np.stack(
-        [SPREAD * a @ np.linalg.inv(a**2 * SPREAD + v * np.eye(3)) for a, v in zip(signal, noise, strict=True)]
+        [spread * a @ np.linalg.inv(a**2 * spread + v * np.eye(size)) for a, v in zip(signal, noise, strict=True)]
     )
-    covariances = SPREAD - signal[:, None, None] * gains @ SPREAD
+    covariances = spread - signal[:, None, None] * gains @ spread
     variances = np.diagonal(covariances, axis1=1, axis2=2)
 
     def function(params, x_t, t, context):
         gain, variance = params
-        return jnp.einsum("...ij,...j->...i", gain[t], x_t), jnp.broadcast_to(variance[t], x_t.shape)
+        flat = x_t.reshape((*x_t.shape[: x_t.ndim - len(shape or (size,))], size))
+        mean = jnp.einsum("...ij,...j->...i", gain[t], flat)
+        return mean.reshape(x_t.shape), jnp.broadcast_to(variance[t], flat.shape).reshape(x_t.shape)
 
     params = jnp.asarray(gains, jnp.float32), jnp.asarray(variances, jnp.float32)
-    return nd.ReverseChain(KERNEL, nd.Transition(function, params, (3,))), covariances
+    return nd.ReverseChain(kernel, nd.Transition(function, params, shape or (size,))), covariances
 
 
 def exact_errors(covariances: np.ndarray) -> nd.guidance.ErrorCovariance:

@@ -282,6 +282,6 @@ def test_the_variances_of_a_power_laws_chain_are_those_of_its_draws():
     np.testing.assert_allclose(known.basis @ known.basis.T, np.eye(4), atol=1e-12)
     ratio = draws.var(0) / known.variances
     np.testing.assert_allclose(ratio, 1, atol=5 * np.sqrt(2 / len(draws)))
-    correlation = np.corrcoef(draws.T) - np.eye(16)
+    correlation = np.corrcoef(draws.reshape(-1, 16).T) - np.eye(16)
     assert np.abs(correlation).max() < 5 / np.sqrt(len(draws))
     assert known.variances.max() / known.variances.min() > 20  # equal ones would fail

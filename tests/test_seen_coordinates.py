@@ -16,7 +16,7 @@ T, SIZE, RANK = 3, 7, 2
 def covariances(size=SIZE):
     rng = np.random.default_rng(0)
     factor = rng.normal(size=(T, size, RANK))
-    return jnp.asarray(factor, float), jnp.asarray(rng.uniform(0.2, 1.0, (T, size)), float)
+    return ErrorCovariance(jnp.asarray(factor, float), jnp.asarray(rng.uniform(0.2, 1.0, (T, size)), float))
 
 
 def shown(index, factors, size):
@@ -37,19 +37,19 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_moves_are_those_of_the_covariance_matrix_and_of_the_other_form(case, noise):
     index, factors, blocks = CASES[case]
-    factor, diagonal = covariances()
+    errors = covariances()
     rows = shown(index, factors, blocks * SIZE)
     in_blocks = jnp.asarray(rows.reshape((*rows.shape[:-1], blocks, SIZE)), float)
-    found = spectrum_of(factor, diagonal, in_blocks, is_fixed=True, noise=noise)
+    found = spectrum_of(errors, in_blocks, is_fixed=True, noise=noise)
     assert isinstance(found, SeenCoordinates)
     residual = jax.random.normal(jax.random.key(1), rows.shape[:-1])
     one = jnp.ones(rows.shape[:-2])
-    other = Spectrum(factor, diagonal, in_blocks)
+    other = Spectrum(errors, in_blocks)
     for t in range(1, T + 1):
         moves = found.at(t, residual, one, noise * one)
         for move, wanted in zip(moves, other.at(t, residual, one, noise * one), strict=True):
             np.testing.assert_allclose(move, wanted, rtol=2e-4, atol=2e-5)
-        dense = np.kron(np.eye(blocks), factor[t - 1] @ factor[t - 1].T + np.diag(diagonal[t - 1]))
+        dense = np.kron(np.eye(blocks), errors.matrices()[t - 1])
         gain = np.swapaxes(rows, -1, -2) @ np.linalg.inv(
             rows @ dense @ np.swapaxes(rows, -1, -2) + noise * np.eye(rows.shape[-2])
         )
@@ -58,8 +58,8 @@ def test_the_moves_are_those_of_the_covariance_matrix_and_of_the_other_form(case
 
 
 def test_a_batch_of_residuals_shares_what_is_known_beforehand():
-    factor, diagonal = covariances()
-    found = spectrum_of(factor, diagonal, jnp.eye(SIZE)[:, None], is_fixed=True)
+    errors = covariances()
+    found = spectrum_of(errors, jnp.eye(SIZE)[:, None], is_fixed=True)
     residual = jax.random.normal(jax.random.key(1), (6, SIZE))
     one = jnp.ones(())
     shift, share = found.at(2, residual, one, one)
@@ -82,13 +82,13 @@ def test_a_batch_of_residuals_shares_what_is_known_beforehand():
     ids=["a number of two", "one twice", "few numbers", "another noise each time", "elements show different ones"],
 )
 def test_other_observations_keep_the_general_form(rows, is_fixed):
-    factor, diagonal = covariances()
-    assert isinstance(spectrum_of(factor, diagonal, rows[..., None, :], is_fixed=is_fixed), Spectrum)
+    errors = covariances()
+    assert isinstance(spectrum_of(errors, rows[..., None, :], is_fixed=is_fixed), Spectrum)
 
 
 def test_where_nothing_shall_move_nothing_does():
-    factor, diagonal = covariances()
-    found = spectrum_of(factor, diagonal, jnp.eye(SIZE)[:, None], is_fixed=True).kept_where(jnp.asarray(False))
+    errors = covariances()
+    found = spectrum_of(errors, jnp.eye(SIZE)[:, None], is_fixed=True).kept_where(jnp.asarray(False))
     shift, share = found.at(1, jnp.ones(SIZE), jnp.ones(()), jnp.ones(()))
     np.testing.assert_array_equal(shift, 0)
     np.testing.assert_array_equal(share, 1)
@@ -96,18 +96,18 @@ def test_where_nothing_shall_move_nothing_does():
 
 def test_what_is_held_does_not_grow_with_the_square_of_the_pixels():
     for size in (100, 200):
-        factor, diagonal = covariances(size)
+        errors = covariances(size)
         rows = jnp.eye(size)[:, None]
-        held = spectrum_of(factor, diagonal, rows, is_fixed=True)
+        held = spectrum_of(errors, rows, is_fixed=True)
         counted = held.factor.size + held.diagonal.size + held.share.size
-        assert counted == numbers_held(factor, rows, is_fixed=True) == T * size * (RANK + 2)
-        assert numbers_held(factor, rows, is_fixed=False) == T * size * 2 * size
+        assert counted == numbers_held(errors, rows, is_fixed=True) == T * size * (RANK + 2)
+        assert numbers_held(errors, rows, is_fixed=False) == T * size * 2 * size
 
 
 def test_guidance_of_all_pixels_by_the_errors_is_that_of_the_general_form():
     kernel = GaussianKernel(schedules.log_snr(T), variance="upper", parameterization="x0")
     prior = Diffusion(kernel, Transition(lambda params, x_t, t, context: 0.5 * x_t, None, (SIZE,)))
-    errors = ErrorCovariance(*covariances())
+    errors = covariances()
     nearly = jnp.eye(SIZE).at[0, 1].set(1e-7)
     x_t = jax.random.normal(jax.random.key(0), (4, SIZE))
     mask = jnp.arange(SIZE) != 3

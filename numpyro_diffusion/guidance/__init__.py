@@ -1,10 +1,12 @@
 """Corrections of a reverse step by the data: one protocol, and the chain that they make."""
 
 from .base import Guidance, Guided
+from .error_covariance import ErrorCovariance
 from .gaussian_factor import GaussianFactor
 from .learned import LearnedGuidance, StepCorrection
+from .measured_errors import error_covariance
 from .moment_matching import MomentMatching
-from .network_errors import CovarianceGuidance, ErrorCovariance, error_covariance
+from .network_errors import CovarianceGuidance
 from .paper_tilt import PaperTilt
 from .pilot import PilotGuidance, pilot_guidance
 from .reconstruction import ReconstructionGuidance

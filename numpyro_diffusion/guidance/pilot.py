@@ -30,7 +30,8 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import Guidance, as_pytree_function, check_normal, check_real, guide_step
-from .network_errors import CovarianceGuidance, ErrorCovariance
+from .error_covariance import ErrorCovariance
+from .network_errors import CovarianceGuidance
 
 __all__ = ["PilotGuidance", "pilot_guidance"]
 
@@ -132,7 +133,7 @@ def pilot_guidance(
     x_t = signal[t - 1] * value
     output = chain.output(x_t, t)
     step, (gain, lower) = chain.reverse(x_t, t, output), kernel.bridge_terms(t, x_t)
-    covariance = errors.matrices()[t - 1]
+    covariance = errors.at_levels([t]).matrices()[0]
     known = jnp.diagonal(covariance)
     variance = jnp.maximum((step.scale**2 - lower) / gain**2, 1e-2 * known.reshape(chain.state_shape)).reshape(-1)
     stretch = jnp.sqrt(variance / known)

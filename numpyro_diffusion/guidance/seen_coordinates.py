@@ -20,35 +20,35 @@ import numpy as np
 from .._checks import is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
+from .error_covariance import ErrorCovariance
 from .spectrum import LEAST_SHARE, Spectrum
 
 __all__ = ["SeenCoordinates", "numbers_held", "spectrum_of"]
 
 
 def spectrum_of(
-    factor: Array, diagonal: Array, rows: Array, *, is_fixed: bool, noise: ArrayLike = 1.0
+    errors: ErrorCovariance, rows: Array, *, is_fixed: bool, noise: ArrayLike = 1.0
 ) -> "Spectrum | SeenCoordinates":
     """What tells the moves by an observation, in the form that has fewer numbers.
 
     Args:
-        factor: U, shape (T, n, q), of one of b equal blocks.
-        diagonal: D, shape (T, n).
+        errors: C_t, of one of b equal blocks of n coordinates.
         rows: A, shape (E..., k, b, n).
         is_fixed: whether amplitude and noise are the same at every evaluation: 1, and ``noise``, shape ().
         noise: the variance of the numbers, if it is fixed.
     """
-    seen = _coordinates(factor, rows) if is_fixed and is_concrete((rows, noise)) else None
+    seen = _coordinates(errors, rows) if is_fixed and is_concrete((rows, noise)) else None
     if seen is None:
-        return Spectrum(factor, diagonal, rows)
-    return SeenCoordinates(factor, diagonal, rows.shape[-2], *seen, noise)
+        return Spectrum(errors, rows)
+    return SeenCoordinates(errors.factor, errors.diagonal, rows.shape[-2], *seen, noise)
 
 
-def numbers_held(factor: Array, rows: Array, *, is_fixed: bool) -> int:
+def numbers_held(errors: ErrorCovariance, rows: Array, *, is_fixed: bool) -> int:
     """How many numbers ``spectrum_of`` will hold, about."""
     *elements, count, blocks, size = rows.shape
-    seen = _coordinates(factor, rows) if is_fixed and is_concrete(rows) else None
-    width = count + blocks * size if seen is None else factor.shape[-1] + 2
-    return factor.shape[0] * math.prod(elements) * blocks * size * width
+    seen = _coordinates(errors, rows) if is_fixed and is_concrete(rows) else None
+    width = count + blocks * size if seen is None else errors.factor.shape[-1] + 2
+    return len(errors.factor) * math.prod(elements) * blocks * size * width
 
 
 @register_pytree(data=("factor", "diagonal", "share", "index", "factors"), static=())
@@ -117,13 +117,13 @@ def _given(factor: Array, diagonal: Array, precision: Array) -> tuple[Array, Arr
     return jax.lax.map(one, (factor, diagonal))
 
 
-def _coordinates(factor: Array, rows: Array) -> tuple[np.ndarray, np.ndarray] | None:
+def _coordinates(errors: ErrorCovariance, rows: Array) -> tuple[np.ndarray, np.ndarray] | None:
     """Which coordinate each number shows, shape (k,), and with what factor, shape (E..., k), 0 for nothing.
 
-    None where a number shows several coordinates, one is shown twice, or the elements E show different ones; and where
-    U has as many columns as there are numbers.
+    None where a number shows several coordinates, one is shown twice, or the elements E show different ones; where U
+    has as many columns as there are numbers; and where C_t is no low rank and a diagonal.
     """
-    if factor.shape[-1] >= rows.shape[-3]:
+    if errors.axes or errors.factor.shape[-1] >= rows.shape[-3]:
         return None
     shown = np.asarray(rows).reshape((*rows.shape[:-2], -1))
     used = (shown != 0).any(axis=tuple(range(shown.ndim - 2)))

@@ -7,7 +7,7 @@ eigenvalues of A C_t A^T = Q L Q^T, and B = C_t A^T Q, both known beforehand,
     Var[x^0 | r] / Var[x^0]   = 1 - diag(B a^2 (a^2 L + s^2)^{-1} B^T) / diag C_t
 
 so that a and s enter by the k numbers of a diagonal alone. They may differ from one evaluation to the next, and have
-gradients, at the cost of two products with a vector. Assumed: covariances U U^T + diag(D), which are never written out.
+gradients, at the cost of two products with a vector. Assumed: an :class:`.ErrorCovariance`, which is never written out.
 """
 
 import copy
@@ -21,6 +21,7 @@ from .._pytree import register_pytree
 from .._small_matrices import symmetric
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
+from .error_covariance import ErrorCovariance
 
 __all__ = ["LEAST_SHARE", "Spectrum", "conditioned_step"]
 
@@ -39,11 +40,11 @@ class Spectrum:
         variance: diag C_t, shape (T, d).
     """
 
-    def __init__(self, factor: Array, diagonal: Array, rows: Array) -> None:
-        """U, shape (T, n, q), and D, shape (T, n), of one of b equal blocks; A, shape (E..., k, b, n), d = b n."""
+    def __init__(self, errors: ErrorCovariance, rows: Array) -> None:
+        """C_t of one of b equal blocks of n coordinates; A, shape (E..., k, b, n), d = b n."""
         self.rows = rows.reshape((*rows.shape[:-2], -1))
-        self.crossed, self.basis, self.values = _decomposed(factor, diagonal, rows)
-        self.variance = jnp.tile((factor**2).sum(-1) + diagonal, (1, rows.shape[-2]))
+        self.crossed, self.basis, self.values = _decomposed(errors, rows)
+        self.variance = jnp.tile(errors.variances(), (1, rows.shape[-2]))
 
     def kept_where(self, is_kept: Array) -> "Spectrum":
         """The same, or one by which nothing moves, by a boolean ()."""
@@ -86,13 +87,11 @@ def conditioned_step(chain: ReverseChain, step: dist.Normal, t: ArrayLike, shift
 
 
 @jax.jit
-def _decomposed(factor: Array, diagonal: Array, rows: Array) -> tuple[Array, Array, Array]:
-    def one(parts: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        factor, diagonal = parts
-        through = jnp.einsum("...kbn,nq->...kbq", rows, factor)
-        crossed = jnp.einsum("...kbq,nq->...bnk", through, factor) + jnp.moveaxis(rows * diagonal, -3, -1)
-        values, basis = jnp.linalg.eigh(symmetric(jnp.einsum("...kbn,...bnl->...kl", rows, crossed)))
-        crossed = crossed.reshape((*crossed.shape[:-3], -1, crossed.shape[-1]))
+def _decomposed(errors: ErrorCovariance, rows: Array) -> tuple[Array, Array, Array]:
+    def one(t: Array) -> tuple[Array, Array, Array]:
+        crossed = errors.at(t).times(rows)
+        values, basis = jnp.linalg.eigh(symmetric(jnp.einsum("...kbn,...lbn->...kl", rows, crossed)))
+        crossed = jnp.swapaxes(crossed.reshape((*crossed.shape[:-2], -1)), -1, -2)
         return crossed @ basis, basis, jnp.maximum(values, 0.0)
 
-    return jax.lax.map(one, (factor, diagonal))
+    return jax.lax.map(one, errors.levels)

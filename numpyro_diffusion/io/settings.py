@@ -52,6 +52,7 @@ _ESTIMATORS = {
 }
 _SCHEDULE = ("beta", "alpha_bar", "noise_variance")
 # What a prior need not have, and files of older versions have not: such a file is of the newest format.
+_ERRORS = ("factor", "diagonal", "scale", "axes")  # the last two where errors are taken as stationary
 OPTIONAL = ("errors", "levels", "first_ratio")
 _TREES = ("params", "state", "context", "rng_key")
 _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -105,7 +106,8 @@ def describe(prior: Diffusion) -> tuple[Tensors, dict[str, Any]]:
     if schedule.first_ratio is not None:
         settings["first_ratio"] = encode(schedule.first_ratio, "schedule/first_ratio", tensors)
     if prior.errors is not None:
-        parts = {"factor": prior.errors.factor, "diagonal": prior.errors.diagonal}
+        names = _ERRORS if prior.errors.axes else _ERRORS[:2]
+        parts = {name: getattr(prior.errors, name) for name in names}
         settings["errors"] = encode(parts, "errors", tensors)
     return tensors, settings
 
@@ -165,8 +167,9 @@ def restore(tensors: Tensors, settings: Any, network: Any, kernel: Any) -> Diffu
         validate_args=found["validate_args"],
     )
     if "errors" in found:
-        parts = fields(decode(found["errors"], tensors), "factor", "diagonal")
-        prior = prior.with_errors(ErrorCovariance(**parts))
+        parts = decode(found["errors"], tensors)
+        whole = isinstance(parts, dict) and "axes" in parts
+        prior = prior.with_errors(ErrorCovariance(**fields(parts, *(_ERRORS if whole else _ERRORS[:2]))))
     return prior.expand(check_shape("batch_shape", found["batch_shape"], _FOREIGN))
 
 

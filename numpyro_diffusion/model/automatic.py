@@ -290,7 +290,7 @@ def _too_large(found: Slopes, split: SplitModel, errors: ErrorCovariance, follow
         ValueError: where they are traced, and may be if all elements have the same.
     """
     rows = errors.blocks(reduced(found.rows, len(split.element_shape))[1])
-    numbers = numbers_held(errors.factor, rows, is_fixed=follows.keeps_scale(split.others))
+    numbers = numbers_held(errors, rows, is_fixed=follows.keeps_scale(split.others))
     if numbers <= _MOST_NUMBERS:
         return ""
     got = f"{numbers} numbers in the matrices of all steps, more than {_MOST_NUMBERS}"

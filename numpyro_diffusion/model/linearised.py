@@ -122,7 +122,7 @@ class LinearisedSite:
         is_known = jnp.all(jnp.stack([jnp.isfinite(part).all() for part in (slopes.rows, *slopes.roots())]))
         self.basis, rows = reduced(jnp.where(is_known, slopes.rows, 0.0), len(self.elements))
         is_fixed = follows.keeps_scale(unknown)
-        self.spectrum = spectrum_of(errors.factor, errors.diagonal, errors.blocks(rows), is_fixed=is_fixed)
+        self.spectrum = spectrum_of(errors, errors.blocks(rows), is_fixed=is_fixed)
         state = self.states[name]
         self.probes = jax.random.normal(jax.random.key(2), (_NUM_PROBES, *state.shape), state.dtype)
         self.residual = self.images = jnp.zeros(())

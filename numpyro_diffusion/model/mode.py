@@ -1,7 +1,7 @@
 r"""Where a model that is not linear in x is linearised: near the mode of its posterior.
 
-The prior is taken as N(m, C): m the mean of draws, C = U U^T + D the network's errors at the noisiest step, which are
-the prior's own spread. With A the slope of the numbers that guide at x, in units of their noise there, and r their
+The prior is taken as N(m, C): m the mean of draws, C the covariance of the network's errors at the noisiest step, which
+are the prior's own spread. With A the slope of the numbers that guide at x, in units of their noise there, and r their
 residual, a step of Gauss-Newton is
 
     x*  =  m + C A^T (A C A^T + I)^{-1} (r + A (x - m))
@@ -25,7 +25,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .._small_matrices import symmetric
 from .._typing import Array
 from ..guidance import ErrorCovariance
 from ..guidance.spectrum import Spectrum
@@ -62,17 +61,13 @@ def posterior_modes(
         starts: where searches begin, (n, shape of the site).
     """
     mean = states[name]
-    factor, diagonal = errors.factor[-1:], errors.diagonal[-1:]
+    errors = errors.at_levels([len(errors.diagonal)])
     elements = split.element_shape
 
     def objective(x: Array) -> Array:
         """J, of each element."""
         away = errors.blocks((x - mean).reshape((*elements, -1)))
-        scaled = away / diagonal[0]
-        inner = jnp.eye(factor.shape[-1]) + symmetric(factor[0].T @ (factor[0] / diagonal[0][:, None]))
-        along = scaled @ factor[0]
-        solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(inner), along[..., None])[..., 0]
-        square = (away * scaled).sum((-1, -2)) - (along * solved).sum((-1, -2))
+        square = errors.at(1).square(away).sum(-1)
         height = _log_likelihood(split, {**states, name: x}, others) - square / 2
         return jnp.where(jnp.isnan(height), -jnp.inf, height)
 
@@ -81,7 +76,7 @@ def posterior_modes(
         basis, rows = reduced(found.rows, len(elements))
         residual = found.residual if basis is None else jnp.einsum("...mk,...m->...k", basis, found.residual)
         flat, centre = (point.reshape((*elements, -1)) for point in (x, mean))
-        spectrum = Spectrum(factor, diagonal, errors.blocks(rows))
+        spectrum = Spectrum(errors, errors.blocks(rows))
         left = residual + spectrum.image(flat - centre)
         target = centre + spectrum.at(1, left, jnp.ones(elements), jnp.ones(elements))[0]
         target = jnp.where(jnp.isfinite(target).all(-1, keepdims=True), target, flat)

@@ -37,9 +37,9 @@ def error_covariance(
 
     First row, from the left: the errors' root mean square over coordinates at each level, beside what the model's own
     steps say of it, the root of the mean of Var[x^0 | x^t] over draws (far apart, the network misjudges its errors);
-    the share of C_t that its leading directions hold (the rest is taken for uncorrelated); the standard deviations
-    along these directions at up to three levels. Second row: the first direction at these levels, as an image or as a
-    bar for each coordinate. Units are those of the chain's states.
+    the share of C_t that its leading directions hold (the rest is taken for uncorrelated, or for the same everywhere);
+    the standard deviations along these directions at up to three levels. Second row: the first direction at these
+    levels, as an image or as a bar for each coordinate. Units are those of the chain's states.
 
     Args:
         rng_key: of the draws of the model.
@@ -75,9 +75,8 @@ def error_covariance(
     if image_shape is not None and int(np.prod(image_shape)) != size:
         raise ValueError(expected(f"image_shape of {size} numbers", image_shape, "It is that of one state."))
     check_integer_at_least("num_draws", num_draws, 2, "They show what the steps say.")
-    factor, diagonal = np.asarray(errors.factor, float), np.asarray(errors.diagonal, float)
-    held = (factor**2).sum((1, 2))
-    total = held + diagonal.sum(1)
+    factor = np.asarray(errors.directions(), float)
+    held, total = (factor**2).sum((1, 2)), np.asarray(errors.variances(), float).sum(1)
     said = np.asarray(_variance_of_steps(rng_key, chain, num_draws))
     axes = _panels.row_or_grid(axes, (2, 3))
     steps = np.arange(1, num_steps + 1)

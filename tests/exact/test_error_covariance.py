@@ -27,17 +27,6 @@ def test_the_errors_of_an_exact_denoiser_have_the_conditional_covariance():
         np.testing.assert_allclose(found[t - 1] / scale, exact / scale, atol=0.06)
 
 
-def test_the_rank_keeps_leading_directions_and_the_whole_diagonal():
-    chain, _ = correlated_chain()
-    whole, two = (error_covariance(jax.random.key(0), chain, num_draws=500, rank=rank) for rank in (3, 2))
-    assert two.factor.shape == (30, 3, 2)
-    for full, short in zip(whole.matrices(), two.matrices(), strict=True):
-        np.testing.assert_allclose(jnp.diagonal(short), jnp.diagonal(full), rtol=1e-3)
-        left = np.linalg.eigvalsh(np.asarray(full, float))[0]
-        assert np.abs(np.asarray(full - short)).max() <= 1.01 * left + 1e-4
-        assert np.linalg.eigvalsh(np.asarray(short, float))[0] > 0
-
-
 ERRORS = ErrorCovariance(
     jnp.asarray([[[0.6], [0.3]], [[0.5], [-0.2]], [[0.9], [0.1]], [[1.0], [0.4]]], jnp.float32),
     jnp.asarray([[0.1, 0.2], [0.3, 0.1], [0.2, 0.2], [0.1, 0.4]], jnp.float32),
@@ -134,7 +123,7 @@ def test_a_chain_with_a_batch_and_bits_have_no_error_covariance():
 
 
 def test_a_long_computation_shows_a_bar_that_can_be_turned_off(monkeypatch, capsys):
-    monkeypatch.setattr("numpyro_diffusion.guidance.network_errors._SECONDS_BEFORE_BAR", 0.0)
+    monkeypatch.setattr("numpyro_diffusion.guidance.measured_errors._SECONDS_BEFORE_BAR", 0.0)
     error_covariance(jax.random.key(0), CHAIN, num_draws=4, batch_size=2, progress_bar=False)
     assert capsys.readouterr().err == ""
     error_covariance(jax.random.key(0), CHAIN, num_draws=4, batch_size=2)

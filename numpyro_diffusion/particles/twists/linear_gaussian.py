@@ -199,12 +199,8 @@ def _where_signal(target: Target, name: str, step: Array, through: Array, otherw
 
 def _through_errors(target: Target, name: str, step: Array, slope: Array) -> Array:
     """G C_t, with the covariance of one x for every element and every x of a plate that are filtered together."""
-    index = target.level(name, step) - 1
-    factor, diagonal = (
-        jnp.asarray(part, slope.dtype)[index] for part in (target.errors[name].factor, target.errors[name].diagonal)
-    )
-    of_one = slope.reshape((*slope.shape[:-1], -1, len(diagonal)))
-    crossed = (of_one @ factor) @ factor.T + of_one * diagonal
+    errors = target.errors[name].at(target.level(name, step), slope.dtype)
+    crossed = errors.times(target.errors[name].blocks(slope))
     return crossed.reshape(slope.shape)
 
 
