@@ -123,3 +123,22 @@ def test_calibration_in_one_call(corrected):
     assert found.ranks["x"].shape == (160, 2)
     assert (found.p_values["x"].min() > 1e-3) == corrected
     assert (found.pareto_k is not None) == corrected
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"num_draws": 16}, r"num_draws \+ 1 with a divisor from 2 to 16; got 17"),
+        ({"corrected": True, "num_samples": 20}, "num_samples >= num_draws = 63; got 20"),
+        ({"num_data_sets": 5}, "num_data_sets to be an integer >= 10"),
+    ],
+)
+def test_calibrations_that_would_say_nothing_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        nd.evaluation.sbc(jax.random.key(0), None, **settings)
+
+
+def test_few_ranks_fall_into_few_bins_of_equal_size():
+    ranks = {"x": np.arange(20) % 9}  # of 8 draws: 3 or 9 bins, of which 9 are too many for 20 data sets
+    found = nd.evaluation.SimulatedCalibration(ranks, 8, None)
+    assert found.p_values["x"] == nd.evaluation.rank_uniformity(ranks["x"], 8, num_bins=3)
