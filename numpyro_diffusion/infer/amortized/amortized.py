@@ -98,6 +98,7 @@ class AmortizedPosterior:
         self._plan: Plan | None = None
         self._neighbours: Neighbours | None = None
         self.fit_result: FitResult | None = None
+        self.seconds: float | None = None  # of simulations and training; None where they were read from a file
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -107,9 +108,7 @@ class AmortizedPosterior:
     def simulate(self, rng_key: jax.Array, num_simulations: int) -> dict[str, np.ndarray]:
         """Draws of all latent sites and of what is observed, by site, each with the draws in front."""
         check_integer_at_least("num_simulations", num_simulations, 1, "It counts draws of the model.")
-        unknowns, y = self._simulator.draws(rng_key, num_simulations)
-        values = jax.vmap(self._simulator.values_and_log_volume)(jax.tree.map(jnp.asarray, unknowns))[0]
-        return {**{name: np.asarray(value) for name, value in values.items()}, **y}
+        return self._simulator.simulate(rng_key, num_simulations)
 
     def fit(
         self,
@@ -165,7 +164,11 @@ class AmortizedPosterior:
             raise ValueError(expected("resume=False with online=True", "resume=True", cure))
         began = time.perf_counter()
         key_simulate, key_plan, key_rows, key_fit, key_online = jax.random.split(rng_key, 5)
-        drawn = self._given(simulations) if simulations else self._simulator.draws(key_simulate, num_simulations)
+        drawn = (
+            self._simulator.given(simulations)
+            if simulations is not None
+            else self._simulator.draws(key_simulate, num_simulations)
+        )
         kept, dropped = clean(drawn)
         if dropped:
             wanted = "simulations that are numbers"
@@ -262,7 +265,8 @@ class AmortizedPosterior:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: for a damaged or foreign file, or a model of other sites.
+            ValueError: for a damaged or foreign file, or another model: of other sites, or of other densities at a
+                simulation that the file holds.
         """
         found = load_amortized(path, embedding)
         amortized = cls(
@@ -275,20 +279,6 @@ class AmortizedPosterior:
         )
         amortized._plan, amortized._neighbours = found.restore(amortized._simulator), found.neighbours
         return amortized
-
-    def _given(self, simulations: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        sites = self._simulator.names
-        missing = [name for name in sites if name not in simulations]
-        if missing:
-            raise ValueError(expected(f"simulations of the sites {sites}", f"none of {missing}", "Pass them all."))
-        counts = {len(np.asarray(simulations[name])) for name in sites}
-        if len(counts) != 1:
-            raise ValueError(expected("as many draws of every site", sorted(counts), "Draws go along the first axis."))
-        unknowns = {
-            site.name: np.asarray(jax.vmap(site.coordinates)(jnp.asarray(simulations[site.name])))
-            for site in self._simulator.latent
-        }
-        return unknowns, {site.name: np.asarray(simulations[site.name]) for site in self._simulator.observed}
 
     def _trained(self) -> tuple[Plan, Neighbours]:
         if self._plan is None or self._neighbours is None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..._typing import Array
 from ...learning.gaussians import fit_gaussian
-from ...model.simulator import ObservedSite
+from ...model.simulated_sites import ObservedSite
 
 __all__ = ["Affine", "DataCode", "fit_affine", "fit_code"]
 

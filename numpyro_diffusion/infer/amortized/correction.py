@@ -38,7 +38,8 @@ __all__ = ["Corrected", "Method", "correct"]
 
 Method = Literal["auto", "importance", "hmc", "tempered"]
 
-_SITE = "amortized"  # the chain, of which a model of noises has the site amortized_noise
+# The sites of a model of noises beside the user's, whose names are likely to be others: those of the noises of a chain.
+_NOISE, _LOG_WEIGHT = "amortized/chain_noise", "amortized/log_weight"
 _FEWEST_EFFECTIVE = 50.0
 _LARGEST_R_HAT = 1.05
 _CURES = "train longer or on more simulations, or correct by method='hmc' or 'tempered'"
@@ -198,7 +199,7 @@ def correct(
     )
     chosen = systematic(host_generator(key_start), on_host(log_weights, np.float64), num_chains)
     starts = jnp.stack([_noise_of(bounds[0], keys[index]) for index in chosen])
-    mcmc.run(key_engine, init_params={f"{_SITE}_noise": starts if num_chains > 1 else starts[0]})
+    mcmc.run(key_engine, init_params={_NOISE: starts if num_chains > 1 else starts[0]})
     corrected = Corrected("hmc", result, mcmc)
     if num_chains > 1 and not corrected.largest_r_hat <= _LARGEST_R_HAT:
         cure = "The chains disagree: draw more, or use method='tempered', which weighs modes that are far apart."
@@ -211,11 +212,11 @@ def correct(
 def _noise_model(simulator: Simulator, bound: Bound, y: dict[str, Array]) -> None:
     """The posterior as a model of noises, for the engines on noises."""
     shape = bound.chain(bound.embedded[:0]).event_shape
-    noise = numpyro.sample(f"{_SITE}_noise", ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape)))
+    noise = numpyro.sample(_NOISE, ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape)))
     values, log_weight = log_weight_of_noise(simulator, bound, y, noise)
     for name, value in values.items():
         numpyro.deterministic(name, value)
-    numpyro.factor("log_weight", log_weight)
+    numpyro.factor(_LOG_WEIGHT, log_weight)
 
 
 def _noise_of(bound: Bound, key: Array) -> Array:

@@ -16,7 +16,7 @@ from ..._pytree import register_pytree
 from ..._typing import Array
 from ...chains import ReverseChain
 from ...kernels import Kernel
-from ...model.simulator import LatentSite
+from ...model.simulated_sites import LatentSite
 from ...transition import Transition
 from .coordinates import Affine
 

@@ -56,7 +56,7 @@ class ConditionedPosterior:
             estimator: by default ``ImportanceWeighted(16)``, a lower bound in expectation; ``AllSteps()``.
 
         Returns:
-            Shape (n,), nats.
+            Shape (n,), nats; -inf outside of the support.
 
         Raises:
             ValueError: for other sites or shapes.
@@ -149,7 +149,7 @@ def checked_data(simulator: Simulator, y: Any) -> dict[str, np.ndarray]:
     """The data by site, in the shapes and dtypes of the simulations; what a mask hides may be NaN.
 
     Raises:
-        ValueError: for other sites or shapes, or values that are not finite.
+        ValueError: for other sites or shapes, or values that are not finite, or that the model cannot draw.
         TypeError: for another kind of numbers.
     """
     sites = {site.name: site for site in simulator.observed}
@@ -170,11 +170,11 @@ def checked_data(simulator: Simulator, y: Any) -> dict[str, np.ndarray]:
         if wanted != got:
             cure = f"The model draws {site.dtype}: convert y with .astype, if it is the same."
             raise TypeError(expected(f"{wanted} at site {name!r}", f"dtype {array.dtype}", cure))
-        if site.seen is not None:
-            array = np.where(site.seen, array, np.zeros((), array.dtype))
+        array = site.hide(array)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
             cure = "Give the model a mask of what is seen, and simulate with it."
             raise ValueError(expected(f"finite values at site {name!r}", f"{count} NaN or infinite", cure))
-        found[name] = array.astype(site.dtype)
+        found[name] = site.cast(array)
+        site.check_support(found[name])
     return found

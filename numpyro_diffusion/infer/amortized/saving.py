@@ -1,15 +1,18 @@
 """An amortised posterior as one file of arrays and settings, in the sealed format of :mod:`numpyro_diffusion.io`.
 
-The model is not in it, nor an embedding of the user's own. Sites and shapes are, and are compared with the model's.
+The model is not in it, nor an embedding of the user's own. Its sites, shapes and masks are, and one simulation of it
+with the log density of each site, and are compared with those of the model that it is read for: another prior, another
+support or other arguments have others.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ... import networks
 from ..._checks import expected
@@ -39,6 +42,7 @@ __all__ = ["Loaded", "load_amortized", "save_amortized"]
 
 _CURE = "The file was not written by AmortizedPosterior.save."
 _SETTINGS = ("num_steps", "width", "depth")
+_ROUNDING = 0.01  # nats, and relative: of sums of many log densities in float32, on another machine
 
 
 class Loaded(NamedTuple):
@@ -69,6 +73,7 @@ class Loaded(NamedTuple):
         if self.node["sites"] != _sites(simulator):
             cure = "Pass the model with the arguments that it was trained for."
             raise ValueError(expected(f"a model of the sites {shown(self.node['sites'])}", _sites(simulator), cure))
+        self._check_model(simulator)
         shapes = tuple((site.name, site.shape) for site in simulator.observed)
         parts = []
         for (name, _, sites), found in zip(by_part(simulator.latent), self.node["parts"], strict=True):
@@ -87,6 +92,21 @@ class Loaded(NamedTuple):
             )
         code = DataCode(**fields_of(decode(self.node["code"], self.tensors), DataCode))
         return Plan(code, tuple(parts))
+
+    def _check_model(self, simulator: Simulator) -> None:
+        """Refuse a model that gives a simulation of the file's another density."""
+        values = decode(self.node["simulation"], self.tensors)
+        of_file, found = decode(self.node["log_densities"], self.tensors), _log_densities(simulator, values)
+        pairs = {name: (of_file.get(name, np.inf), found[name]) for name in sorted(found)}
+        differ = [n for n, pair in pairs.items() if not np.isclose(*pair, _ROUNDING, _ROUNDING, equal_nan=True)]
+        if differ:
+            wanted = "the model that the file was trained for"
+            got = f"another density of {differ} at one of its simulations"
+            cure = (
+                "Load it for the old model, with its arguments; for the posterior of another pass that to "
+                "correct(model=...)."
+            )
+            raise ValueError(expected(wanted, got, cure))
 
 
 def save_amortized(
@@ -108,8 +128,12 @@ def save_amortized(
         core = describe_object(function.network.core, NETWORKS, "core", own)
         parts.append({"chain": chain, "core": core, "affine": affine})
         tensors |= {f"{part.name}/{name}": tensor for name, tensor in own.items()}
+    simulation = simulator.simulate(jax.random.key(0), 1)
+    simulation = {name: values[0] for name, values in simulation.items()}
     node = {
         **settings,
+        "simulation": encode(simulation, "simulation", tensors),
+        "log_densities": encode(_log_densities(simulator, simulation), "log_densities", tensors),
         "sites": _sites(simulator),
         "observed": [site.name for site in simulator.observed],
         "embedding": describe_object(embedding, EMBEDDINGS, "embedding", tensors),
@@ -131,7 +155,17 @@ def load_amortized(path: str | os.PathLike[str], embedding: Callable[[Any], Any]
     tensors, everything = unpack(Path(path))
     node = everything.get("amortized")
     require(isinstance(node, dict), "the file of an AmortizedPosterior", sorted(everything), _CURE)
-    wanted = (*_SETTINGS, "sites", "observed", "embedding", "code", "neighbours", "parts")
+    wanted = (
+        *_SETTINGS,
+        "sites",
+        "simulation",
+        "log_densities",
+        "observed",
+        "embedding",
+        "code",
+        "neighbours",
+        "parts",
+    )
     node = fields(node, *wanted)
     settings = {name: node[name] for name in _SETTINGS}
     own = restore_object("embedding", node["embedding"], EMBEDDINGS, tensors, embedding)
@@ -147,7 +181,15 @@ def fields_of(found: Any, cls: Any) -> dict[str, Any]:
 def _sites(simulator: Simulator) -> list[list[Any]]:
     """What is compared: names, shapes and kinds, as JSON has them."""
     latent = [[site.name, list(site.shape), site.size, site.num_states] for site in simulator.latent]
-    return [*latent, *([site.name, list(site.shape), str(site.dtype)] for site in simulator.observed)]
+    observed = [
+        [site.name, list(site.shape), str(site.dtype), None if site.seen is None else site.seen.tolist()]
+        for site in simulator.observed
+    ]
+    return [*latent, *observed]
+
+
+def _log_densities(simulator: Simulator, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in simulator.log_densities(values).items()}
 
 
 def _under(name: str, tensors: Tensors) -> Tensors:

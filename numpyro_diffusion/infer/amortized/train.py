@@ -21,7 +21,8 @@ from ..._weights import host_generator
 from ...diffusion import Diffusion
 from ...kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
 from ...learning.train import repeats_of
-from ...model.simulator import ObservedSite, Simulator
+from ...model.simulated_sites import ObservedSite
+from ...model.simulator import Simulator
 from ...modules import HaikuFunction, haiku_module
 from ...schedules import constant_fraction, log_snr
 from ...training import FitResult, Validation, fit
@@ -105,6 +106,8 @@ def make_plan(
     parts = []
     for name, num_states, sites in by_part(simulator.latent):
         values = np.concatenate([unknowns[site.name] for site in sites], axis=-1)
+        if num_states is None:
+            _check_varies({site.name: unknowns[site.name] for site in sites})
         size, context_shape = values.shape[1], (codes.shape[1] + rest.shape[1],)
         affine: Affine | None = None
         if num_states is None:
@@ -211,6 +214,16 @@ def online_batches(
             yield jax.tree.map(lambda leaf: leaf[start : start + batch_size], left)  # noqa: B023
         left = jax.tree.map(lambda leaf: leaf[whole:], left)  # noqa: B023
         step += 1
+
+
+def _check_varies(unknowns: Mapping[str, np.ndarray]) -> None:
+    """Refuse real unknowns that have one value alone."""
+    constant = [name for name, values in unknowns.items() if (np.ptp(values, axis=0) == 0).any()]
+    if constant:
+        wanted = "real latent sites that vary"
+        got = f"the same numbers of {constant} in all {len(unknowns[constant[0]])} simulations"
+        cure = "A known value is no unknown: hand it in as an argument, and leave the model without seed or substitute."
+        raise ValueError(expected(wanted, got, cure))
 
 
 def held_out_count(num_rows: int, share: float) -> int:

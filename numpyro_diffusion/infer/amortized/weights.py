@@ -96,7 +96,7 @@ def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Values, noise: Ar
 def estimate_log_prob(
     simulator: Simulator, bounds: tuple[Bound, ...], values: Values, keys: Array, estimator: Estimator
 ) -> Array:
-    """A named estimate of log q(theta | y) of values by site, each with a leading axis, nats."""
+    """A named estimate of log q(theta | y) of values by site, each with a leading axis, nats; -inf off the support."""
 
     def of_one(values: Values, key: Array) -> Array:
         coordinates = {site.name: site.coordinates(values[site.name]) for site in simulator.latent}
@@ -107,7 +107,12 @@ def estimate_log_prob(
             x = bound.state(joined, walk.before)
             total = total + estimator(jax.random.fold_in(key, index), bound.chain(walk.before), x)
             walk.add(bound, x)
-        return total - walk.log_volume - simulator.values_and_log_volume(coordinates)[1]
+        total = total - walk.log_volume - simulator.values_and_log_volume(coordinates)[1]
+        # On a boundary coordinates are infinite: a path of finite numbers never ends there.
+        is_inside = [
+            site.contains(values[site.name]) & jnp.isfinite(coordinates[site.name]).all() for site in simulator.latent
+        ]
+        return jnp.where(jnp.stack(is_inside).all(), total, -jnp.inf)
 
     return _in_batches(lambda both: of_one(*both), (values, keys), _DRAWS_AT_ONCE)
 
