@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..model.observed_reparam import ObservedDiffusionReparam
 from ..model.reparam import DiffusionReparam
 from ..noise.importance import ImportanceResult
 from ..particles.twists.base import NoTwist, Twist
@@ -34,6 +35,7 @@ __all__ = [
     "ImportanceResult",
     "LinearGaussian",
     "NoTwist",
+    "ObservedDiffusionReparam",
     "Tempered",
     "TemperedSMC",
     "Twist",
