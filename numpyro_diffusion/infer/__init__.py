@@ -18,9 +18,10 @@ from .smc import TwistedSMC
 from .tempered import TemperedSMC
 
 if TYPE_CHECKING:
-    from .amortized import AmortizedPosterior, ConditionedPosterior, Corrected
+    from .amortized import AmortizedLikelihood, AmortizedPosterior, ConditionedPosterior, Corrected
 
 __all__ = [
+    "AmortizedLikelihood",
     "AmortizedPosterior",
     "AutoDiffusionGuide",
     "ConditionedPosterior",
@@ -43,7 +44,7 @@ __all__ = [
     "observe_entries",
 ]
 
-_NAMES_ON_REQUEST = ("AmortizedPosterior", "ConditionedPosterior", "Corrected")
+_NAMES_ON_REQUEST = ("AmortizedLikelihood", "AmortizedPosterior", "ConditionedPosterior", "Corrected")
 
 
 def __getattr__(name: str) -> Any:

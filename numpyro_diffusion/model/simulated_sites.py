@@ -20,12 +20,12 @@ from .._checks import check_trailing_shape, expected
 from .._typing import Array, Shape
 from ..wrappers import is_masked, unmask
 
-__all__ = ["LatentSite", "ObservedSite", "are_alike", "latent_site", "mask_of_site", "observed_site"]
+__all__ = ["LatentSite", "ObservedSite", "are_alike", "drawn_site", "latent_site", "mask_of_site", "observed_site"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentSite:
-    """One unknown.
+    """One unknown, or what is observed where that is drawn given the unknowns.
 
     Attributes:
         name: of the site.
@@ -160,17 +160,39 @@ def latent_site(name: str, site: dict) -> LatentSite:
         got = "a mask" if site["scale"] is None else f"scale {site['scale']}"
         cure = "Draws of the model would not be those of its density: weigh the likelihood, not the prior."
         raise ValueError(expected(f"a prior of latent site {name!r} as it is", got, cure))
-    support, shape = _scalar(fn.support), value.shape
-    states = _states_of(name, support)
+    states = _states_of(name, _scalar(fn.support))
     if states is not None:
-        return LatentSite(name, shape, math.prod(shape), None, shape, *states, value.dtype)
+        return LatentSite(name, value.shape, value.size, None, value.shape, *states, value.dtype)
+    return _real_site(name, fn.support, value)
+
+
+def drawn_site(name: str, site: dict) -> LatentSite:
+    """Of a traced site that is observed, in coordinates of its own.
+
+    Raises:
+        ValueError: for one behind a mask, or a support without a bijection.
+        TypeError: for one that is not of real numbers.
+    """
+    value = jnp.asarray(site["value"])
+    is_sampled = site["type"] == "sample"
+    if is_sampled and is_masked(site["fn"]):
+        cure = "Simulate all of y: what is not seen in a data set has a likelihood of its own."
+        raise ValueError(expected(f"an observed site {name!r} without a mask", "a mask", cure))
+    support = site["fn"].support if is_sampled else constraints.independent(constraints.real, value.ndim)
+    if value.dtype.kind != "f" or support.is_discrete:
+        cure = "Of bits, classes and counts write the likelihood, or learn the posterior."
+        raise TypeError(expected(f"real numbers at site {name!r}", f"dtype {value.dtype}", cure))
+    return _real_site(name, support, value)
+
+
+def _real_site(name: str, support: Any, value: Array) -> LatentSite:
     try:
-        transform = biject_to(fn.support)
+        transform = biject_to(support)
     except NotImplementedError as error:
         cure = "Draw unconstrained numbers, and make the value of them in the model."
-        raise ValueError(expected(f"a support of site {name!r} with a bijection", f"{fn.support}", cure)) from error
+        raise ValueError(expected(f"a support of site {name!r} with a bijection", f"{support}", cure)) from error
     unconstrained = jax.eval_shape(transform.inv, value).shape
-    return LatentSite(name, shape, math.prod(unconstrained), transform, unconstrained, None, 0, value.dtype)
+    return LatentSite(name, value.shape, math.prod(unconstrained), transform, unconstrained, None, 0, value.dtype)
 
 
 def observed_site(name: str, sites: Mapping[str, dict], *, is_fixed: bool) -> ObservedSite:

@@ -26,7 +26,7 @@ from .._checks import expected
 from .._compat.numpyro import compute_log_probs, eval_provenance
 from .._typing import Array
 from ..wrappers import find_diffusions
-from .simulated_sites import are_alike, latent_site, mask_of_site, observed_site
+from .simulated_sites import LatentSite, are_alike, drawn_site, latent_site, mask_of_site, observed_site
 from .sites import check_plate, check_proper, check_trained, is_latent, site_log_prob
 from .trace import trace_model
 
@@ -68,14 +68,30 @@ class Simulator:
         self.latent = tuple(latent_site(name, site) for name, site in latent.items())
         self.without_density = tuple(name for name in observed if sites[name]["type"] != "sample")
         self._values = {name: site["value"] for name, site in sites.items() if is_latent(site)}
-        depends = self._check_fixed([site.name for site in named])
-        self.observed = tuple(observed_site(name, sites, is_fixed=not depends[name]) for name in observed)
+        self._depends = self._check_fixed([site.name for site in named])
+        self.observed = tuple(observed_site(name, sites, is_fixed=not self._depends[name]) for name in observed)
         self._draw = jax.jit(jax.vmap(self.draw))
 
     @property
     def names(self) -> list[str]:
         """Of all unknowns and all that is observed."""
         return [site.name for site in self.latent] + [site.name for site in self.observed]
+
+    def observed_as_drawn(self) -> tuple[LatentSite, ...]:
+        """What is observed in coordinates of its own, for a chain that draws it given the unknowns.
+
+        Raises:
+            ValueError: for a support that depends on another site, or has no bijection; for a mask.
+            TypeError: for what is not of real numbers.
+        """
+        for name, on in self._depends.items():
+            if on:
+                cure = "Where y can be depends on theta: write the likelihood, or learn the posterior."
+                raise ValueError(
+                    expected(f"a support of site {name!r} that is fixed", f"one that depends on {on}", cure)
+                )
+        sites = self._trace()
+        return tuple(drawn_site(site.name, sites[site.name]) for site in self.observed)
 
     def draw(self, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         """Coordinates of the unknowns and values of what is observed, by site, of one run of the model."""

@@ -192,7 +192,7 @@ def of_one_value():
 )
 def test_an_unknown_of_one_value_is_refused(model):
     with pytest.raises(
-        ValueError, match=r"real latent sites that vary; got the same numbers of \['theta'\] in all 500"
+        ValueError, match=r"numbers to be drawn that vary; got the same numbers of \['theta'\] in all 500"
     ):
         cases.untrained(model)
 

@@ -1,4 +1,4 @@
-"""An amortised posterior as one file of arrays and settings, in the sealed format of :mod:`numpyro_diffusion.io`.
+"""What was learned of a model as one file of arrays and settings, in the sealed format of :mod:`numpyro_diffusion.io`.
 
 The model is not in it, nor an embedding of the user's own. Its sites, shapes and masks are, and one simulation of it
 with the log density of each site, and are compared with those of the model that it is read for: another prior, another
@@ -36,11 +36,10 @@ from ...model.simulator import Simulator
 from .coordinates import Affine, DataCode
 from .novelty import Neighbours
 from .parts import Part, by_part
-from .train import Plan
+from .train import Plan, Roles
 
 __all__ = ["Loaded", "load_amortized", "save_amortized"]
 
-_CURE = "The file was not written by AmortizedPosterior.save."
 _SETTINGS = ("num_steps", "width", "depth")
 _ROUNDING = 0.01  # nats, and relative: of sums of many log densities in float32, on another machine
 
@@ -64,7 +63,7 @@ class Loaded(NamedTuple):
     tensors: Tensors
     node: dict[str, Any]
 
-    def restore(self, simulator: Simulator) -> Plan:
+    def restore(self, simulator: Simulator, roles: Roles) -> Plan:
         """The plan, for a model of the same sites.
 
         Raises:
@@ -74,9 +73,9 @@ class Loaded(NamedTuple):
             cure = "Pass the model with the arguments that it was trained for."
             raise ValueError(expected(f"a model of the sites {shown(self.node['sites'])}", _sites(simulator), cure))
         self._check_model(simulator)
-        shapes = tuple((site.name, site.shape) for site in simulator.observed)
+        shapes = tuple((site.name, site.shape) for site in roles.given)
         parts = []
-        for (name, _, sites), found in zip(by_part(simulator.latent), self.node["parts"], strict=True):
+        for (name, _, sites), found in zip(by_part(roles.drawn), self.node["parts"], strict=True):
             tensors = _under(name, self.tensors)
             core = restore_object("network", found["core"], NETWORKS, tensors, None)
             chain = restore(tensors, found["chain"], networks.Embedded(core, self.embedding, shapes), None)
@@ -111,13 +110,14 @@ class Loaded(NamedTuple):
 
 def save_amortized(
     path: str | os.PathLike[str],
+    kind: str,
     simulator: Simulator,
     settings: dict[str, int],
     embedding: Callable[[Any], Any],
     plan: Plan,
     neighbours: Neighbours,
 ) -> None:
-    """Write one file."""
+    """Write one file, of a posterior or a likelihood: the name of its class is the kind."""
     tensors: Tensors = {}
     parts = []
     for part in plan.parts:
@@ -132,6 +132,7 @@ def save_amortized(
     simulation = {name: values[0] for name, values in simulation.items()}
     node = {
         **settings,
+        "kind": kind,
         "simulation": encode(simulation, "simulation", tensors),
         "log_densities": encode(_log_densities(simulator, simulation), "log_densities", tensors),
         "sites": _sites(simulator),
@@ -145,7 +146,7 @@ def save_amortized(
     write(Path(os.path.realpath(path)), data)
 
 
-def load_amortized(path: str | os.PathLike[str], embedding: Callable[[Any], Any] | None) -> Loaded:
+def load_amortized(path: str | os.PathLike[str], kind: str, embedding: Callable[[Any], Any] | None) -> Loaded:
     """Read one file.
 
     Raises:
@@ -154,9 +155,11 @@ def load_amortized(path: str | os.PathLike[str], embedding: Callable[[Any], Any]
     """
     tensors, everything = unpack(Path(path))
     node = everything.get("amortized")
-    require(isinstance(node, dict), "the file of an AmortizedPosterior", sorted(everything), _CURE)
+    cure = f"The file was not written by {kind}.save."
+    require(isinstance(node, dict), f"the file of an {kind}", sorted(everything), cure)
     wanted = (
         *_SETTINGS,
+        "kind",
         "sites",
         "simulation",
         "log_densities",
@@ -167,6 +170,7 @@ def load_amortized(path: str | os.PathLike[str], embedding: Callable[[Any], Any]
         "parts",
     )
     node = fields(node, *wanted)
+    require(node["kind"] == kind, f"the file of an {kind}", node["kind"], cure)
     settings = {name: node[name] for name in _SETTINGS}
     own = restore_object("embedding", node["embedding"], EMBEDDINGS, tensors, embedding)
     neighbours = Neighbours(**fields_of(decode(node["neighbours"], tensors), Neighbours))

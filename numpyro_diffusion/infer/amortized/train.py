@@ -21,7 +21,7 @@ from ..._weights import host_generator
 from ...diffusion import Diffusion
 from ...kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
 from ...learning.train import repeats_of
-from ...model.simulated_sites import ObservedSite
+from ...model.simulated_sites import LatentSite, ObservedSite
 from ...model.simulator import Simulator
 from ...modules import HaikuFunction, haiku_module
 from ...schedules import constant_fraction, log_snr
@@ -30,9 +30,9 @@ from ...transition import Transition
 from .coordinates import Affine, DataCode, fit_affine, fit_code, in_a_row
 from .parts import Part, by_part, told
 
-__all__ = ["Plan", "Simulations", "clean", "make_plan", "online_batches", "rows_of", "train"]
+__all__ = ["Plan", "Roles", "Simulations", "clean", "make_plan", "online_batches", "rows_of", "train"]
 
-Simulations = tuple[Mapping[str, Any], Mapping[str, Any]]  # coordinates of the unknowns and values of y, by site
+Simulations = tuple[Mapping[str, Any], Mapping[str, Any]]  # coordinates of what is drawn, values of what is given
 
 _FEWEST = 100  # simulations to learn from
 _MOST_DROPPED = 0.5
@@ -41,6 +41,20 @@ _MOST_HELD_OUT = 2000
 # and the last reverse step, of a width that is learned, is finer still.
 _FINEST = 0.01
 _LEAST_END = 20.0
+
+
+class Roles(NamedTuple):
+    """Which sites a chain draws, and which it is given: the unknowns given y, or y given the unknowns.
+
+    Attributes:
+        drawn: sites that it draws.
+        given: sites that it sees.
+        of_simulations: what a simulator returns, coordinates of unknowns and values of y, in these roles.
+    """
+
+    drawn: tuple[LatentSite, ...]
+    given: tuple[ObservedSite, ...]
+    of_simulations: Callable[[Simulations], Simulations]
 
 
 class Plan(NamedTuple):
@@ -78,7 +92,7 @@ def clean(simulations: Simulations) -> tuple[Simulations, int]:
 
 
 def make_plan(
-    simulator: Simulator,
+    roles: Roles,
     simulations: Simulations,
     *,
     embedding: Callable[[Any], Any],
@@ -87,27 +101,27 @@ def make_plan(
     depth: int,
     rng_key: jax.Array,
 ) -> Plan:
-    """Coordinates, kernels and networks for a model, of simulations.
+    """Coordinates, kernels and networks, of simulations in their roles.
 
     Raises:
-        ValueError: for observations that are the same in all simulations.
+        ValueError: for what is given or drawn and is the same in all simulations.
     """
-    unknowns, y = simulations
-    rows = np.asarray(in_a_row(simulator.observed, y))
-    code = fit_code(simulator.observed, rows)
+    drawn, given = simulations
+    rows = np.asarray(in_a_row(roles.given, given))
+    code = fit_code(roles.given, rows)
     varies = (rows.std(0) > 0) & np.asarray(code.seen)
     if not varies.any():
-        names = [site.name for site in simulator.observed]
+        names = [site.name for site in roles.given]
         cure = "There is nothing to learn from them: look at the simulator, and at the mask."
-        raise ValueError(expected(f"observations {names} that vary", f"the same in all {len(rows)} simulations", cure))
+        raise ValueError(expected(f"values of {names} that vary", f"the same in all {len(rows)} simulations", cure))
     codes = code(jnp.asarray(rows))
-    shapes = tuple((site.name, site.shape) for site in simulator.observed)
+    shapes = tuple((site.name, site.shape) for site in roles.given)
     rest = codes[:, :0]
     parts = []
-    for name, num_states, sites in by_part(simulator.latent):
-        values = np.concatenate([unknowns[site.name] for site in sites], axis=-1)
+    for name, num_states, sites in by_part(roles.drawn):
+        values = np.concatenate([drawn[site.name] for site in sites], axis=-1)
         if num_states is None:
-            _check_varies({site.name: unknowns[site.name] for site in sites})
+            _check_varies({site.name: drawn[site.name] for site in sites})
         size, context_shape = values.shape[1], (codes.shape[1] + rest.shape[1],)
         affine: Affine | None = None
         if num_states is None:
@@ -131,13 +145,13 @@ def make_plan(
     return Plan(code, tuple(parts))
 
 
-def rows_of(plan: Plan, observed: tuple[ObservedSite, ...], simulations: Simulations) -> dict[str, Array]:
-    """What the chains are trained on: codes of y, and the state x^0 of every part by its name."""
-    unknowns, y = simulations
-    rows = {"codes": plan.code(in_a_row(observed, y))}
+def rows_of(plan: Plan, roles: Roles, simulations: Simulations) -> dict[str, Array]:
+    """What the chains are trained on: codes of what is given, and the state x^0 of every part by its name."""
+    drawn, given = simulations
+    rows = {"codes": plan.code(in_a_row(roles.given, given))}
     rest = rows["codes"][:, :0]
     for part in plan.parts:
-        values = jnp.concatenate([jnp.asarray(unknowns[name]) for name, _ in part.sites], axis=-1)
+        values = jnp.concatenate([jnp.asarray(drawn[name]) for name, _ in part.sites], axis=-1)
         if part.affine is not None:
             function: Any = part.transition.function
             features = jnp.concatenate([function.network.features_of(rows["codes"]), rest], axis=-1)
@@ -200,14 +214,14 @@ def train(
 
 
 def online_batches(
-    simulator: Simulator, plan: Plan, batch_size: int, rng_key: jax.Array, *, rows_at_once: int
+    simulator: Simulator, plan: Plan, roles: Roles, batch_size: int, rng_key: jax.Array, *, rows_at_once: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of simulations that are used once, without an end."""
     left: dict[str, np.ndarray] | None = None
     step = 0
     while True:
-        found, _ = clean(simulator.draws(jax.random.fold_in(rng_key, step), rows_at_once))
-        rows = jax.tree.map(np.asarray, rows_of(plan, simulator.observed, found))
+        found, _ = clean(roles.of_simulations(simulator.draws(jax.random.fold_in(rng_key, step), rows_at_once)))
+        rows = jax.tree.map(np.asarray, rows_of(plan, roles, found))
         left = rows if left is None else jax.tree.map(lambda a, b: np.concatenate([a, b]), left, rows)
         whole = len(left["codes"]) // batch_size * batch_size
         for start in range(0, whole, batch_size):
@@ -216,14 +230,13 @@ def online_batches(
         step += 1
 
 
-def _check_varies(unknowns: Mapping[str, np.ndarray]) -> None:
-    """Refuse real unknowns that have one value alone."""
-    constant = [name for name, values in unknowns.items() if (np.ptp(values, axis=0) == 0).any()]
+def _check_varies(drawn: Mapping[str, np.ndarray]) -> None:
+    """Refuse real numbers that have one value alone: such a one has no density."""
+    constant = [name for name, values in drawn.items() if (np.ptp(values, axis=0) == 0).any()]
     if constant:
-        wanted = "real latent sites that vary"
-        got = f"the same numbers of {constant} in all {len(unknowns[constant[0]])} simulations"
+        got = f"the same numbers of {constant} in all {len(drawn[constant[0]])} simulations"
         cure = "A known value is no unknown: hand it in as an argument, and leave the model without seed or substitute."
-        raise ValueError(expected(wanted, got, cure))
+        raise ValueError(expected("numbers to be drawn that vary", got, cure))
 
 
 def held_out_count(num_rows: int, share: float) -> int:
