@@ -20,7 +20,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer.reparam import Reparam
 
-from .._checks import check_integer_at_least, expected
+from .._checks import check_finite, check_integer_at_least, expected
 from .._compat.numpyro import is_in_scan, reparam_site_name
 from .._typing import Array
 from .._weights import log_mean_exp
@@ -67,7 +67,7 @@ class ObservedDiffusionReparam(Reparam):
         """Called by the ``reparam`` handler.
 
         Raises:
-            ValueError: for a site inside of a scan, or a value of another shape.
+            ValueError: for a site inside of a scan, or a value of another shape or that is NaN.
             TypeError: for a site that is no Diffusion, or one with a discrete kernel.
         """
         check_outside_scan(name, is_in_scan())
@@ -78,6 +78,7 @@ class ObservedDiffusionReparam(Reparam):
         if value.shape != shape:
             cure = "Check the observation against the distribution that the model gives it."
             raise ValueError(expected(f"a value of shape {shape} at site {name!r}", f"shape {value.shape}", cure))
+        check_finite(f"observed site {name!r}", value)
         chain, state = wrapped.chain, wrapped.state(value)
         num_batch, num_steps = len(fn.batch_shape), chain.num_steps
         per_path = (self.num_paths, num_steps, *state.shape[num_batch:])

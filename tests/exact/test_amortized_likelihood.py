@@ -12,7 +12,7 @@ from numpyro.infer import MCMC, NUTS, Predictive
 from scipy import stats
 
 from numpyro_diffusion import networks
-from numpyro_diffusion.infer import AmortizedLikelihood, AmortizedPosterior, ObservedDiffusionReparam
+from numpyro_diffusion.infer import AmortizedLikelihood, AmortizedPosterior, ObservedDiffusionReparam, TemperedSMC
 
 SETTINGS = {"observed": "y", "embedding": networks.VectorEmbedding(size=16, width=32, depth=1)}
 
@@ -51,6 +51,21 @@ def test_the_posterior_of_a_linear_simulator(linear):
     sd = np.sqrt(np.diagonal(covariance))
     assert (np.abs(x.mean(0) - mean) < 0.3 * sd).all()
     assert (np.abs(np.cov(x.T) - covariance) < 0.35 * np.outer(sd, sd)).all()
+
+
+def test_the_evidence_of_a_linear_simulator(linear):
+    """By tempered particles in the noises."""
+
+    def model(y=None):
+        prior = dist.MultivariateNormal(jnp.array(cases.PRIOR_MEAN), jnp.array(cases.PRIOR_COVARIANCE))
+        numpyro.sample("y", linear.likelihood(x=numpyro.sample("x", prior)), obs=y)
+
+    exact = reparam(model, config={"y": ObservedDiffusionReparam()})
+    smc = TemperedSMC(exact, guidance=None, num_particles=100, num_islands=4, progress_bar=False)
+    smc.run(jax.random.key(2), cases.Y)
+    error = max(float(smc.log_evidence_error), 0.02)
+    assert error < 0.2
+    assert abs(float(smc.log_evidence) - cases.linear_truth()[0]) < 5 * error
 
 
 def test_draws_are_those_of_the_simulator(linear):

@@ -116,6 +116,7 @@ def normal():
     [
         (normal, TypeError, "a Diffusion at site 'y'; got Normal"),
         (mask(model, mask=jnp.arange(3) != 1), TypeError, "a Diffusion at site 'y'; got MaskedDistribution"),
+        (lambda: model(Y.at[1, 0].set(jnp.nan)), ValueError, "finite values for observed site 'y'; got 1 NaN"),
         (lambda: model(Y[0]), ValueError, r"value of shape \(3, 2\) at site 'y'; got shape \(2,\)"),
     ],
 )
