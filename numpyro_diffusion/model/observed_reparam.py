@@ -38,7 +38,7 @@ class ObservedDiffusionReparam(Reparam):
 
     For a diffusion whose context, or the transforms around it, depend on latent sites: a neural likelihood. NUTS and
     HMC, and ``DiffusionHMC``, which mixes faster where noises are many, then have the posterior itself as their target.
-    A site without data stays what it is, so that the model predicts.
+    A site without data stays what it is, so that the model predicts, of draws without ``y`` and ``y_noise``.
 
     The noises have event shape (K, T, *event), times 1 to T.
 

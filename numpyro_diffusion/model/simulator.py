@@ -25,6 +25,7 @@ from numpyro.handlers import block
 from .._checks import expected
 from .._compat.numpyro import compute_log_probs, eval_provenance
 from .._typing import Array
+from ..estimates import AsDensity
 from ..wrappers import find_diffusions
 from .simulated_sites import LatentSite, are_alike, drawn_site, latent_site, mask_of_site, observed_site
 from .sites import check_plate, check_proper, check_trained, is_latent, site_log_prob
@@ -47,7 +48,7 @@ class Simulator:
     Attributes:
         latent: the unknowns, in the order of the model.
         observed: in the order they are named.
-        without_density: names of the observed sites that are no ``sample`` sites.
+        without_density: names of the observed sites that are no ``sample`` sites, or a diffusion's.
 
     Raises:
         ValueError: for what the module's text says is refused.
@@ -66,7 +67,7 @@ class Simulator:
             got = f"sample sites {[name for name, site in sites.items() if site['type'] == 'sample']}, all observed"
             raise ValueError(expected("a model with a latent site", got, "Name what is observed, and no more."))
         self.latent = tuple(latent_site(name, site) for name, site in latent.items())
-        self.without_density = tuple(name for name in observed if sites[name]["type"] != "sample")
+        self.without_density = tuple(name for name in observed if not _has_density(sites[name]))
         self._values = {name: site["value"] for name, site in sites.items() if is_latent(site)}
         self._depends = self._check_fixed([site.name for site in named])
         self.observed = tuple(observed_site(name, sites, is_fixed=not self._depends[name]) for name in observed)
@@ -169,7 +170,8 @@ class Simulator:
         if self.without_density:
             names = ", ".join(repr(name) for name in self.without_density)
             cure = "A simulator has draws and no density: use the amortised draws as they are, or write the likelihood."
-            raise ValueError(expected("a model with a likelihood of y", f"the deterministic site {names}", cure))
+            got = f"{names}, a deterministic site or a Diffusion, which has none"
+            raise ValueError(expected("a model with a likelihood of y", got, cure))
         random = self._random()
         if random:
             cure = "Make what numpyro.prng_key() draws a sample site: its density is a part of the model's."
@@ -244,6 +246,13 @@ def _check(site: dict) -> None:
     check_proper(site)
     if site["type"] == "plate":
         check_plate(site["name"], *site["args"][:2])
+
+
+def _has_density(site: dict) -> bool:
+    """Whether an observed site has a likelihood."""
+    if site["type"] != "sample":
+        return False
+    return all(isinstance(diffusion.estimator, AsDensity) for diffusion in find_diffusions(site["fn"]))
 
 
 def _check_no_other_data(sites: Mapping[str, dict], observed: Sequence[str]) -> None:

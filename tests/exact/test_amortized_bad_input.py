@@ -136,8 +136,6 @@ def test_arguments_out_of_range(no_type_checks):
     amortized = AmortizedPosterior(normal, observed="y")
     with pytest.raises(ValueError, match="validation in"):
         amortized.fit(jax.random.key(0), validation=0.7)
-    with pytest.raises(ValueError, match="resume=False with online=True"):
-        amortized.fit(jax.random.key(0), online=True, resume=True)
     with pytest.raises(ValueError, match="at least 100 simulations; got 20"):
         amortized.fit(jax.random.key(0), 20)
     with pytest.raises(RuntimeError, match="Expected a trained AmortizedPosterior"):
@@ -171,7 +169,7 @@ def test_a_simulator_that_returns_constants_is_refused():
         theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
         numpyro.deterministic("y", jnp.ones(3) + 0 * theta)
 
-    with pytest.raises(ValueError, match=r"observations \['y'\] that vary; got the same in all 500 simulations"):
+    with pytest.raises(ValueError, match=r"values of \['y'\] that vary; got the same in all 500 simulations"):
         cases.untrained(model)
 
 

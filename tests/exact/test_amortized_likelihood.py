@@ -174,6 +174,29 @@ def test_theta_is_all_sites_in_their_shapes(linear, theta, match):
         linear.likelihood(theta)
 
 
+def test_theta_is_in_its_support_and_given_once():
+    amortized = trained(extremes, 500, 1)
+    with pytest.raises(ValueError, match="values of site 'scale' in its support"):
+        amortized.likelihood(place=0.0, scale=jnp.array([1.0, -1.0]))
+    with pytest.raises(
+        ValueError, match=r"values of the sites \['place', 'scale'\]; got \['place', 'scale', 'scale'\]"
+    ):
+        amortized.likelihood({"place": 0.0, "scale": 1.0}, scale=2.0)
+
+
+def test_a_model_that_holds_it_is_a_simulator_to_an_amortised_posterior(linear):
+    def model():
+        x = numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        numpyro.sample("y", linear.likelihood(x=x))
+
+    posterior = cases.untrained(model).condition(cases.Y)
+    assert posterior.sample(jax.random.key(0), 3)["x"].shape == (3, 2)
+    with pytest.raises(
+        ValueError, match="a model with a likelihood of y; got 'y', a deterministic site or a Diffusion"
+    ):
+        posterior.correct(jax.random.key(1))
+
+
 def counts():
     numpyro.sample("y", dist.Poisson(numpyro.sample("rate", dist.Gamma(2.0, 1.0))))
 

@@ -92,15 +92,16 @@ def test_online_simulations_are_used_once():
     assert len(amortized.fit_result.losses) == 100
 
 
-def test_a_killed_run_is_resumed(tmp_path):
+@pytest.mark.parametrize("online", [False, True])
+def test_a_killed_run_is_resumed(tmp_path, online):
     def fit(max_steps, **settings):
         amortized = cases.AmortizedPosterior(cases.linear, observed="y", num_steps=4, width=8, depth=1)
         settings = {"checkpoint_dir": tmp_path / str(len(settings)), "checkpoint_every": 10, **settings}
         import optax
 
         return amortized.fit(
-            jax.random.key(0), 300, max_steps=max_steps, every=10, optimizer=optax.adam(1e-3), progress_bar=False,
-            **settings,
+            jax.random.key(0), 300, max_steps=max_steps, every=10, online=online, optimizer=optax.adam(1e-3),
+            progress_bar=False, **settings,
         )  # fmt: skip
 
     whole = fit(20)

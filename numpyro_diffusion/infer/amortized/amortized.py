@@ -47,6 +47,7 @@ class AmortizedPosterior(Amortized):
         ValueError: for a site that does not exist or is observed already, an observed site that is not named, an
             improper, scaled or masked prior, a support that depends on another site, a subsampled plate.
 
+    >>> import jax
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> def model():

@@ -117,7 +117,8 @@ class Amortized(abc.ABC):
             progress_bar: show steps and losses.
             checkpoint_dir: where to write checkpoints, see :func:`~numpyro_diffusion.fit`.
             checkpoint_every: steps between two.
-            resume: go on from the last; the same key and settings make the same simulations again. Not ``online``.
+            resume: go on from the last; the same key and settings make the same simulations again, those of ``online``
+                up to where it stopped included.
 
         Raises:
             ValueError: for simulations of which most are NaN or infinite, too few, or without variation; for sites that
@@ -127,9 +128,6 @@ class Amortized(abc.ABC):
         check_integer_at_least("num_simulations", num_simulations, 1, "It counts draws of the model.")
         if not 0 < validation <= 0.5:
             raise ValueError(expected("validation in (0, 0.5]", validation, "It is a share of the simulations."))
-        if online and resume:
-            cure = "Batches that were used are gone: train again, or on a fixed number of simulations."
-            raise ValueError(expected("resume=False with online=True", "resume=True", cure))
         began = time.perf_counter()
         key_simulate, key_plan, key_rows, key_fit, key_online = jax.random.split(rng_key, 5)
         found = (

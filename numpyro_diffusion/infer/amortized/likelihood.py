@@ -29,7 +29,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import transforms
 
-from ..._checks import check_trailing_shape, expected
+from ..._checks import check_trailing_shape, expected, is_concrete
 from ..._typing import Array, ArrayLike, Shape
 from ...diffusion import Diffusion
 from ...estimates import Estimator
@@ -100,14 +100,11 @@ class AmortizedLikelihood(Amortized):
 
         Raises:
             RuntimeError: before ``fit``.
-            ValueError: for sites that are missing or unknown, or other shapes.
-
-        >>> from numpyro_diffusion.infer import AmortizedLikelihood
-        >>> issubclass(AmortizedLikelihood, Amortized)
-        True
+            ValueError: for sites that are missing, unknown or given twice, other shapes, or values outside of their
+                supports.
         """
         plan, _ = self._trained()
-        codes = self._codes({**(theta or {}), **sites})
+        codes = self._codes(theta, sites)
         (part,), (site,) = plan.parts, self._roles.drawn
         bound = part.bound_to(codes)
         diffusion = Diffusion(
@@ -131,7 +128,7 @@ class AmortizedLikelihood(Amortized):
             **sites: as for ``likelihood``.
         """
         _, neighbours = self._trained()
-        return neighbours.share_farther(np.asarray(self._codes({**(theta or {}), **sites})))
+        return neighbours.share_farther(np.asarray(self._codes(theta, sites)))
 
     def _roles_of(self, simulator: Simulator) -> Roles:
         if len(simulator.observed) != 1:
@@ -151,13 +148,13 @@ class AmortizedLikelihood(Amortized):
         )
         return Roles((y,), given, of_simulations)
 
-    def _codes(self, values: Mapping[str, ArrayLike]) -> Array:
+    def _codes(self, theta: Mapping[str, ArrayLike] | None, more: Mapping[str, ArrayLike]) -> Array:
         """Of theta, shape (batch..., numbers)."""
-        sites = self._simulator.latent
+        sites, values = self._simulator.latent, {**(theta or {}), **more}
         names = [site.name for site in sites]
-        if set(values) != set(names):
-            cure = "The likelihood is of all unknowns of the simulator together."
-            raise ValueError(expected(f"values of the sites {names}", sorted(values), cure))
+        if sorted([*(theta or {}), *more]) != sorted(names):
+            cure = "The likelihood is of all unknowns of the simulator together, each once."
+            raise ValueError(expected(f"values of the sites {names}", sorted([*(theta or {}), *more]), cure))
         batches = [
             check_trailing_shape(f"site {site.name!r}", values[site.name], site.shape, "Batches go to the left.")
             for site in sites
@@ -166,7 +163,11 @@ class AmortizedLikelihood(Amortized):
         seen = {}
         for site in sites:
             value = jnp.broadcast_to(jnp.asarray(values[site.name]), batch + site.shape)
-            rows = jax.vmap(site.coordinates)(value.reshape((math.prod(batch), *site.shape)))
+            flat = value.reshape((math.prod(batch), *site.shape))
+            if is_concrete(flat) and not jax.vmap(site.contains)(flat).all():
+                wanted, cure = f"values of site {site.name!r} in its support", "The simulator's prior excludes them."
+                raise ValueError(expected(wanted, "others", cure))
+            rows = jax.vmap(site.coordinates)(flat)
             seen[site.name] = _seen(site, rows).reshape((*batch, *_seen_shape(site)))
         return self._trained()[0].code(in_a_row(self._roles.given, seen))
 
