@@ -124,16 +124,29 @@ class ObservedSite:
             raise ValueError(expected(f"values that {self.dtype} holds at site {self.name!r}", got, cure))
         return found
 
-    def given(self, values: Any) -> np.ndarray:
-        """Simulations that exist, shape (n, shape).
+    def with_gaps(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values in the dtype of the site, 0 where they are NaN, and booleans where they are not.
+
+        Raises:
+            ValueError: as ``cast``.
+        """
+        seen = np.asarray(~np.isnan(values)) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+        return self.cast(np.where(seen, values, np.zeros((), values.dtype))), seen
+
+    def given(self, values: Any, *, may_lack: bool = False) -> np.ndarray:
+        """Simulations that exist, shape (n, shape); as real numbers if some may be missing, which are NaN.
 
         Raises:
             ValueError: for values of another shape or kind.
         """
-        return self.cast(self.hide(np.asarray(_rows(self.name, values, self.shape))))
+        rows = self.hide(np.asarray(_rows(self.name, values, self.shape)))
+        if not may_lack:
+            return self.cast(rows)
+        found, seen = self.with_gaps(rows)
+        return np.where(seen, found, np.nan)
 
-    def check_support(self, value: np.ndarray) -> None:
-        """Refuse a data set which the site cannot draw.
+    def check_support(self, value: np.ndarray, seen: np.ndarray) -> None:
+        """Refuse a data set of which the site cannot draw what is seen.
 
         Raises:
             ValueError: for numbers outside of the support.
@@ -141,7 +154,7 @@ class ObservedSite:
         if self.support is None:
             return
         outside = ~np.broadcast_to(np.asarray(self.support(jnp.asarray(value))), self.shape)
-        outside &= np.ones(self.shape, bool) if self.seen is None else self.seen
+        outside &= seen if self.seen is None else self.seen & seen
         if outside.any():
             cure = "The model gives them probability 0: look at their units and codes."
             got = f"{int(outside.sum())} outside, as {value[outside].reshape(-1)[0]}"

@@ -27,6 +27,7 @@ from .._compat.numpyro import compute_log_probs, eval_provenance
 from .._typing import Array
 from ..estimates import AsDensity
 from ..wrappers import find_diffusions
+from .gaps import OfSeen, check_events_whole
 from .simulated_sites import LatentSite, are_alike, drawn_site, latent_site, mask_of_site, observed_site
 from .sites import check_plate, check_proper, check_trained, is_latent, site_log_prob
 from .trace import trace_model
@@ -106,8 +107,14 @@ class Simulator:
         values = jax.vmap(self.values_and_log_volume)(jax.tree.map(jnp.asarray, unknowns))[0]
         return {**{name: np.asarray(value) for name, value in values.items()}, **y}
 
-    def given(self, simulations: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def given(
+        self, simulations: Mapping[str, Any], *, may_lack: bool = False
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What ``draws`` returns, of values by site that exist, each with the draws in front.
+
+        Args:
+            simulations: by site.
+            may_lack: whether NaN in what is observed says that a number is missing.
 
         Raises:
             ValueError: for sites that are missing, or values of other shapes, supports or numbers of draws.
@@ -116,7 +123,7 @@ class Simulator:
         if missing:
             raise ValueError(expected(f"simulations of the sites {self.names}", f"none of {missing}", "Pass them all."))
         unknowns = {site.name: site.given(simulations[site.name]) for site in self.latent}
-        y = {site.name: site.given(simulations[site.name]) for site in self.observed}
+        y = {site.name: site.given(simulations[site.name], may_lack=may_lack) for site in self.observed}
         counts = {len(array) for array in (*unknowns.values(), *y.values())}
         if len(counts) != 1:
             raise ValueError(expected("as many draws of every site", sorted(counts), "Draws go along the first axis."))
@@ -138,15 +145,18 @@ class Simulator:
         total = sum((log_volume for _, log_volume in both.values()), jnp.zeros(()))
         return {name: value for name, (value, _) in both.items()}, total
 
-    def log_joint(self, values: Mapping[str, Array], y: Mapping[str, Array]) -> Array:
-        """Log p(theta, y) of values by site, nats.
+    def log_joint(
+        self, values: Mapping[str, Array], y: Mapping[str, Array], seen: Mapping[str, Array] | None = None
+    ) -> Array:
+        """Log p(theta, y) of values by site, nats; of the numbers of y that are seen, by site, if some are not.
 
         Raises:
             ValueError: for a model without a likelihood.
         """
         self.check_likelihood()
+        model = self.model if seen is None else OfSeen(self.model, seen)
         with block():
-            found, _ = compute_log_probs(self.model, self.args, self.kwargs, {**values, **y})
+            found, _ = compute_log_probs(model, self.args, self.kwargs, {**values, **y})
         return sum(found.values(), jnp.zeros(()))
 
     def log_densities(self, values: Mapping[str, Any]) -> dict[str, float]:
@@ -160,6 +170,17 @@ class Simulator:
         return {
             name: float(jnp.sum(site_log_prob(site))) for name, site in sites.items() if not find_diffusions(site["fn"])
         }
+
+    def check_seen(self, seen: Mapping[str, np.ndarray]) -> None:
+        """Refuse missing numbers of which the rest has no likelihood.
+
+        Raises:
+            ValueError: with the site.
+        """
+        sites = self._trace()
+        for name, of_site in seen.items():
+            if sites[name]["type"] == "sample":
+                check_events_whole(name, sites[name]["fn"], of_site)
 
     def check_likelihood(self) -> None:
         """Refuse a model of which y has draws and no density.

@@ -9,6 +9,7 @@ References: Papamakarios, Murray 2016 (amortised posteriors from simulations); S
 """
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,10 +18,11 @@ import numpy as np
 from ..._checks import expected
 from ...model.simulator import Simulator
 from .base import Amortized
-from .coordinates import in_a_row
+from .coordinates import by_site, in_a_row
 from .parts import bind
 from .posterior import ConditionedPosterior, checked_data
 from .train import Roles
+from .weights import Data
 
 __all__ = ["AmortizedPosterior"]
 
@@ -41,6 +43,9 @@ class AmortizedPosterior(Amortized):
         num_steps: T of the chains.
         width: units of each layer of the network that draws.
         depth: its hidden layers.
+        missing: the largest share of the numbers of y that a data set may lack: each simulation is trained on without
+            a share of its own, from 0 to that, and ``condition`` takes NaN for what is missing. Or pass
+            ``simulations`` with NaN where yours lack numbers. An embedding sees which are there as ``{name}_seen``.
 
     Raises:
         TypeError: for a discrete latent site without two ends; for what is no model.
@@ -62,15 +67,46 @@ class AmortizedPosterior(Amortized):
     'importance'
     """
 
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        observed: str | Sequence[str],
+        model_args: tuple = (),
+        model_kwargs: Mapping[str, Any] | None = None,
+        embedding: Callable[[Any], Any] | None = None,
+        num_steps: int = 40,
+        width: int = 128,
+        depth: int = 3,
+        missing: float = 0.0,
+    ) -> None:
+        if not 0 <= missing <= 1:
+            raise ValueError(expected("missing in [0, 1]", missing, "It is a share of the numbers of a data set."))
+        self._missing = float(missing)
+        super().__init__(
+            model,
+            observed=observed,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            embedding=embedding,
+            num_steps=num_steps,
+            width=width,
+            depth=depth,
+        )
+
     def _roles_of(self, simulator: Simulator) -> Roles:
-        return Roles(simulator.latent, simulator.observed, lambda simulations: simulations)
+        hidden = [site.name for site in simulator.observed if site.seen is not None]
+        if self._missing and hidden:
+            cure = "Leave the mask out of the model: NaN in a data set says what is missing."
+            raise ValueError(expected("observed sites without a mask beside missing=", f"one at {hidden}", cure))
+        return Roles(simulator.latent, simulator.observed, lambda simulations: simulations, self._missing)
 
     def condition(self, y: Any) -> ConditionedPosterior:
         """The posterior of a data set; warns if none of the simulations was like it.
 
         Args:
             y: an array, or a dictionary of arrays by site, in the shapes and dtypes that the model draws. What a mask
-                of the model hides may be NaN.
+                of the model hides may be NaN, and with ``missing`` what is not there is.
 
         Raises:
             RuntimeError: before ``fit``.
@@ -78,9 +114,10 @@ class AmortizedPosterior(Amortized):
             TypeError: for another kind of numbers.
         """
         plan, neighbours = self._trained()
-        data = checked_data(self._simulator, y)
-        arrays = {name: jnp.asarray(value) for name, value in data.items()}
-        codes = plan.code(in_a_row(self._simulator.observed, arrays))
+        sites, may_lack = self._simulator.observed, self._missing > 0
+        values, seen = checked_data(self._simulator, y, may_lack=may_lack)
+        coded = {name: np.where(seen[name], value, np.nan) for name, value in values.items()} if may_lack else values
+        codes = plan.code(in_a_row(sites, coded))
         share = float(neighbours.share_farther(np.asarray(codes)))
         if share == 0:
             wanted = "y like the simulated data sets"
@@ -88,4 +125,12 @@ class AmortizedPosterior(Amortized):
             cure = "The network has seen none like it: correct the draws, and look at the model."
             warnings.warn(expected(wanted, got, cure), stacklevel=2)
         bounds = bind(plan.parts, codes)
-        return ConditionedPosterior(self._simulator, bounds, arrays, share)
+        # In the place of what is missing a number that the model draws: its density is a number, too.
+        typical = by_site(sites, np.asarray(plan.code.centre))
+        filled = {
+            site.name: jnp.where(seen[site.name], values[site.name], typical[site.name].astype(site.dtype))
+            for site in sites
+        }
+        is_complete = all(of_site.all() for of_site in seen.values())
+        data = Data(filled, None if is_complete else {name: jnp.asarray(of_site) for name, of_site in seen.items()})
+        return ConditionedPosterior(self._simulator, bounds, data, share)

@@ -130,18 +130,21 @@ class Amortized(abc.ABC):
             raise ValueError(expected("validation in (0, 0.5]", validation, "It is a share of the simulations."))
         began = time.perf_counter()
         key_simulate, key_plan, key_rows, key_fit, key_online = jax.random.split(rng_key, 5)
+        key_gaps = jax.random.fold_in(key_simulate, 1)
         found = (
-            self._simulator.given(simulations)
+            self._simulator.given(simulations, may_lack=self._roles.missing > 0)
             if simulations is not None
             else self._simulator.draws(key_simulate, num_simulations)
         )
         roles = self._roles
-        kept, dropped = clean(roles.of_simulations(found))
+        may_lack = simulations is not None and roles.missing > 0
+        kept, dropped = clean(roles.of_simulations(found), may_lack=may_lack)
         if dropped:
             wanted = "simulations that are numbers"
             cure = "They were dropped, and what is learned is of a model which never makes them."
             got = f"NaN or infinite values in {dropped} of {dropped + len(next(iter(kept[0].values())))}"
             warnings.warn(expected(wanted, got, cure), stacklevel=2)
+        kept = kept if may_lack else roles.with_gaps(key_gaps, kept)
         plan = make_plan(roles, kept, embedding=self._embedding, rng_key=key_plan, **self._settings)
         rows = jax.tree.map(np.asarray, rows_of(plan, roles, kept))
         order = host_generator(key_rows).permutation(len(rows["codes"]))
@@ -184,7 +187,16 @@ class Amortized(abc.ABC):
             OSError: if it cannot be written.
         """
         plan, neighbours = self._trained()
-        save_amortized(path, type(self).__name__, self._simulator, self._settings, self._embedding, plan, neighbours)
+        save_amortized(
+            path,
+            type(self).__name__,
+            self._simulator,
+            self._settings,
+            self._roles.missing,
+            self._embedding,
+            plan,
+            neighbours,
+        )
 
     @classmethod
     def load(

@@ -32,7 +32,7 @@ from ..hmc import DiffusionHMC
 from ..islands import table
 from ..tempered import TemperedSMC
 from .parts import Bound
-from .weights import draw_noise, log_weight_of_noise, weighted_values
+from .weights import Data, draw_noise, log_weight_of_noise, weighted_values
 
 __all__ = ["Corrected", "Method", "correct"]
 
@@ -139,7 +139,7 @@ class Corrected:
 def correct(
     simulator: Simulator,
     bounds: tuple[Bound, ...],
-    y: dict[str, Array],
+    y: Data,
     rng_key: jax.Array,
     *,
     method: Method,
@@ -155,7 +155,7 @@ def correct(
     Args:
         simulator: of the model whose posterior is wanted.
         bounds: the amortised posterior's parts given y.
-        y: the data, by site.
+        y: the data.
         rng_key: randomness.
         method: see the module's text.
         num_samples: draws, of chains all together.
@@ -166,6 +166,8 @@ def correct(
         progress_bar: show one.
     """
     simulator.check_likelihood()
+    if y.seen is not None:
+        simulator.check_seen({name: np.asarray(seen) for name, seen in y.seen.items()})
     discrete = [name for bound in bounds if bound.part.kernel.is_discrete for name, _ in bound.part.sites]
     if discrete and method in ("hmc", "tempered"):
         cure = "Bits and classes are no function of normal noises: use method='importance', or sum them out."
@@ -209,7 +211,7 @@ def correct(
     return corrected
 
 
-def _noise_model(simulator: Simulator, bound: Bound, y: dict[str, Array]) -> None:
+def _noise_model(simulator: Simulator, bound: Bound, y: Data) -> None:
     """The posterior as a model of noises, for the engines on noises."""
     shape = bound.chain(bound.embedded[:0]).event_shape
     noise = numpyro.sample(_NOISE, ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape)))

@@ -57,7 +57,7 @@ class Loaded(NamedTuple):
     """
 
     observed: list[str]
-    settings: dict[str, int]
+    settings: dict[str, Any]
     embedding: Callable[[Any], Any]
     neighbours: Neighbours
     tensors: Tensors
@@ -73,7 +73,7 @@ class Loaded(NamedTuple):
             cure = "Pass the model with the arguments that it was trained for."
             raise ValueError(expected(f"a model of the sites {shown(self.node['sites'])}", _sites(simulator), cure))
         self._check_model(simulator)
-        shapes = tuple((site.name, site.shape) for site in roles.given)
+        shapes = roles.shapes
         parts = []
         for (name, _, sites), found in zip(by_part(roles.drawn), self.node["parts"], strict=True):
             tensors = _under(name, self.tensors)
@@ -112,7 +112,8 @@ def save_amortized(
     path: str | os.PathLike[str],
     kind: str,
     simulator: Simulator,
-    settings: dict[str, int],
+    settings: dict[str, Any],
+    missing: float,
     embedding: Callable[[Any], Any],
     plan: Plan,
     neighbours: Neighbours,
@@ -133,6 +134,7 @@ def save_amortized(
     node = {
         **settings,
         "kind": kind,
+        "missing": missing,
         "simulation": encode(simulation, "simulation", tensors),
         "log_densities": encode(_log_densities(simulator, simulation), "log_densities", tensors),
         "sites": _sites(simulator),
@@ -160,6 +162,7 @@ def load_amortized(path: str | os.PathLike[str], kind: str, embedding: Callable[
     wanted = (
         *_SETTINGS,
         "kind",
+        "missing",
         "sites",
         "simulation",
         "log_densities",
@@ -172,6 +175,8 @@ def load_amortized(path: str | os.PathLike[str], kind: str, embedding: Callable[
     node = fields(node, *wanted)
     require(node["kind"] == kind, f"the file of an {kind}", node["kind"], cure)
     settings = {name: node[name] for name in _SETTINGS}
+    if node["missing"]:
+        settings["missing"] = node["missing"]
     own = restore_object("embedding", node["embedding"], EMBEDDINGS, tensors, embedding)
     neighbours = Neighbours(**fields_of(decode(node["neighbours"], tensors), Neighbours))
     return Loaded(node["observed"], settings, own, neighbours, tensors, node)

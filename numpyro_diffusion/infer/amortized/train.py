@@ -16,7 +16,7 @@ import numpyro
 
 from ... import networks
 from ..._checks import expected
-from ..._typing import Array
+from ..._typing import Array, Shape
 from ..._weights import host_generator
 from ...diffusion import Diffusion
 from ...kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
@@ -50,11 +50,33 @@ class Roles(NamedTuple):
         drawn: sites that it draws.
         given: sites that it sees.
         of_simulations: what a simulator returns, coordinates of unknowns and values of y, in these roles.
+        missing: the largest share of the numbers that are given which a row may lack.
     """
 
     drawn: tuple[LatentSite, ...]
     given: tuple[ObservedSite, ...]
     of_simulations: Callable[[Simulations], Simulations]
+    missing: float = 0.0
+
+    @property
+    def shapes(self) -> tuple[tuple[str, Shape], ...]:
+        """Names and shapes of what an embedding sees: values, and whether they are there if some may not be."""
+        values = tuple((site.name, site.shape) for site in self.given)
+        told = tuple((f"{name}_seen", shape) for name, shape in values) if self.missing else ()
+        return values + told
+
+    def with_gaps(self, rng_key: Array, simulations: Simulations) -> Simulations:
+        """Simulations of which each lacks a share of its own of what is given, from 0 to ``missing``."""
+        drawn, given = simulations
+        if not self.missing:
+            return simulations
+        rng = host_generator(rng_key)
+        share = rng.uniform(0, self.missing, len(next(iter(drawn.values()))))
+        lacking = {}
+        for name, values in given.items():
+            is_gap = rng.random(values.shape) < share.reshape((-1,) + (1,) * (values.ndim - 1))
+            lacking[name] = np.where(is_gap, np.nan, values)
+        return drawn, lacking
 
 
 class Plan(NamedTuple):
@@ -69,13 +91,21 @@ class Plan(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def clean(simulations: Simulations) -> tuple[Simulations, int]:
+def clean(simulations: Simulations, *, may_lack: bool = False) -> tuple[Simulations, int]:
     """The rows that are numbers, and how many are not.
+
+    Args:
+        simulations: in their roles.
+        may_lack: whether NaN in what is given says that a number is missing, and is none of them.
 
     Raises:
         ValueError: if most are not, or too few are left.
     """
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(simulations)]
+    drawn, given = (jax.tree.leaves(jax.tree.map(np.asarray, part)) for part in simulations)
+    leaves = [
+        *drawn,
+        *(np.nan_to_num(leaf, nan=0.0, posinf=np.inf, neginf=-np.inf) if may_lack else leaf for leaf in given),
+    ]
     is_number = np.ones(len(leaves[0]), bool)
     for leaf in leaves:
         if leaf.dtype.kind == "f":
@@ -108,14 +138,14 @@ def make_plan(
     """
     drawn, given = simulations
     rows = np.asarray(in_a_row(roles.given, given))
-    code = fit_code(roles.given, rows)
-    varies = (rows.std(0) > 0) & np.asarray(code.seen)
+    code = fit_code(roles.given, rows, may_lack=roles.missing > 0)
+    varies = (np.nanstd(rows, axis=0) > 0) & np.asarray(code.seen)
     if not varies.any():
         names = [site.name for site in roles.given]
         cure = "There is nothing to learn from them: look at the simulator, and at the mask."
         raise ValueError(expected(f"values of {names} that vary", f"the same in all {len(rows)} simulations", cure))
     codes = code(jnp.asarray(rows))
-    shapes = tuple((site.name, site.shape) for site in roles.given)
+    shapes = roles.shapes
     rest = codes[:, :0]
     parts = []
     for name, num_states, sites in by_part(roles.drawn):
@@ -220,7 +250,9 @@ def online_batches(
     left: dict[str, np.ndarray] | None = None
     step = 0
     while True:
-        found, _ = clean(roles.of_simulations(simulator.draws(jax.random.fold_in(rng_key, step), rows_at_once)))
+        key = jax.random.fold_in(rng_key, step)
+        found, _ = clean(roles.of_simulations(simulator.draws(key, rows_at_once)))
+        found = roles.with_gaps(jax.random.fold_in(key, 1), found)
         rows = jax.tree.map(np.asarray, rows_of(plan, roles, found))
         left = rows if left is None else jax.tree.map(lambda a, b: np.concatenate([a, b]), left, rows)
         whole = len(left["codes"]) // batch_size * batch_size

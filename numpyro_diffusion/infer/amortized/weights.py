@@ -20,7 +20,7 @@ References: Sohl-Dickstein et al. 2015, Eq. 9 (R); Burda et al. 2016; Andrieu, R
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,22 @@ from ...estimates.importance import log_path_ratio, log_trajectory_weight
 from ...model.simulator import Simulator
 from .parts import Bound, split_by_site, told
 
-__all__ = ["draw_noise", "draw_values", "estimate_log_prob", "log_weight_of_noise", "weighted_values"]
+__all__ = ["Data", "draw_noise", "draw_values", "estimate_log_prob", "log_weight_of_noise", "weighted_values"]
 
 _DRAWS_AT_ONCE = 500
 Values = dict[str, Array]
+
+
+class Data(NamedTuple):
+    """A data set.
+
+    Attributes:
+        values: by site.
+        seen: booleans of their shapes, False where a number is missing; None where none is.
+    """
+
+    values: Values
+    seen: Values | None
 
 
 @partial(jax.jit, static_argnums=0)
@@ -54,7 +66,7 @@ def draw_values(simulator: Simulator, bounds: tuple[Bound, ...], keys: Array) ->
 
 @partial(jax.jit, static_argnums=(0, 4))
 def weighted_values(
-    simulator: Simulator, bounds: tuple[Bound, ...], y: Values, keys: Array, num_paths: int
+    simulator: Simulator, bounds: tuple[Bound, ...], y: Data, keys: Array, num_paths: int
 ) -> tuple[Values, Array]:
     """Values by site and log w, as many as keys; K = ``num_paths`` for each."""
 
@@ -70,7 +82,7 @@ def weighted_values(
             walk.add(bound, path[0])
             walk.log_ratio += _log_ratio(jax.random.fold_in(part_key, 1), chain, path, num_paths)
         values, log_volume = simulator.values_and_log_volume(walk.coordinates)
-        log_weight = simulator.log_joint(values, y) + log_volume + walk.log_volume - walk.log_ratio
+        log_weight = simulator.log_joint(values, *y) + log_volume + walk.log_volume - walk.log_ratio
         return values, log_weight
 
     return _in_batches(draw, keys, max(1, _DRAWS_AT_ONCE // num_paths))
@@ -81,14 +93,14 @@ def draw_noise(key: Array, chain: ReverseChain) -> Array:
     return jax.random.normal(key, chain.event_shape)
 
 
-def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Values, noise: Array) -> tuple[Values, Array]:
+def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Data, noise: Array) -> tuple[Values, Array]:
     """Values by site and log w(z), for a posterior of one part, of real numbers."""
     walk = _Walk((bound,))
     chain = bound.chain(walk.before)
     path = chain.path_from_noise(noise)
     walk.add(bound, path[0])
     values, log_volume = simulator.values_and_log_volume(walk.coordinates)
-    log_joint = simulator.log_joint(values, y)
+    log_joint = simulator.log_joint(values, *y)
     return values, log_joint + log_volume + walk.log_volume - log_path_ratio(chain, path)
 
 
