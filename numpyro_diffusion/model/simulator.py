@@ -23,7 +23,8 @@ import numpy as np
 from numpyro.handlers import block
 
 from .._checks import expected
-from .._compat.numpyro import compute_log_probs, eval_provenance
+from .._compat.jax import origins
+from .._compat.numpyro import compute_log_probs
 from .._typing import Array
 from ..estimates import AsDensity
 from ..wrappers import find_diffusions
@@ -216,7 +217,7 @@ class Simulator:
     def _random(self) -> list[str]:
         """The sites whose density depends on random numbers beside the sites."""
 
-        def densities(**values: Any) -> dict[str, Any]:
+        def densities(values: dict[str, Any]) -> dict[str, Any]:
             sites = self._trace(fill=lambda site: values.get(site["name"]), rng_key=values[_RANDOMNESS])
             return {
                 name: site_log_prob(site)
@@ -224,8 +225,17 @@ class Simulator:
                 if site["type"] == "sample" and not find_diffusions(site["fn"])
             }
 
-        found = eval_provenance(densities, **self._values, **{_RANDOMNESS: jax.random.PRNGKey(0)})
-        return [name for name, sources in found.items() if _RANDOMNESS in sources]
+        return [name for name, sources in self._sources(densities).items() if _RANDOMNESS in sources]
+
+    def _sources(self, function: Callable[[dict[str, Any]], Any]) -> Any:
+        """For each array of a function of the sites' values, from which of them, or from chance, it is computed."""
+        values = jax.tree.map(jnp.asarray, {**self._values, _RANDOMNESS: jax.random.PRNGKey(0)})
+        names, structure = sorted(values), jax.tree.structure(jax.eval_shape(function, values))
+        found = [
+            [name for name, is_used in zip(names, origin.inputs, strict=True) if is_used]
+            for origin in origins(function, values)
+        ]
+        return jax.tree.unflatten(structure, found)
 
     def _check_fixed(self, observed: Sequence[str]) -> dict[str, list[str]]:
         """Refuse supports of unknowns and masks that are computed from values of sites or by chance.
@@ -234,7 +244,7 @@ class Simulator:
             On what the supports of observed sites depend, by name.
         """
 
-        def parts(**values: Any) -> dict[str, dict[str, list]]:
+        def parts(values: dict[str, Any]) -> dict[str, dict[str, list]]:
             sites = self._trace(fill=lambda site: values.get(site["name"]), rng_key=values[_RANDOMNESS])
             found = {
                 "support": {name: jax.tree.leaves(sites[name]["fn"].support) for name in self._values},
@@ -242,13 +252,9 @@ class Simulator:
             }
             return jax.tree.map(jnp.asarray, found)
 
-        sources = eval_provenance(parts, **self._values, **{_RANDOMNESS: jax.random.PRNGKey(0)})
-        is_sources = lambda leaf: isinstance(leaf, frozenset)  # noqa: E731
         on = {
-            what: {
-                name: sorted(frozenset().union(*jax.tree.leaves(each, is_leaf=is_sources))) for name, each in by.items()
-            }
-            for what, by in sources.items()
+            what: {name: sorted({source for sources in each for source in sources}) for name, each in by.items()}
+            for what, by in self._sources(parts).items()
         }
         for what, name in [*(("mask", name) for name in observed), *(("support", site.name) for site in self.latent)]:
             if on[what][name]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from scipy import stats
 
 from numpyro_diffusion import networks
@@ -127,6 +128,25 @@ def test_an_event_is_seen_whole_or_not_at_all():
     corrected = amortized.condition(y).correct(jax.random.key(0), "importance", num_samples=2000)
     truth = stats.multivariate_normal.logpdf(y[1], np.zeros(2), np.array([[1.0, 0.5], [0.5, 1.0]]) + 1.0)
     assert abs(corrected.log_evidence - truth) < 5 * corrected.log_evidence_error < 0.5
+
+
+def in_a_scan():
+    theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+
+    def step(carry, _):
+        numpyro.sample("y", dist.Normal(theta, 1.0))
+        return carry, None
+
+    scan(step, 0.0, None, length=3)
+
+
+def test_rounds_of_a_scan_and_whole_data_sets_may_be_missing():
+    amortized = cases.untrained(in_a_scan, missing=1.0)
+    for y in (np.array([1.0, np.nan, 2.0]), np.full(3, np.nan)):
+        corrected = amortized.condition(y).correct(jax.random.key(0), "importance", num_samples=4000)
+        seen = y[~np.isnan(y)]
+        truth = stats.multivariate_normal.logpdf(seen, np.zeros(len(seen)), np.eye(len(seen)) + 1) if len(seen) else 0.0
+        assert abs(corrected.log_evidence - truth) < 5 * corrected.log_evidence_error < 0.2
 
 
 def test_online_simulations_lack_numbers_too():

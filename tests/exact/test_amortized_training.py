@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 
 import numpyro_diffusion as nd
 
@@ -137,6 +138,27 @@ def test_calibration_in_one_call(corrected):
 def test_calibrations_that_would_say_nothing_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
         nd.evaluation.sbc(jax.random.key(0), None, **settings)
+
+
+def walk():
+    """Two steps of a random walk by NumPyro's scan."""
+
+    def step(x, _):
+        x = numpyro.sample("x", dist.Normal(x, 1.0))
+        numpyro.sample("y", dist.Normal(x, 0.5))
+        return x, None
+
+    scan(step, 0.0, None, length=2)
+
+
+def test_a_scan_has_a_likelihood():
+    """Its loop carries a key, and no density depends on it."""
+    corrected = cases.untrained(walk).condition(np.array([0.5, 1.0])).correct(
+        jax.random.key(0), "importance", num_samples=4000
+    )  # fmt: skip
+    covariance = np.array([[1.25, 1.0], [1.0, 2.25]])
+    log_evidence = float(dist.MultivariateNormal(jnp.zeros(2), jnp.array(covariance)).log_prob(jnp.array([0.5, 1.0])))
+    assert_evidence(corrected, log_evidence)
 
 
 def test_few_ranks_fall_into_few_bins_of_equal_size():
