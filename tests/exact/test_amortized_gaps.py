@@ -180,3 +180,9 @@ def test_shares_and_masks_that_are_refused():
         AmortizedPosterior(masked, observed="y", missing=0.5)
     with pytest.raises(ValueError, match=r"Say missing=0\.5"):
         cases.untrained(rows).condition(DATA[0])
+
+
+def test_what_is_missing_is_no_error_to_debug_nans():
+    with jax.debug_nans(True):
+        posterior = cases.untrained(rows, missing=0.5).condition(DATA[0])
+        assert np.isfinite(posterior.sample(jax.random.key(0), 3)["centre"]).all()

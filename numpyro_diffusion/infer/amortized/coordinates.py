@@ -51,9 +51,13 @@ class DataCode(NamedTuple):
     seen: Array
     told: Array
 
-    def __call__(self, y: Array) -> Array:
+    def __call__(self, y: Array | np.ndarray) -> Array:
         """Codes of y, shape (..., p), float, and of shape (..., told) whether it is there."""
-        seen = self.seen & ~jnp.isnan(y) if self.told.size else self.seen
+        seen = self.seen
+        if self.told.size:  # on the host, where NaN is a value; to jax_debug_nans it is an error
+            is_there = ~np.isnan(np.asarray(y))
+            seen, y = seen & is_there, np.where(is_there, y, 0.0)
+        y = jnp.asarray(y, float)
         s = (jnp.where(seen, y, self.centre).astype(self.centre.dtype) - self.centre) / self.scale
         beyond = jnp.maximum(jnp.abs(s) - _LINEAR, 0)
         s = jnp.where(beyond > 0, jnp.sign(s) * (_LINEAR + jnp.log1p(beyond)), s)
@@ -87,10 +91,11 @@ class Affine(NamedTuple):
         return jnp.log(jnp.diagonal(self.scale_tril)).sum()
 
 
-def in_a_row(sites: Sequence[ObservedSite], y: Mapping[str, Any]) -> Array:
-    """All numbers of y, with the leading axes of each array in front, shape (..., p), as float."""
-    flat = [jnp.asarray(y[site.name], float) for site in sites]
-    return jnp.concatenate(
+def in_a_row(sites: Sequence[ObservedSite], y: Mapping[str, Any]) -> Array | np.ndarray:
+    """All numbers of y, with the leading axes of each array in front, shape (..., p), as float; on the host if y is."""
+    xp: Any = np if all(isinstance(y[site.name], np.ndarray) for site in sites) else jnp
+    flat = [xp.asarray(y[site.name], float) for site in sites]
+    return xp.concatenate(
         [x.reshape((*x.shape[: x.ndim - len(site.shape)], -1)) for x, site in zip(flat, sites, strict=True)], axis=-1
     )
 

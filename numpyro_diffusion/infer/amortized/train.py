@@ -144,7 +144,7 @@ def make_plan(
         names = [site.name for site in roles.given]
         cure = "There is nothing to learn from them: look at the simulator, and at the mask."
         raise ValueError(expected(f"values of {names} that vary", f"the same in all {len(rows)} simulations", cure))
-    codes = code(jnp.asarray(rows))
+    codes = code(rows)
     shapes = roles.shapes
     rest = codes[:, :0]
     parts = []
