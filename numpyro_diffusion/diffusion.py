@@ -255,10 +255,11 @@ def depends_on_latent(name: str, got: str) -> str:
     return expected(
         f"an observed Diffusion at site {name!r} that depends on no latent site",
         got,
-        "Its log_prob is a bound. Make the path a latent site instead, which is exact: "
-        "chain = ReverseChain(kernel, transition, context=context, stop=1); path = numpyro.sample('path', chain); and "
-        "observe chain.conditional(x_1, 1), x_1 being the path's first state. What depends on no latent site compute "
-        f"outside of the model. {_AS_DENSITY}",
+        "Its log_prob is a bound. Make the path a latent site instead, which is exact: for real states "
+        f"reparam(model, config={{{name!r}: infer.ObservedDiffusionReparam()}}); for any chain = "
+        "ReverseChain(kernel, transition, context=context, stop=1); path = numpyro.sample('path', chain); and observe "
+        "chain.conditional(x_1, 1), x_1 being the path's first state. What depends on no latent site compute outside "
+        f"of the model. {_AS_DENSITY}",
     )
 
 

@@ -52,6 +52,20 @@ def bits_truth(y):
     return np.log(joint.sum()), joint @ states / joint.sum()
 
 
+def rates(scale=1.0, exposure=1.0, is_bounded=False):
+    """A count of a positive rate."""
+    prior = dist.Uniform(0.0, 20.0) if is_bounded else dist.Gamma(2.0, 1.0 / scale)
+    rate = numpyro.sample("rate", prior)
+    numpyro.sample("y", dist.Poisson(exposure * rate))
+
+
+def shares_of_groups():
+    """A simplex, and a class of it."""
+    shares = numpyro.sample("shares", dist.Dirichlet(jnp.ones(3)))
+    group = numpyro.sample("group", dist.Categorical(probs=jnp.ones(3) / 3))
+    numpyro.sample("y", dist.Normal(shares[0] + group, 1.0))
+
+
 def spoiled(amortized, key, size):
     """The same with noise added to every parameter: a network that is wrong everywhere."""
     leaves = iter(jax.random.split(key, 1000))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_integer_at_least
+from .._checks import check_integer_at_least, check_trailing_shape
 from .._numerics import expand_right
 from .._typing import Array, ArrayLike, Shape
 from ..kernels import Kernel
@@ -66,6 +66,32 @@ class ForwardChain(ChainDistribution):
         if validate_args is not False:
             kernel.check_data("x_0", x_0)
 
+    def path_from_noise(self, noise: ArrayLike) -> Array:
+        """The path that standard normal noises stand for, as :meth:`.ReverseChain.path_from_noise`, from x^0 up.
+
+        Args:
+            noise: shape (batch...,) + event_shape, time axis as in ``sample``; its batch is that of ``x_0``.
+
+        Returns:
+            Of the shape of ``sample``: index 0 of the time axis is x^1.
+
+        Raises:
+            TypeError: for a discrete kernel.
+        """
+        batch = check_trailing_shape("noise", noise, self.event_shape, "There is one for each coordinate and time.")
+        noises = jnp.moveaxis(jnp.asarray(noise), len(batch), 0)
+
+        def step(x_previous: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, Array]:
+            t, eps = t_and_noise
+            x_t = self.kernel.from_noise(self.kernel.step(x_previous, t), eps)
+            return x_t, x_t
+
+        start = jnp.broadcast_to(jnp.asarray(self.x_0), noises.shape[1:])
+        return jnp.moveaxis(jax.lax.scan(step, start, (self._steps(), noises))[1], 0, len(batch))
+
+    def _steps(self) -> Array:
+        return jnp.arange(1, self.kernel.num_steps + 1)
+
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
         def step(x_previous: Array, t: Array) -> tuple[Array, Array]:
             x_t = self.kernel.step(x_previous, t).sample(jax.random.fold_in(key, t))
@@ -73,7 +99,7 @@ class ForwardChain(ChainDistribution):
 
         dtype = jax.eval_shape(lambda x: self.kernel.step(x, 1).sample(jax.random.key(0)), self.x_0).dtype
         start = jnp.broadcast_to(jnp.asarray(self.x_0, dtype), batch_shape + self.event_shape[1:])
-        _, path = jax.lax.scan(step, start, jnp.arange(1, self.kernel.num_steps + 1))
+        _, path = jax.lax.scan(step, start, self._steps())
         return jnp.moveaxis(path, 0, len(batch_shape))
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
@@ -82,6 +108,6 @@ class ForwardChain(ChainDistribution):
         before = jnp.concatenate(
             [jnp.expand_dims(start, axis), jax.lax.slice_in_dim(value, 0, -1, axis=axis)], axis=axis
         )
-        t = expand_right(jnp.arange(1, self.kernel.num_steps + 1), self._data_dim)
+        t = expand_right(self._steps(), self._data_dim)
         log_prob: Any = self.kernel.step(before, t).log_prob(value)
         return log_prob.sum(tuple(range(axis, value.ndim)))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from .._checks import check_integer_at_least
+from .._checks import check_integer_at_least, expected
 from .calibration import rank_uniformity, sbc_ranks
 
 __all__ = ["SimulatedCalibration", "sbc"]
@@ -38,8 +38,8 @@ class SimulatedCalibration(NamedTuple):
         found = {}
         for name, ranks in self.ranks.items():
             flat = ranks.reshape(len(ranks), -1)
-            num_bins = max(bins for bins in range(2, 17) if (self.num_draws + 1) % bins == 0)
-            num_bins = num_bins if len(ranks) >= 5 * num_bins else 2
+            divisors = _bins_of(self.num_draws)
+            num_bins = max([bins for bins in divisors if len(ranks) >= 5 * bins], default=divisors[0])
             values = [rank_uniformity(column, self.num_draws, num_bins=num_bins) for column in flat.T]
             found[name] = np.reshape(values, ranks.shape[1:])
         return found
@@ -63,7 +63,7 @@ def sbc(
         amortized: an :class:`~numpyro_diffusion.infer.AmortizedPosterior`, or what has its ``simulate`` and
             ``condition``.
         num_data_sets: n, at least 10.
-        num_draws: m of each; m + 1 should have a divisor from 2 to 16.
+        num_draws: m of each; m + 1 has a divisor from 2 to 16, for equal bins of ranks.
         corrected: take draws that importance weights have corrected.
         num_samples: weighted draws of each data set, of which m are kept.
         num_paths: of each weight.
@@ -72,10 +72,20 @@ def sbc(
     Returns:
         Ranks by site, for ``plots.sbc_ranks``, and their p-values.
 
+    Raises:
+        ValueError: for numbers that are too small, ``num_draws`` without equal bins, or more of them than
+            ``num_samples``, of which they would be copies.
+
     References: Talts et al. 2018.
     """
     for name, value, least in (("num_data_sets", num_data_sets, 10), ("num_draws", num_draws, 1)):
         check_integer_at_least(name, value, least, "Uniformity is seen in hundreds of data sets.")
+    if not _bins_of(num_draws):
+        cure = "Take 63, so that ranks fall into 16 equal bins."
+        raise ValueError(expected("num_draws + 1 with a divisor from 2 to 16", num_draws + 1, cure))
+    if corrected and check_integer_at_least("num_samples", num_samples, 2, "It counts weighted draws.") < num_draws:
+        cure = "Copies of a draw have the same rank: weigh more draws, or keep fewer."
+        raise ValueError(expected(f"num_samples >= num_draws = {num_draws}", num_samples, cure))
     key_truth, key_draws, key_ties = jax.random.split(rng_key, 3)
     simulated = amortized.simulate(key_truth, num_data_sets)
     draws, shapes = [], []
@@ -96,3 +106,8 @@ def sbc(
         name: sbc_ranks(simulated[name], np.stack([one[name] for one in draws]), rng_key=key_ties) for name in draws[0]
     }
     return SimulatedCalibration(ranks, num_draws, np.asarray(shapes) if corrected else None)
+
+
+def _bins_of(num_draws: int) -> list[int]:
+    """Numbers of equal bins of the ranks 0..num_draws."""
+    return [bins for bins in range(2, 17) if (num_draws + 1) % bins == 0]

@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..model.observed_reparam import ObservedDiffusionReparam
 from ..model.reparam import DiffusionReparam
 from ..noise.importance import ImportanceResult
 from ..particles.twists.base import NoTwist, Twist
@@ -17,9 +18,10 @@ from .smc import TwistedSMC
 from .tempered import TemperedSMC
 
 if TYPE_CHECKING:
-    from .amortized import AmortizedPosterior, ConditionedPosterior, Corrected
+    from .amortized import AmortizedLikelihood, AmortizedPosterior, ConditionedPosterior, Corrected
 
 __all__ = [
+    "AmortizedLikelihood",
     "AmortizedPosterior",
     "AutoDiffusionGuide",
     "ConditionedPosterior",
@@ -34,6 +36,7 @@ __all__ = [
     "ImportanceResult",
     "LinearGaussian",
     "NoTwist",
+    "ObservedDiffusionReparam",
     "Tempered",
     "TemperedSMC",
     "Twist",
@@ -41,7 +44,7 @@ __all__ = [
     "observe_entries",
 ]
 
-_NAMES_ON_REQUEST = ("AmortizedPosterior", "ConditionedPosterior", "Corrected")
+_NAMES_ON_REQUEST = ("AmortizedLikelihood", "AmortizedPosterior", "ConditionedPosterior", "Corrected")
 
 
 def __getattr__(name: str) -> Any:

@@ -26,10 +26,10 @@ from .._checks import expected
 from .._compat.numpyro import asking, is_in_scan, reparam_sample_shape, reparam_site_name
 from .._typing import Array, ArrayLike
 from ..guidance import Guidance, TiltedChain
-from ..wrappers import obstacle, unwrap, wrapped_diffusion
+from ..wrappers import WrappedDiffusion, obstacle, unwrap, wrapped_diffusion
 from .sites import check_outside_scan, check_sample_shape
 
-__all__ = ["ChainNoise", "DiffusionReparam", "is_chain_noise"]
+__all__ = ["ChainNoise", "DiffusionReparam", "check_reparameterised", "is_chain_noise"]
 
 
 class ChainNoise(dist.Normal):
@@ -58,6 +58,33 @@ class ChainNoise(dist.Normal):
 def is_chain_noise(fn: Any) -> bool:
     """Whether a distribution is that of a diffusion site's noises, as :class:`DiffusionReparam` makes it."""
     return isinstance(unwrap(fn)[0], ChainNoise)
+
+
+def check_reparameterised(name: str, fn: Any, wrapped: WrappedDiffusion | None) -> WrappedDiffusion:
+    """The diffusion of a site, if its states are a function of normal noises.
+
+    Raises:
+        TypeError: for a site that is no Diffusion, or one with a discrete kernel.
+    """
+    if wrapped is None:
+        raise TypeError(
+            expected(
+                f"a Diffusion at site {name!r}",
+                obstacle(fn),
+                "Name only diffusion sites in the reparam config; a masked site must be unmasked, and "
+                "a transform must have an inverse.",
+            )
+        )
+    kernel = wrapped.diffusion.kernel
+    if kernel.is_discrete:
+        raise TypeError(
+            expected(
+                f"a Gaussian kernel at site {name!r}",
+                type(kernel).__name__,
+                "Bits are no differentiable function of normal noises.",
+            )
+        )
+    return wrapped
 
 
 class DiffusionReparam(Reparam):
@@ -104,28 +131,11 @@ class DiffusionReparam(Reparam):
                 expected(
                     f"a latent site {name!r}",
                     "an observed one",
-                    "Its noises are unknown; drop it from the reparam config.",
+                    "Name ObservedDiffusionReparam() for it, or drop it from the reparam config.",
                 )
             )
-        wrapped = wrapped_diffusion(fn)
-        if wrapped is None:
-            raise TypeError(
-                expected(
-                    f"a Diffusion at site {name!r}",
-                    obstacle(fn),
-                    "Name only diffusion sites in the reparam config; a masked site must be unmasked, and "
-                    "a transform must have an inverse.",
-                )
-            )
+        wrapped = check_reparameterised(name, fn, wrapped_diffusion(fn))
         chain = wrapped.chain
-        if chain.kernel.is_discrete:
-            raise TypeError(
-                expected(
-                    f"a Gaussian kernel at site {name!r}",
-                    type(chain.kernel).__name__,
-                    "Bits are no differentiable function of normal noises.",
-                )
-            )
         check_sample_shape(name, reparam_sample_shape())
         shape = chain.batch_shape + chain.event_shape
         noises = ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape) - len(fn.batch_shape))

@@ -3,94 +3,40 @@ r"""A user's model as a simulator: draws of its unknowns theta and of what will 
 Nothing has to be observed, and what will be is named. An observed site is a ``sample`` site, whose density is the
 likelihood, or a ``deterministic`` one, the output of a simulator, which has draws and no density.
 
-Every real unknown is seen through the bijection u = T^{-1}(theta) of its support, flattened. Then
+Unknowns are seen in coordinates (:mod:`.simulated_sites`). With T the bijections of their supports
 
     log p(u, y) = log p(theta, y) + log |dT / du|.
 
-Bits and classes are seen as integers 0..K-1. What cannot be seen so is refused by the site's name: counts without an
-end, a prior that is improper, or scaled or masked, so that draws of the model are none of the posterior's prior, a
-support that depends on another site (found by the operations that compute it, not by trial), a plate of a part of its
-data, a factor, and an observed site that is not named.
+What cannot be seen so is refused by the site's name: counts without an end, a prior that is improper, or scaled or
+masked, so that draws of the model are none of the posterior's prior, a support or a mask that depends on another site,
+observed or not, or on random numbers beside the sites (found by the operations that compute it, not by trial), a plate
+of a part of its data, a factor, and an observed site that is not named. A density that depends on such random numbers
+is none: the model is a simulator.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import Transform
 from numpyro.handlers import block
 
 from .._checks import expected
-from .._compat.numpyro import compute_log_probs, eval_provenance
-from .._typing import Array, Shape
-from ..wrappers import is_masked, unmask
-from .sites import check_plate, check_proper, check_trained, is_latent
+from .._compat.jax import origins
+from .._compat.numpyro import compute_log_probs
+from .._typing import Array
+from ..estimates import AsDensity
+from ..wrappers import find_diffusions
+from .gaps import OfSeen, check_events_whole
+from .simulated_sites import LatentSite, are_alike, drawn_site, latent_site, mask_of_site, observed_site
+from .sites import check_plate, check_proper, check_trained, is_latent, site_log_prob
 from .trace import trace_model
 
-__all__ = ["LatentSite", "ObservedSite", "Simulator"]
+__all__ = ["Simulator"]
 
 _ROWS_AT_ONCE = 1000  # draws of the model in one call
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LatentSite:
-    """One unknown.
-
-    Attributes:
-        name: of the site.
-        shape: of its value.
-        size: of its coordinates: unconstrained numbers, or integers.
-        transform: from unconstrained numbers to values; None for bits and classes.
-        unconstrained_shape: what the transform takes.
-        num_states: K of bits and classes; None for real numbers.
-        first: the value that is state 0.
-        dtype: of its value.
-    """
-
-    name: str
-    shape: Shape
-    size: int
-    transform: Transform | None
-    unconstrained_shape: Shape
-    num_states: int | None
-    first: int
-    dtype: np.dtype
-
-    def coordinates(self, value: Array) -> Array:
-        """Of one value, shape (size,)."""
-        if self.transform is None:
-            return (jnp.asarray(value).astype(int) - self.first).reshape(-1)
-        return self.transform.inv(value).reshape(-1)
-
-    def value_and_log_volume(self, coordinates: Array) -> tuple[Array, Array]:
-        """The value of coordinates of shape (size,), and log |dT / du|, nats: 0 for bits and classes."""
-        if self.transform is None:
-            return (coordinates + self.first).reshape(self.shape).astype(self.dtype), jnp.zeros(())
-        u = coordinates.reshape(self.unconstrained_shape)
-        value = self.transform(u)
-        return value, jnp.sum(self.transform.log_abs_det_jacobian(u, value))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ObservedSite:
-    """What will be observed at one site.
-
-    Attributes:
-        name: of the site.
-        shape: of its value.
-        dtype: of its value.
-        seen: booleans of that shape, False behind a mask; None where all is seen.
-    """
-
-    name: str
-    shape: Shape
-    dtype: np.dtype
-    seen: np.ndarray | None
+_RANDOMNESS = "random numbers of its own"  # of numpyro.prng_key(), beside its sites
 
 
 class Simulator:
@@ -104,7 +50,7 @@ class Simulator:
     Attributes:
         latent: the unknowns, in the order of the model.
         observed: in the order they are named.
-        without_density: names of the observed sites that are no ``sample`` sites.
+        without_density: names of the observed sites that are no ``sample`` sites, or a diffusion's.
 
     Raises:
         ValueError: for what the module's text says is refused.
@@ -116,15 +62,17 @@ class Simulator:
             raise TypeError(expected("a NumPyro model", repr(model), "Pass the model function itself."))
         self.model, self.args, self.kwargs = model, tuple(args), dict(kwargs)
         sites = self._trace(fill=_check)
-        self.observed = tuple(_observed(name, sites) for name in observed)
+        named = tuple(observed_site(name, sites, is_fixed=False) for name in observed)
         _check_no_other_data(sites, observed)
         latent = {name: site for name, site in sites.items() if is_latent(site) and name not in observed}
         if not latent:
             got = f"sample sites {[name for name, site in sites.items() if site['type'] == 'sample']}, all observed"
             raise ValueError(expected("a model with a latent site", got, "Name what is observed, and no more."))
-        self.latent = tuple(_latent(name, site) for name, site in latent.items())
-        self.without_density = tuple(name for name in observed if sites[name]["type"] != "sample")
-        self._check_fixed(latent)
+        self.latent = tuple(latent_site(name, site) for name, site in latent.items())
+        self.without_density = tuple(name for name in observed if not _has_density(sites[name]))
+        self._values = {name: site["value"] for name, site in sites.items() if is_latent(site)}
+        self._depends = self._check_fixed([site.name for site in named])
+        self.observed = tuple(observed_site(name, sites, is_fixed=not self._depends[name]) for name in observed)
         self._draw = jax.jit(jax.vmap(self.draw))
 
     @property
@@ -132,11 +80,55 @@ class Simulator:
         """Of all unknowns and all that is observed."""
         return [site.name for site in self.latent] + [site.name for site in self.observed]
 
+    def observed_as_drawn(self) -> tuple[LatentSite, ...]:
+        """What is observed in coordinates of its own, for a chain that draws it given the unknowns.
+
+        Raises:
+            ValueError: for a support that depends on another site, or has no bijection; for a mask.
+            TypeError: for what is not of real numbers.
+        """
+        for name, on in self._depends.items():
+            if on:
+                cure = "Where y can be depends on theta: write the likelihood, or learn the posterior."
+                raise ValueError(
+                    expected(f"a support of site {name!r} that is fixed", f"one that depends on {on}", cure)
+                )
+        sites = self._trace()
+        return tuple(drawn_site(site.name, sites[site.name]) for site in self.observed)
+
     def draw(self, key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         """Coordinates of the unknowns and values of what is observed, by site, of one run of the model."""
         sites = self._trace(rng_key=key)
-        unknowns = {site.name: site.coordinates(sites[site.name]["value"]) for site in self.latent}
+        unknowns = {site.name: site.coordinates(jnp.asarray(sites[site.name]["value"])) for site in self.latent}
         return unknowns, {site.name: jnp.asarray(sites[site.name]["value"]) for site in self.observed}
+
+    def simulate(self, rng_key: jax.Array, num_draws: int) -> dict[str, np.ndarray]:
+        """So many runs, on the host: values of all unknowns and of what is observed, by site."""
+        unknowns, y = self.draws(rng_key, num_draws)
+        values = jax.vmap(self.values_and_log_volume)(jax.tree.map(jnp.asarray, unknowns))[0]
+        return {**{name: np.asarray(value) for name, value in values.items()}, **y}
+
+    def given(
+        self, simulations: Mapping[str, Any], *, may_lack: bool = False
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What ``draws`` returns, of values by site that exist, each with the draws in front.
+
+        Args:
+            simulations: by site.
+            may_lack: whether NaN in what is observed says that a number is missing.
+
+        Raises:
+            ValueError: for sites that are missing, or values of other shapes, supports or numbers of draws.
+        """
+        missing = [name for name in self.names if name not in simulations]
+        if missing:
+            raise ValueError(expected(f"simulations of the sites {self.names}", f"none of {missing}", "Pass them all."))
+        unknowns = {site.name: site.given(simulations[site.name]) for site in self.latent}
+        y = {site.name: site.given(simulations[site.name], may_lack=may_lack) for site in self.observed}
+        counts = {len(array) for array in (*unknowns.values(), *y.values())}
+        if len(counts) != 1:
+            raise ValueError(expected("as many draws of every site", sorted(counts), "Draws go along the first axis."))
+        return unknowns, y
 
     def draws(self, rng_key: jax.Array, num_draws: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """So many runs, on the host, each array with them in front."""
@@ -154,16 +146,42 @@ class Simulator:
         total = sum((log_volume for _, log_volume in both.values()), jnp.zeros(()))
         return {name: value for name, (value, _) in both.items()}, total
 
-    def log_joint(self, values: Mapping[str, Array], y: Mapping[str, Array]) -> Array:
-        """Log p(theta, y) of values by site, nats.
+    def log_joint(
+        self, values: Mapping[str, Array], y: Mapping[str, Array], seen: Mapping[str, Array] | None = None
+    ) -> Array:
+        """Log p(theta, y) of values by site, nats; of the numbers of y that are seen, by site, if some are not.
 
         Raises:
             ValueError: for a model without a likelihood.
         """
         self.check_likelihood()
+        model = self.model if seen is None else OfSeen(self.model, seen)
         with block():
-            found, _ = compute_log_probs(self.model, self.args, self.kwargs, {**values, **y})
+            found, _ = compute_log_probs(model, self.args, self.kwargs, {**values, **y})
         return sum(found.values(), jnp.zeros(()))
+
+    def log_densities(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Of each sample site given values of all, by name, nats; of none that a diffusion or chance has a part in.
+
+        Two models are the same if these are, up to rounding.
+        """
+        random = self._random()
+        sites = self._trace(fill=lambda site: values.get(site["name"]))
+        sites = {name: site for name, site in sites.items() if site["type"] == "sample" and name not in random}
+        return {
+            name: float(jnp.sum(site_log_prob(site))) for name, site in sites.items() if not find_diffusions(site["fn"])
+        }
+
+    def check_seen(self, seen: Mapping[str, np.ndarray]) -> None:
+        """Refuse missing numbers of which the rest has no likelihood.
+
+        Raises:
+            ValueError: with the site.
+        """
+        sites = self._trace()
+        for name, of_site in seen.items():
+            if sites[name]["type"] == "sample":
+                check_events_whole(name, sites[name]["fn"], of_site)
 
     def check_likelihood(self) -> None:
         """Refuse a model of which y has draws and no density.
@@ -174,7 +192,12 @@ class Simulator:
         if self.without_density:
             names = ", ".join(repr(name) for name in self.without_density)
             cure = "A simulator has draws and no density: use the amortised draws as they are, or write the likelihood."
-            raise ValueError(expected("a model with a likelihood of y", f"the deterministic site {names}", cure))
+            got = f"{names}, a deterministic site or a Diffusion, which has none"
+            raise ValueError(expected("a model with a likelihood of y", got, cure))
+        random = self._random()
+        if random:
+            cure = "Make what numpyro.prng_key() draws a sample site: its density is a part of the model's."
+            raise ValueError(expected("a model with a likelihood", f"{_RANDOMNESS} in the density of {random}", cure))
 
     def check_alike(self, other: "Simulator") -> None:
         """Refuse a model of other unknowns than this one's, or other observations.
@@ -183,33 +206,65 @@ class Simulator:
             ValueError: with what differs.
         """
         mine, others = (dict(zip(each.names, (*each.latent, *each.observed), strict=True)) for each in (self, other))
-        differ = [name for name in sorted({*mine, *others}) if not _are_alike(mine.get(name), others.get(name))]
+        differ = [name for name in sorted({*mine, *others}) if not are_alike(mine.get(name), others.get(name))]
         if differ:
-            cure = "Another prior may have other densities, and must have the same sites, shapes and supports."
+            cure = "Another prior may have other densities, and must have the same sites, shapes, supports and masks."
             raise ValueError(expected("a model of the same unknowns and observations", f"others at {differ}", cure))
 
     def _trace(self, **settings: Any) -> dict[str, dict]:
         return trace_model(self.model, self.args, self.kwargs, **settings)
 
-    def _check_fixed(self, latent: Mapping[str, dict]) -> None:
-        """Refuse supports and masks that are computed from the value of a site."""
+    def _random(self) -> list[str]:
+        """The sites whose density depends on random numbers beside the sites."""
 
-        def parts(**values: Any) -> dict[str, list]:
-            sites = self._trace(fill=lambda site: values.get(site["name"]))
-            supports = {name: jax.tree.leaves(sites[name]["fn"].support) for name in latent}
-            masks = {site.name: _mask_leaves(sites[site.name]) for site in self.observed}
-            return {name: [jnp.asarray(leaf) for leaf in leaves] for name, leaves in {**supports, **masks}.items()}
+        def densities(values: dict[str, Any]) -> dict[str, Any]:
+            sites = self._trace(fill=lambda site: values.get(site["name"]), rng_key=values[_RANDOMNESS])
+            return {
+                name: site_log_prob(site)
+                for name, site in sites.items()
+                if site["type"] == "sample" and not find_diffusions(site["fn"])
+            }
 
-        values = {name: site["value"] for name, site in latent.items()}
-        found = eval_provenance(parts, **values)
-        for name, sources in found.items():
-            on = sorted(set().union(*sources)) if sources else []
-            if on:
-                what = "support" if name in latent else "mask"
-                cure = "Draw the site from a fixed support and rescale it in the model."
-                raise ValueError(
-                    expected(f"a {what} of site {name!r} that is fixed", f"one that depends on {on}", cure)
-                )
+        return [name for name, sources in self._sources(densities).items() if _RANDOMNESS in sources]
+
+    def _sources(self, function: Callable[[dict[str, Any]], Any]) -> Any:
+        """For each array of a function of the sites' values, from which of them, or from chance, it is computed."""
+        values = jax.tree.map(jnp.asarray, {**self._values, _RANDOMNESS: jax.random.PRNGKey(0)})
+        names, structure = sorted(values), jax.tree.structure(jax.eval_shape(function, values))
+        found = [
+            [name for name, is_used in zip(names, origin.inputs, strict=True) if is_used]
+            for origin in origins(function, values)
+        ]
+        return jax.tree.unflatten(structure, found)
+
+    def _check_fixed(self, observed: Sequence[str]) -> dict[str, list[str]]:
+        """Refuse supports of unknowns and masks that are computed from values of sites or by chance.
+
+        Returns:
+            On what the supports of observed sites depend, by name.
+        """
+
+        def parts(values: dict[str, Any]) -> dict[str, dict[str, list]]:
+            sites = self._trace(fill=lambda site: values.get(site["name"]), rng_key=values[_RANDOMNESS])
+            found = {
+                "support": {name: jax.tree.leaves(sites[name]["fn"].support) for name in self._values},
+                "mask": {name: mask_of_site(sites[name]) for name in observed},
+            }
+            return jax.tree.map(jnp.asarray, found)
+
+        on = {
+            what: {name: sorted({source for sources in each for source in sources}) for name, each in by.items()}
+            for what, by in self._sources(parts).items()
+        }
+        for what, name in [*(("mask", name) for name in observed), *(("support", site.name) for site in self.latent)]:
+            if on[what][name]:
+                cures = {
+                    "support": "Draw the site from a fixed support and rescale it in the model.",
+                    "mask": "Simulate with one mask, and train again for another.",
+                }
+                wanted = f"a {what} of site {name!r} that is fixed"
+                raise ValueError(expected(wanted, f"one that depends on {on[what][name]}", cures[what]))
+        return {name: on["support"].get(name, []) for name in observed}
 
 
 def _check(site: dict) -> None:
@@ -220,72 +275,11 @@ def _check(site: dict) -> None:
         check_plate(site["name"], *site["args"][:2])
 
 
-def _latent(name: str, site: dict) -> LatentSite:
-    fn, value = site["fn"], jnp.asarray(site["value"])
-    if site["scale"] is not None or is_masked(fn):
-        got = "a mask" if site["scale"] is None else f"scale {site['scale']}"
-        cure = "Draws of the model would not be those of its density: weigh the likelihood, not the prior."
-        raise ValueError(expected(f"a prior of latent site {name!r} as it is", got, cure))
-    support, shape = fn.support, value.shape
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    states = _states_of(name, support)
-    if states is not None:
-        return LatentSite(name, shape, math.prod(shape), None, shape, *states, value.dtype)
-    transform = biject_to(fn.support)
-    unconstrained = jax.eval_shape(transform.inv, value).shape
-    return LatentSite(name, shape, math.prod(unconstrained), transform, unconstrained, None, 0, value.dtype)
-
-
-def _states_of(name: str, support: Any) -> tuple[int, int] | None:
-    """How many states a discrete site has, and the first; None for a real one."""
-    if not support.is_discrete:
-        return None
-    if support is constraints.boolean:
-        return 2, 0
-    bounds = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
-    if all(bound is not None and np.ndim(bound) == 0 and not isinstance(bound, jax.core.Tracer) for bound in bounds):
-        low, high = (int(bound) for bound in bounds)  # type: ignore[arg-type]
-        if high > low:
-            return high - low + 1, low
-    raise TypeError(
-        expected(
-            "latent sites that are real, bits, or classes of a known number",
-            f"the discrete site {name!r} of support {support}",
-            "Sum it out of the model, or give it a support with two ends.",
-        )
-    )
-
-
-def _observed(name: str, sites: Mapping[str, dict]) -> ObservedSite:
-    known = [n for n, site in sites.items() if site["type"] in ("sample", "deterministic")]
-    if name not in known:
-        raise ValueError(expected(f"an observed site of the model, one of {known}", repr(name), "Choose one of them."))
-    site = sites[name]
-    if site["type"] == "sample" and site["is_observed"]:
-        cure = "Call the model without its data (y=None): they are given to condition(y)."
-        raise ValueError(expected(f"site {name!r} to be drawn by the model", "one that is observed already", cure))
-    if site["type"] == "sample" and site["scale"] is not None:
-        cure = "Draws of y do not know of a power of its density: drop the scale."
-        raise ValueError(expected(f"an unscaled observed site {name!r}", f"scale {site['scale']}", cure))
-    value, seen = jnp.asarray(site["value"]), None
-    if site["type"] == "sample" and is_masked(site["fn"]):
-        seen = np.broadcast_to(np.asarray(unmask(site["fn"])[1]), value.shape)
-    return ObservedSite(name, value.shape, value.dtype, seen)
-
-
-def _are_alike(one: Any, other: Any) -> bool:
-    """Whether two sites have the same coordinates."""
-    if type(one) is not type(other) or one.shape != other.shape:
+def _has_density(site: dict) -> bool:
+    """Whether an observed site has a likelihood."""
+    if site["type"] != "sample":
         return False
-    if isinstance(one, ObservedSite):
-        return True
-    return (one.num_states, one.first) == (other.num_states, other.first) and bool(one.transform == other.transform)
-
-
-def _mask_leaves(site: dict) -> list:
-    masked = site["type"] == "sample" and is_masked(site["fn"])
-    return [unmask(site["fn"])[1]] if masked else []
+    return all(isinstance(diffusion.estimator, AsDensity) for diffusion in find_diffusions(site["fn"]))
 
 
 def _check_no_other_data(sites: Mapping[str, dict], observed: Sequence[str]) -> None:

@@ -100,6 +100,8 @@ class SetEmbedding:
 class SeriesEmbedding:
     """Convolutions along the first axis of y, each of half the length, then all that is left of it.
 
+    Several sites of one length are its channels.
+
     Args:
         size: numbers that it returns.
         width: channels of each layer.
@@ -114,15 +116,17 @@ class SeriesEmbedding:
     width: int = 32
     depth: int = 3
 
-    def __call__(self, y: Array) -> Array:
+    def __call__(self, y: Observations) -> Array:
         """Shape (rows, size)."""
         layers = [hk.Conv1D(self.width, 5, stride=2, name=f"series_{layer}") for layer in range(self.depth)]
-        return _through(layers, hk.Linear(self.size, name="series_output"), y.reshape((*y.shape[:2], -1)))
+        return _through(layers, hk.Linear(self.size, name="series_output"), _members(y))
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageEmbedding:
     """Convolutions of an image (height, width) or (height, width, channels), each of half the sides, then what is left.
+
+    Several sites of one height and width are its channels.
 
     Args:
         size: numbers that it returns.
@@ -138,10 +142,10 @@ class ImageEmbedding:
     width: int = 32
     depth: int = 3
 
-    def __call__(self, y: Array) -> Array:
+    def __call__(self, y: Observations) -> Array:
         """Shape (rows, size)."""
         layers = [hk.Conv2D(self.width, 3, stride=2, name=f"image_{layer}") for layer in range(self.depth)]
-        return _through(layers, hk.Linear(self.size, name="image_output"), y.reshape((*y.shape[:3], -1)))
+        return _through(layers, hk.Linear(self.size, name="image_output"), _channels(y, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +234,13 @@ def _rows(y: Observations) -> Array:
 
 def _members(y: Observations) -> Array:
     """Shape (rows, members, numbers)."""
+    return _channels(y, 2)
+
+
+def _channels(y: Observations, num_axes: int) -> Array:
+    """So many axes, those of rows and places, and one of all numbers at a place, of all sites."""
     arrays = [y[name] for name in sorted(y)] if isinstance(y, dict) else [y]
-    return jnp.concatenate([array.reshape((*array.shape[:2], -1)) for array in arrays], axis=-1)
+    return jnp.concatenate([array.reshape((*array.shape[:num_axes], -1)) for array in arrays], axis=-1)
 
 
 def _perceptron(x: Array, width: int, depth: int, size: int, name: str) -> Array:

@@ -36,12 +36,17 @@ def pareto_k(log_weights: np.ndarray) -> float:
 
 
 def efficiency_interval(log_weights: np.ndarray) -> tuple[float, float]:
-    """Where the efficiency of these weights may lie, each end in [0, 1]: 0 where their variance may be infinite."""
+    """Where the efficiency of these weights may lie, each end in [0, 1]: 0 where their variance may be infinite.
+
+    From 0 to 1 for weights so few that their tail has no shape.
+    """
     finite = np.isfinite(log_weights)
     if _are_equal(log_weights):
         return (float(finite.mean()),) * 2
     count = len(log_weights)
     k = pareto_k(log_weights)
+    if not math.isfinite(k):
+        return 0.0, 1.0
     w = np.sort(normalised(np.asarray(log_weights, np.float64)) * count)
     size = math.ceil(min(count / 5, 3 * math.sqrt(count)))
     body, threshold, excess = w[:-size], w[-size - 1], (w[-size:] - w[-size - 1]).mean()

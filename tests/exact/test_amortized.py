@@ -181,5 +181,7 @@ def test_a_simulator_without_a_likelihood():
     sd = np.sqrt((density * (grid - mean) ** 2).sum() / density.sum())
     assert abs(drawn.mean() - mean) < 0.3 * sd
     assert drawn.std() == pytest.approx(sd, rel=0.3)
-    with pytest.raises(ValueError, match="Expected a model with a likelihood of y; got the deterministic site 'y'"):
+    with pytest.raises(
+        ValueError, match="Expected a model with a likelihood of y; got 'y', a deterministic site or a Diffusion"
+    ):
         posterior.correct(jax.random.key(2))

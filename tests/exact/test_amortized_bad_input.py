@@ -72,9 +72,28 @@ def mask_by_site():
         numpyro.sample("y", dist.Normal(theta, 1.0))
 
 
+def support_by_data():
+    y = numpyro.sample("y", dist.Exponential(1.0))
+    numpyro.sample("theta", dist.Uniform(0.0, y))
+
+
+def mask_by_chance():
+    theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+    with numpyro.handlers.mask(mask=jax.random.bernoulli(numpyro.prng_key(), 0.5, (3,))):
+        numpyro.sample("y", dist.Normal(theta, 1.0).expand([3]))
+
+
+def on_a_sphere():
+    theta = numpyro.sample("theta", dist.ProjectedNormal(jnp.ones(3)))
+    numpyro.sample("y", dist.Normal(theta, 1.0).to_event(1))
+
+
 @pytest.mark.parametrize(
     ("model", "error", "match"),
     [
+        (support_by_data, ValueError, r"support of site 'theta' that is fixed; got one that depends on \['y'\]"),
+        (mask_by_chance, ValueError, r"mask of site 'y' that is fixed; got one that depends on \['random numbers of"),
+        (on_a_sphere, ValueError, "a support of site 'theta' with a bijection"),
         (improper, ValueError, "Expected a prior that can be sampled at site 'theta'; got ImproperUniform"),
         (dependent_support, ValueError, r"support of site 'theta' that is fixed; got one that depends on \['width'\]"),
         (mask_by_site, ValueError, r"mask of site 'y' that is fixed; got one that depends on \['theta'\]"),
@@ -117,8 +136,6 @@ def test_arguments_out_of_range(no_type_checks):
     amortized = AmortizedPosterior(normal, observed="y")
     with pytest.raises(ValueError, match="validation in"):
         amortized.fit(jax.random.key(0), validation=0.7)
-    with pytest.raises(ValueError, match="resume=False with online=True"):
-        amortized.fit(jax.random.key(0), online=True, resume=True)
     with pytest.raises(ValueError, match="at least 100 simulations; got 20"):
         amortized.fit(jax.random.key(0), 20)
     with pytest.raises(RuntimeError, match="Expected a trained AmortizedPosterior"):
@@ -152,8 +169,63 @@ def test_a_simulator_that_returns_constants_is_refused():
         theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
         numpyro.deterministic("y", jnp.ones(3) + 0 * theta)
 
-    with pytest.raises(ValueError, match=r"observations \['y'\] that vary; got the same in all 500 simulations"):
+    with pytest.raises(ValueError, match=r"values of \['y'\] that vary; got the same in all 500 simulations"):
         cases.untrained(model)
+
+
+def a_class():
+    group = numpyro.sample("group", dist.Categorical(jnp.ones(3) / 3))
+    numpyro.sample("y", dist.Normal(group, 1.0).expand([2]).to_event(1))
+
+
+def of_one_value():
+    theta = numpyro.sample("theta", dist.Delta(1.0))
+    numpyro.sample("y", dist.Normal(theta, 1.0))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [of_one_value, numpyro.handlers.substitute(normal, {"theta": 1.0})],
+    ids=["Delta", "substitute"],
+)
+def test_an_unknown_of_one_value_is_refused(model):
+    with pytest.raises(
+        ValueError, match=r"numbers to be drawn that vary; got the same numbers of \['theta'\] in all 500"
+    ):
+        cases.untrained(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "match"),
+    [
+        (
+            normal,
+            {"theta": np.zeros((200, 2))},
+            "trailing dimensions .* for simulations of site 'theta'|one axis of dra",
+        ),
+        (normal, {"theta": np.zeros((200, 1))}, "one axis of draws at site 'theta'"),
+        (normal, {"y": np.zeros((200, 3))}, r"trailing dimensions \(2,\) for simulations of site 'y'"),
+        (normal, {"y": np.zeros((200, 2, 1))}, r"trailing dimensions \(2,\) for simulations of site 'y'"),
+        (a_class, {"group": np.full(200, 3)}, "simulations of site 'group' in its support; got 200 of 200 outside"),
+        (a_class, {"group": np.full(200, 1.5)}, "simulations of site 'group' in its support; got 200 of 200 outside"),
+        (
+            cases.rates,
+            {"rate": np.linspace(-1, 1, 200)},
+            "simulations of site 'rate' in its support; got 100 of 200 ou",
+        ),
+        (cases.rates, {"y": np.full(200, 0.5)}, "values that int32 holds at site 'y'; got 200 others, as 0.5"),
+    ],
+)
+def test_simulations_of_other_shapes_or_supports_are_refused(model, changed, match):
+    amortized = AmortizedPosterior(model, observed="y")
+    simulations = {**amortized.simulate(jax.random.key(0), 200), **changed}
+    with pytest.raises(ValueError, match=match):
+        amortized.fit(jax.random.key(0), simulations=simulations)
+
+
+def test_no_simulations_are_not_the_models_own():
+    with pytest.raises(ValueError, match=r"simulations of the sites \['theta', 'y'\]; got none of"):
+        AmortizedPosterior(normal, observed="y").fit(jax.random.key(0), simulations={})
 
 
 def test_simulations_that_are_given_are_checked():
@@ -183,6 +255,42 @@ def test_data_of_another_shape_or_kind_are_refused(amortized, y, error, match):
         amortized.condition(y)
 
 
+@pytest.fixture(scope="module")
+def counted():
+    return cases.untrained(cases.rates)
+
+
+@pytest.mark.parametrize(
+    ("y", "match"),
+    [
+        (-1, "y in the support of site 'y'; got 1 outside, as -1"),
+        (2**32 + 1, "values that int32 holds at site 'y'; got 1 others, as 4294967297"),
+    ],
+)
+def test_data_that_the_model_cannot_draw_are_refused(counted, y, match):
+    with pytest.raises(ValueError, match=match):
+        counted.condition(y)
+
+
+def test_data_that_overflow_are_refused(amortized):
+    with pytest.raises(ValueError, match=r"values that float32 holds at site 'y'; got 1 others, as 1e\+300"):
+        amortized.condition(np.array([1.0, 1e300]))
+
+
+def test_log_prob_is_minus_infinity_off_the_support(counted):
+    rate = jnp.array([-1.0, 0.0, 1.0])
+    found = counted.condition(2).log_prob({"rate": rate}, rng_key=jax.random.key(0))
+    np.testing.assert_array_equal(np.isneginf(found), [True, True, False])
+    assert np.isfinite(found[2])
+
+
+def test_log_prob_is_minus_infinity_off_a_simplex_and_at_no_class():
+    posterior = cases.untrained(cases.shares_of_groups).condition(0.0)
+    shares, group = jnp.array([[0.2, 0.3, 0.5], [0.7, 0.7, 0.7], [0.2, 0.3, 0.5]]), jnp.array([2, 2, 3])
+    found = posterior.log_prob({"shares": shares, "group": group}, rng_key=jax.random.key(0))
+    np.testing.assert_array_equal(np.isneginf(found), [False, True, True])
+
+
 def test_log_prob_wants_values_of_all_sites(amortized):
     posterior = amortized.condition(np.ones(2))
     with pytest.raises(ValueError, match=r"values of the sites \['theta'\]; got \['x'\]"):
@@ -201,6 +309,47 @@ def test_corrections_that_are_refused(amortized):
     bits = cases.untrained(cases.bits).condition(np.float32(0.4))
     with pytest.raises(ValueError, match="real sites alone for method='hmc'; got discrete sites"):
         bits.correct(jax.random.key(0), "hmc", num_samples=100)
+
+
+def masked(mask=(True, False)):
+    theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+    with numpyro.handlers.mask(mask=jnp.array(mask)):
+        numpyro.sample("y", dist.Normal(theta, 1.0).expand([2]))
+
+
+def test_numbers_behind_a_mask_are_not_data_of_another_mask():
+    """They may be NaN, and are 0 inside."""
+    posterior = cases.untrained(masked).condition(np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match=r"same unknowns and observations; got others at \['y'\]"):
+        posterior.correct(jax.random.key(0), model_kwargs={"mask": (True, True)})
+
+
+def test_simulations_that_are_given_may_be_nan_behind_a_mask():
+    amortized = AmortizedPosterior(masked, observed="y", num_steps=4, width=8, depth=1)
+    simulations = amortized.simulate(jax.random.key(0), 200)
+    simulations["y"] = np.where([True, False], simulations["y"], np.nan)
+    amortized.fit(jax.random.key(0), simulations=simulations, max_steps=1, every=1, progress_bar=False)
+    assert np.isfinite(amortized.condition(np.array([1.0, np.nan])).sample(jax.random.key(1), 5)["theta"]).all()
+
+
+def test_chance_beside_the_sites_makes_a_simulator():
+    def model():
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(theta + jax.random.normal(numpyro.prng_key()), 1.0))
+
+    with pytest.raises(ValueError, match=r"random numbers of its own in the density of \['y'\]"):
+        cases.untrained(model).condition(0.0).correct(jax.random.key(0))
+
+
+def test_a_site_may_be_called_log_weight():
+    def model():
+        log_weight = numpyro.sample("log_weight", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(log_weight, 1.0))
+
+    corrected = cases.untrained(model).condition(0.0).correct(
+        jax.random.key(0), "hmc", num_samples=20, num_warmup=5, num_chains=1, progress_bar=False
+    )  # fmt: skip
+    assert corrected.get_samples()["log_weight"].shape == (20,)
 
 
 def other_names():
@@ -233,4 +382,24 @@ def test_a_file_that_is_another_is_refused(amortized, tmp_path):
     with pytest.raises(RuntimeError, match="Expected a trained AmortizedPosterior"):
         AmortizedPosterior(normal, observed="y").save(path)
     amortized.save(path)
-    assert AmortizedPosterior.load(path, normal).condition(np.ones(2)).share_farther > 0
+    loaded = AmortizedPosterior.load(path, normal)
+    assert loaded.condition(np.ones(2)).share_farther > 0
+    assert loaded.seconds is None
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "site"), [({"scale": 2.0}, "rate"), ({"exposure": 0.1}, "y"), ({"is_bounded": True}, "rate")]
+)
+def test_a_file_of_another_prior_likelihood_or_support_is_refused(counted, tmp_path, kwargs, site):
+    path = tmp_path / "amortized.safetensors"
+    counted.save(path)
+    assert AmortizedPosterior.load(path, cases.rates).condition(2).share_farther > 0
+    with pytest.raises(ValueError, match=rf"model that the file was trained for; got another density of \['{site}'\]"):
+        AmortizedPosterior.load(path, cases.rates, model_kwargs=kwargs)
+
+
+def test_a_file_of_another_mask_is_refused(tmp_path):
+    path = tmp_path / "amortized.safetensors"
+    cases.untrained(masked).save(path)
+    with pytest.raises(ValueError, match="Expected a model of the sites"):
+        AmortizedPosterior.load(path, masked, model_kwargs={"mask": (True, True)})

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 
 import numpyro_diffusion as nd
 
@@ -92,15 +93,16 @@ def test_online_simulations_are_used_once():
     assert len(amortized.fit_result.losses) == 100
 
 
-def test_a_killed_run_is_resumed(tmp_path):
+@pytest.mark.parametrize("online", [False, True])
+def test_a_killed_run_is_resumed(tmp_path, online):
     def fit(max_steps, **settings):
         amortized = cases.AmortizedPosterior(cases.linear, observed="y", num_steps=4, width=8, depth=1)
         settings = {"checkpoint_dir": tmp_path / str(len(settings)), "checkpoint_every": 10, **settings}
         import optax
 
         return amortized.fit(
-            jax.random.key(0), 300, max_steps=max_steps, every=10, optimizer=optax.adam(1e-3), progress_bar=False,
-            **settings,
+            jax.random.key(0), 300, max_steps=max_steps, every=10, online=online, optimizer=optax.adam(1e-3),
+            progress_bar=False, **settings,
         )  # fmt: skip
 
     whole = fit(20)
@@ -123,3 +125,43 @@ def test_calibration_in_one_call(corrected):
     assert found.ranks["x"].shape == (160, 2)
     assert (found.p_values["x"].min() > 1e-3) == corrected
     assert (found.pareto_k is not None) == corrected
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"num_draws": 16}, r"num_draws \+ 1 with a divisor from 2 to 16; got 17"),
+        ({"corrected": True, "num_samples": 20}, "num_samples >= num_draws = 63; got 20"),
+        ({"num_data_sets": 5}, "num_data_sets to be an integer >= 10"),
+    ],
+)
+def test_calibrations_that_would_say_nothing_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        nd.evaluation.sbc(jax.random.key(0), None, **settings)
+
+
+def walk():
+    """Two steps of a random walk by NumPyro's scan."""
+
+    def step(x, _):
+        x = numpyro.sample("x", dist.Normal(x, 1.0))
+        numpyro.sample("y", dist.Normal(x, 0.5))
+        return x, None
+
+    scan(step, 0.0, None, length=2)
+
+
+def test_a_scan_has_a_likelihood():
+    """Its loop carries a key, and no density depends on it."""
+    corrected = cases.untrained(walk).condition(np.array([0.5, 1.0])).correct(
+        jax.random.key(0), "importance", num_samples=4000
+    )  # fmt: skip
+    covariance = np.array([[1.25, 1.0], [1.0, 2.25]])
+    log_evidence = float(dist.MultivariateNormal(jnp.zeros(2), jnp.array(covariance)).log_prob(jnp.array([0.5, 1.0])))
+    assert_evidence(corrected, log_evidence)
+
+
+def test_few_ranks_fall_into_few_bins_of_equal_size():
+    ranks = {"x": np.arange(20) % 9}  # of 8 draws: 3 or 9 bins, of which 9 are too many for 20 data sets
+    found = nd.evaluation.SimulatedCalibration(ranks, 8, None)
+    assert found.p_values["x"] == nd.evaluation.rank_uniformity(ranks["x"], 8, num_bins=3)

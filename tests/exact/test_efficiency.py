@@ -29,3 +29,7 @@ def test_equal_weights_are_worth_all_of_their_draws():
 def test_weights_without_a_variance_have_no_lower_end():
     rng = np.random.default_rng(0)
     assert efficiency_interval(0.8 * rng.exponential(size=1000))[0] == 0  # tail index 1 / 0.8
+
+
+def test_weights_too_few_for_a_shape_tell_nothing():
+    assert efficiency_interval(np.array([0.1, -0.3])) == (0.0, 1.0)

@@ -1,7 +1,8 @@
-"""Posteriors that are learned once for every data set, and corrected for each."""
+"""What is learned of a model once: posteriors for every data set, corrected for each, and likelihoods."""
 
 from .amortized import AmortizedPosterior
 from .correction import Corrected
+from .likelihood import AmortizedLikelihood
 from .posterior import ConditionedPosterior
 
-__all__ = ["AmortizedPosterior", "ConditionedPosterior", "Corrected"]
+__all__ = ["AmortizedLikelihood", "AmortizedPosterior", "ConditionedPosterior", "Corrected"]

@@ -8,34 +8,26 @@ model's posterior, exactly but for Monte Carlo errors that are stated.
 References: Papamakarios, Murray 2016 (amortised posteriors from simulations); Sohl-Dickstein et al. 2015 (the chain).
 """
 
-import os
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ... import networks
-from ..._checks import check_integer_at_least, expected
-from ..._weights import host_generator
+from ..._checks import expected
 from ...model.simulator import Simulator
-from ...training import FitResult
-from .coordinates import in_a_row
-from .novelty import Neighbours, fit_neighbours
+from .base import Amortized
+from .coordinates import by_site, in_a_row
 from .parts import bind
 from .posterior import ConditionedPosterior, checked_data
-from .saving import load_amortized, save_amortized
-from .train import Plan, clean, held_out_count, make_plan, online_batches, rows_of, train
+from .train import Roles
+from .weights import Data
 
 __all__ = ["AmortizedPosterior"]
 
-_BATCHES_AT_ONCE = 40  # of online simulations
 
-
-class AmortizedPosterior:
+class AmortizedPosterior(Amortized):
     """The posterior of a model for any data set, learned from its own draws.
 
     Args:
@@ -51,12 +43,16 @@ class AmortizedPosterior:
         num_steps: T of the chains.
         width: units of each layer of the network that draws.
         depth: its hidden layers.
+        missing: the largest share of the numbers of y that a data set may lack: each simulation is trained on without
+            a share of its own, from 0 to that, and ``condition`` takes NaN for what is missing. Or pass
+            ``simulations`` with NaN where yours lack numbers. An embedding sees which are there as ``{name}_seen``.
 
     Raises:
         TypeError: for a discrete latent site without two ends; for what is no model.
         ValueError: for a site that does not exist or is observed already, an observed site that is not named, an
             improper, scaled or masked prior, a support that depends on another site, a subsampled plate.
 
+    >>> import jax
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> def model():
@@ -82,136 +78,35 @@ class AmortizedPosterior:
         num_steps: int = 40,
         width: int = 128,
         depth: int = 3,
+        missing: float = 0.0,
     ) -> None:
-        names = (observed,) if isinstance(observed, str) else tuple(observed)
-        if not names or len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
-            raise ValueError(expected("one or more names of sites, each once", repr(observed), "Pass observed='y'."))
-        for name, value in (("num_steps", num_steps), ("width", width), ("depth", depth)):
-            check_integer_at_least(name, value, 1, "It sizes the chain and its network.")
-        embedding = networks.VectorEmbedding() if embedding is None else embedding
-        if not callable(embedding):
-            cure = "Pass one of nd.networks, or a Haiku function of y."
-            raise TypeError(expected("an embedding that can be called", repr(embedding), cure))
-        self._simulator = Simulator(model, model_args, model_kwargs or {}, names)
-        self._settings = {"num_steps": num_steps, "width": width, "depth": depth}
-        self._embedding = embedding
-        self._plan: Plan | None = None
-        self._neighbours: Neighbours | None = None
-        self.fit_result: FitResult | None = None
-
-    @property
-    def observed(self) -> tuple[str, ...]:
-        """Names of the sites that are observed."""
-        return tuple(site.name for site in self._simulator.observed)
-
-    def simulate(self, rng_key: jax.Array, num_simulations: int) -> dict[str, np.ndarray]:
-        """Draws of all latent sites and of what is observed, by site, each with the draws in front."""
-        check_integer_at_least("num_simulations", num_simulations, 1, "It counts draws of the model.")
-        unknowns, y = self._simulator.draws(rng_key, num_simulations)
-        values = jax.vmap(self._simulator.values_and_log_volume)(jax.tree.map(jnp.asarray, unknowns))[0]
-        return {**{name: np.asarray(value) for name, value in values.items()}, **y}
-
-    def fit(
-        self,
-        rng_key: jax.Array,
-        num_simulations: int = 10_000,
-        *,
-        simulations: Mapping[str, Any] | None = None,
-        online: bool = False,
-        max_steps: int = 10_000,
-        batch_size: int = 256,
-        optimizer: Any = None,
-        ema_decay: float = 0.995,
-        validation: float = 0.1,
-        every: int = 200,
-        patience: int | None = 15,
-        progress_bar: bool = True,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
-        checkpoint_every: int = 1000,
-        resume: bool = False,
-    ) -> "AmortizedPosterior":
-        """Simulate, train, and return itself; ``fit_result`` has the losses.
-
-        Args:
-            rng_key: JAX random key; the same key gives the same network.
-            num_simulations: draws of the model.
-            simulations: in place of these, draws that exist: all latent and observed sites by name, each with the draws
-                in front, as of ``numpyro.infer.Predictive``.
-            online: simulate anew for every batch: the first ``num_simulations`` make the coordinates and stop the
-                training, and no network memorises what it sees once.
-            max_steps: of training.
-            batch_size: rows in a batch.
-            optimizer: an optax optimiser; by default Adam whose rate falls from 1e-3 to 0 along a cosine, gradients
-                clipped.
-            ema_decay: of the average of the parameters.
-            validation: share of the simulations that stop the training, in (0, 0.5]; at most 2000.
-            every: steps between two looks at them.
-            patience: looks without a new best after which training stops; None for never.
-            progress_bar: show steps and losses.
-            checkpoint_dir: where to write checkpoints, see :func:`~numpyro_diffusion.fit`.
-            checkpoint_every: steps between two.
-            resume: go on from the last; the same key and settings make the same simulations again. Not ``online``.
-
-        Raises:
-            ValueError: for simulations of which most are NaN or infinite, too few, or without variation; for sites that
-                are missing among those given.
-            DivergenceError: if training diverges.
-        """
-        check_integer_at_least("num_simulations", num_simulations, 1, "It counts draws of the model.")
-        if not 0 < validation <= 0.5:
-            raise ValueError(expected("validation in (0, 0.5]", validation, "It is a share of the simulations."))
-        if online and resume:
-            cure = "Batches that were used are gone: train again, or on a fixed number of simulations."
-            raise ValueError(expected("resume=False with online=True", "resume=True", cure))
-        began = time.perf_counter()
-        key_simulate, key_plan, key_rows, key_fit, key_online = jax.random.split(rng_key, 5)
-        drawn = self._given(simulations) if simulations else self._simulator.draws(key_simulate, num_simulations)
-        kept, dropped = clean(drawn)
-        if dropped:
-            wanted = "simulations that are numbers"
-            cure = "They were dropped, and the posterior is that of a model which never makes them."
-            got = f"NaN or infinite values in {dropped} of {dropped + len(next(iter(kept[0].values())))}"
-            warnings.warn(expected(wanted, got, cure), stacklevel=2)
-        plan = make_plan(self._simulator, kept, embedding=self._embedding, rng_key=key_plan, **self._settings)
-        rows = jax.tree.map(np.asarray, rows_of(plan, self._simulator.observed, kept))
-        order = host_generator(key_rows).permutation(len(rows["codes"]))
-        split = held_out_count(len(order), validation)
-        held_out, learned = (jax.tree.map(lambda leaf, at=at: leaf[at], rows) for at in (order[:split], order[split:]))
-        batch_size = min(batch_size, len(learned["codes"]))
-        data: Any = learned
-        settings: dict[str, Any] = {}
-        if online:
-            rows_at_once = _BATCHES_AT_ONCE * batch_size
-            data = online_batches(self._simulator, plan, batch_size, key_online, rows_at_once=rows_at_once)
-            settings = {"size": len(learned["codes"])}
-        parts, self.fit_result = train(
-            plan,
-            data,
-            held_out,
-            rng_key=key_fit,
-            every=every,
-            patience=patience,
-            optimizer=optimizer or _optimizer(max_steps),
-            num_steps=max_steps,
-            batch_size=batch_size,
-            ema_decay=ema_decay,
-            progress_bar=progress_bar,
-            checkpoint_dir=checkpoint_dir,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            **settings,
+        if not 0 <= missing <= 1:
+            raise ValueError(expected("missing in [0, 1]", missing, "It is a share of the numbers of a data set."))
+        self._missing = float(missing)
+        super().__init__(
+            model,
+            observed=observed,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            embedding=embedding,
+            num_steps=num_steps,
+            width=width,
+            depth=depth,
         )
-        self._plan = plan._replace(parts=parts)
-        self._neighbours = fit_neighbours(learned["codes"], held_out["codes"], host_generator(key_plan))
-        self.seconds = time.perf_counter() - began
-        return self
+
+    def _roles_of(self, simulator: Simulator) -> Roles:
+        hidden = [site.name for site in simulator.observed if site.seen is not None]
+        if self._missing and hidden:
+            cure = "Leave the mask out of the model: NaN in a data set says what is missing."
+            raise ValueError(expected("observed sites without a mask beside missing=", f"one at {hidden}", cure))
+        return Roles(simulator.latent, simulator.observed, lambda simulations: simulations, self._missing)
 
     def condition(self, y: Any) -> ConditionedPosterior:
         """The posterior of a data set; warns if none of the simulations was like it.
 
         Args:
             y: an array, or a dictionary of arrays by site, in the shapes and dtypes that the model draws. What a mask
-                of the model hides may be NaN.
+                of the model hides may be NaN, and with ``missing`` what is not there is.
 
         Raises:
             RuntimeError: before ``fit``.
@@ -219,85 +114,23 @@ class AmortizedPosterior:
             TypeError: for another kind of numbers.
         """
         plan, neighbours = self._trained()
-        data = checked_data(self._simulator, y)
-        arrays = {name: jnp.asarray(value) for name, value in data.items()}
-        codes = plan.code(in_a_row(self._simulator.observed, arrays))
-        share = neighbours.share_farther(np.asarray(codes))
+        sites, may_lack = self._simulator.observed, self._missing > 0
+        values, seen = checked_data(self._simulator, y, may_lack=may_lack)
+        coded = {name: np.where(seen[name], value, np.nan) for name, value in values.items()} if may_lack else values
+        codes = plan.code(in_a_row(sites, coded))
+        share = float(neighbours.share_farther(np.asarray(codes)))
         if share == 0:
             wanted = "y like the simulated data sets"
             got = f"one farther from them than each of {len(neighbours.far)} of them from the others"
             cure = "The network has seen none like it: correct the draws, and look at the model."
             warnings.warn(expected(wanted, got, cure), stacklevel=2)
         bounds = bind(plan.parts, codes)
-        return ConditionedPosterior(self._simulator, bounds, arrays, share)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what was learned to one file, in the format of :func:`~numpyro_diffusion.save`; the model is not in it.
-
-        Raises:
-            RuntimeError: before ``fit``.
-            OSError: if it cannot be written.
-        """
-        plan, neighbours = self._trained()
-        save_amortized(path, self._simulator, self._settings, self._embedding, plan, neighbours)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        model: Callable,
-        *,
-        model_args: tuple = (),
-        model_kwargs: Mapping[str, Any] | None = None,
-        embedding: Callable[[Any], Any] | None = None,
-    ) -> "AmortizedPosterior":
-        """Read what :meth:`save` wrote, for the model it was trained for.
-
-        Args:
-            path: of the file.
-            model: the model; its sites are compared with the file's.
-            model_args: its arguments.
-            model_kwargs: its keyword arguments.
-            embedding: if it is your own, what it was.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: for a damaged or foreign file, or a model of other sites.
-        """
-        found = load_amortized(path, embedding)
-        amortized = cls(
-            model,
-            observed=found.observed,
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            embedding=found.embedding,
-            **found.settings,
-        )
-        amortized._plan, amortized._neighbours = found.restore(amortized._simulator), found.neighbours
-        return amortized
-
-    def _given(self, simulations: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        sites = self._simulator.names
-        missing = [name for name in sites if name not in simulations]
-        if missing:
-            raise ValueError(expected(f"simulations of the sites {sites}", f"none of {missing}", "Pass them all."))
-        counts = {len(np.asarray(simulations[name])) for name in sites}
-        if len(counts) != 1:
-            raise ValueError(expected("as many draws of every site", sorted(counts), "Draws go along the first axis."))
-        unknowns = {
-            site.name: np.asarray(jax.vmap(site.coordinates)(jnp.asarray(simulations[site.name])))
-            for site in self._simulator.latent
+        # In the place of what is missing a number that the model draws: its density is a number, too.
+        typical = by_site(sites, np.asarray(plan.code.centre))
+        filled = {
+            site.name: jnp.where(seen[site.name], values[site.name], typical[site.name].astype(site.dtype))
+            for site in sites
         }
-        return unknowns, {site.name: np.asarray(simulations[site.name]) for site in self._simulator.observed}
-
-    def _trained(self) -> tuple[Plan, Neighbours]:
-        if self._plan is None or self._neighbours is None:
-            raise RuntimeError(expected("a trained AmortizedPosterior", "one that is not", "Call fit(rng_key) first."))
-        return self._plan, self._neighbours
-
-
-def _optimizer(max_steps: int) -> Any:
-    import optax  # slow to import
-
-    rate = optax.cosine_decay_schedule(1e-3, max_steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+        is_complete = all(of_site.all() for of_site in seen.values())
+        data = Data(filled, None if is_complete else {name: jnp.asarray(of_site) for name, of_site in seen.items()})
+        return ConditionedPosterior(self._simulator, bounds, data, share)

@@ -4,7 +4,8 @@ Of each observed number, with median m and half the width h of the middle 68% of
 
     s = squash((y - m) / h),    squash(s) = s for |s| <= 4,  sign(s) (4 + log(|s| - 3)) beyond,
 
-which no heavy tail takes far. Of the unknowns' unconstrained coordinates u, and other numbers f that s gives,
+which no heavy tail takes far. A number that is missing has s = 0, and where some may be, what is there is told beside
+all s. Of the unknowns' unconstrained coordinates u, and other numbers f that s gives,
 
     u = a + B f + L x,
 
@@ -15,17 +16,19 @@ denoiser of N(0, I) begins at the posterior, up to the errors of a and B. In gen
 Not assumed: that u or y are Gaussian. a, B and L are a change of variables, whatever they are.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from ..._checks import expected
 from ..._typing import Array
 from ...learning.gaussians import fit_gaussian
-from ...model.simulator import ObservedSite
+from ...model.simulated_sites import ObservedSite
 
-__all__ = ["Affine", "DataCode", "fit_affine", "fit_code"]
+__all__ = ["Affine", "DataCode", "by_site", "fit_affine", "fit_code"]
 
 _QUANTILES = (0.1587, 0.5, 0.8413)
 _LINEAR = 4.0  # in units of h: a normal number is beyond once in 16,000
@@ -40,17 +43,25 @@ class DataCode(NamedTuple):
     Attributes:
         centre, scale: shape (p,).
         seen: booleans of shape (p,), False behind a mask: such a number is coded as 0.
+        told: of which numbers, by index, it is told whether they are there; NaN says that one is missing.
     """
 
     centre: Array
     scale: Array
     seen: Array
+    told: Array
 
-    def __call__(self, y: Array) -> Array:
-        """Codes of y, shape (..., p), float."""
-        s = (jnp.where(self.seen, y, self.centre).astype(self.centre.dtype) - self.centre) / self.scale
+    def __call__(self, y: Array | np.ndarray) -> Array:
+        """Codes of y, shape (..., p), float, and of shape (..., told) whether it is there."""
+        seen = self.seen
+        if self.told.size:  # on the host, where NaN is a value; to jax_debug_nans it is an error
+            is_there = ~np.isnan(np.asarray(y))
+            seen, y = seen & is_there, np.where(is_there, y, 0.0)
+        y = jnp.asarray(y, float)
+        s = (jnp.where(seen, y, self.centre).astype(self.centre.dtype) - self.centre) / self.scale
         beyond = jnp.maximum(jnp.abs(s) - _LINEAR, 0)
-        return jnp.where(beyond > 0, jnp.sign(s) * (_LINEAR + jnp.log1p(beyond)), s)
+        s = jnp.where(beyond > 0, jnp.sign(s) * (_LINEAR + jnp.log1p(beyond)), s)
+        return jnp.concatenate([s, seen[..., self.told].astype(s.dtype)], axis=-1) if self.told.size else s
 
 
 class Affine(NamedTuple):
@@ -80,25 +91,40 @@ class Affine(NamedTuple):
         return jnp.log(jnp.diagonal(self.scale_tril)).sum()
 
 
-def in_a_row(sites: Sequence[ObservedSite], y: Mapping[str, Any]) -> Array:
-    """All numbers of y, with the leading axes of each array in front, shape (..., p), as float."""
-    flat = [jnp.asarray(y[site.name], float) for site in sites]
-    return jnp.concatenate(
+def in_a_row(sites: Sequence[ObservedSite], y: Mapping[str, Any]) -> Array | np.ndarray:
+    """All numbers of y, with the leading axes of each array in front, shape (..., p), as float; on the host if y is."""
+    xp: Any = np if all(isinstance(y[site.name], np.ndarray) for site in sites) else jnp
+    flat = [xp.asarray(y[site.name], float) for site in sites]
+    return xp.concatenate(
         [x.reshape((*x.shape[: x.ndim - len(site.shape)], -1)) for x, site in zip(flat, sites, strict=True)], axis=-1
     )
 
 
-def fit_code(sites: Sequence[ObservedSite], rows: np.ndarray) -> DataCode:
-    """Of simulations, shape (n, p)."""
-    low, centre, high = np.quantile(rows, _QUANTILES, axis=0)
+def by_site(sites: Sequence[ObservedSite], row: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers of a row, shape (p,), in the shape of each site."""
+    ends = np.cumsum([math.prod(site.shape) for site in sites])
+    return {site.name: part.reshape(site.shape) for site, part in zip(sites, np.split(row, ends[:-1]), strict=True)}
+
+
+def fit_code(sites: Sequence[ObservedSite], rows: np.ndarray, *, may_lack: bool) -> DataCode:
+    """Of simulations, shape (n, p); whether some numbers of a data set may be missing.
+
+    Raises:
+        ValueError: for a number that is missing in all simulations.
+    """
+    if np.isnan(rows).all(0).any():
+        got = f"{int(np.isnan(rows).all(0).sum())} that are missing in all"
+        raise ValueError(expected("numbers that are seen in some simulations", got, "Leave them out of the site."))
+    low, centre, high = np.nanquantile(rows, _QUANTILES, axis=0)
     scale = (high - low) / 2
     # Counts that are nearly always 0: the standard deviation sees those that are not.
-    scale = np.where(scale > 0, scale, rows.std(0))
+    scale = np.where(scale > 0, scale, np.nanstd(rows, axis=0))
     seen = [np.ones(site.shape, bool) if site.seen is None else site.seen for site in sites]
     return DataCode(
         jnp.asarray(centre, float),
         jnp.asarray(np.where(scale > 0, scale, 1.0), float),
         jnp.asarray(np.concatenate([each.reshape(-1) for each in seen])),
+        jnp.arange(rows.shape[1] if may_lack else 0),
     )
 
 

@@ -32,13 +32,14 @@ from ..hmc import DiffusionHMC
 from ..islands import table
 from ..tempered import TemperedSMC
 from .parts import Bound
-from .weights import draw_noise, log_weight_of_noise, weighted_values
+from .weights import Data, draw_noise, log_weight_of_noise, weighted_values
 
 __all__ = ["Corrected", "Method", "correct"]
 
 Method = Literal["auto", "importance", "hmc", "tempered"]
 
-_SITE = "amortized"  # the chain, of which a model of noises has the site amortized_noise
+# The sites of a model of noises beside the user's, whose names are likely to be others: those of the noises of a chain.
+_NOISE, _LOG_WEIGHT = "amortized/chain_noise", "amortized/log_weight"
 _FEWEST_EFFECTIVE = 50.0
 _LARGEST_R_HAT = 1.05
 _CURES = "train longer or on more simulations, or correct by method='hmc' or 'tempered'"
@@ -138,7 +139,7 @@ class Corrected:
 def correct(
     simulator: Simulator,
     bounds: tuple[Bound, ...],
-    y: dict[str, Array],
+    y: Data,
     rng_key: jax.Array,
     *,
     method: Method,
@@ -154,7 +155,7 @@ def correct(
     Args:
         simulator: of the model whose posterior is wanted.
         bounds: the amortised posterior's parts given y.
-        y: the data, by site.
+        y: the data.
         rng_key: randomness.
         method: see the module's text.
         num_samples: draws, of chains all together.
@@ -165,6 +166,8 @@ def correct(
         progress_bar: show one.
     """
     simulator.check_likelihood()
+    if y.seen is not None:
+        simulator.check_seen({name: np.asarray(seen) for name, seen in y.seen.items()})
     discrete = [name for bound in bounds if bound.part.kernel.is_discrete for name, _ in bound.part.sites]
     if discrete and method in ("hmc", "tempered"):
         cure = "Bits and classes are no function of normal noises: use method='importance', or sum them out."
@@ -198,7 +201,7 @@ def correct(
     )
     chosen = systematic(host_generator(key_start), on_host(log_weights, np.float64), num_chains)
     starts = jnp.stack([_noise_of(bounds[0], keys[index]) for index in chosen])
-    mcmc.run(key_engine, init_params={f"{_SITE}_noise": starts if num_chains > 1 else starts[0]})
+    mcmc.run(key_engine, init_params={_NOISE: starts if num_chains > 1 else starts[0]})
     corrected = Corrected("hmc", result, mcmc)
     if num_chains > 1 and not corrected.largest_r_hat <= _LARGEST_R_HAT:
         cure = "The chains disagree: draw more, or use method='tempered', which weighs modes that are far apart."
@@ -208,14 +211,14 @@ def correct(
     return corrected
 
 
-def _noise_model(simulator: Simulator, bound: Bound, y: dict[str, Array]) -> None:
+def _noise_model(simulator: Simulator, bound: Bound, y: Data) -> None:
     """The posterior as a model of noises, for the engines on noises."""
     shape = bound.chain(bound.embedded[:0]).event_shape
-    noise = numpyro.sample(f"{_SITE}_noise", ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape)))
+    noise = numpyro.sample(_NOISE, ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape)))
     values, log_weight = log_weight_of_noise(simulator, bound, y, noise)
     for name, value in values.items():
         numpyro.deterministic(name, value)
-    numpyro.factor("log_weight", log_weight)
+    numpyro.factor(_LOG_WEIGHT, log_weight)
 
 
 def _noise_of(bound: Bound, key: Array) -> Array:

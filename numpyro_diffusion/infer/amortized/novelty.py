@@ -37,10 +37,13 @@ class Neighbours(NamedTuple):
     rows: np.ndarray
     far: np.ndarray
 
-    def share_farther(self, codes: np.ndarray) -> float:
-        """The share of simulations that are farther from the others than a data set, shape (p,)."""
-        distance = _distance(_whitened(codes[None], self.unwhiten, self.mean), self.rows)[0]
-        return float((self.far >= distance).mean())
+    def share_farther(self, codes: np.ndarray) -> np.ndarray:
+        """The share of simulations that are farther from the others than data sets, shape (..., p)."""
+        flat = codes.reshape((-1, codes.shape[-1]))
+        distances = _distance(_whitened(flat, self.unwhiten, self.mean), self.rows)
+        # ``far`` is sorted: what is before its first number that is not nearer is nearer.
+        shares = 1 - np.searchsorted(self.far, distances, side="left") / len(self.far)
+        return shares.reshape(codes.shape[:-1])
 
 
 def fit_neighbours(codes: np.ndarray, held_out: np.ndarray, rng: np.random.Generator) -> Neighbours:

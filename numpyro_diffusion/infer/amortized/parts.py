@@ -16,7 +16,7 @@ from ..._pytree import register_pytree
 from ..._typing import Array
 from ...chains import ReverseChain
 from ...kernels import Kernel
-from ...model.simulator import LatentSite
+from ...model.simulated_sites import LatentSite
 from ...transition import Transition
 from .coordinates import Affine
 
@@ -52,18 +52,18 @@ class Part:
         self.name, self.sites, self.kernel, self.transition, self.affine = name, sites, kernel, transition, affine
 
     def bound_to(self, codes: Array) -> "Bound":
-        """The part given one y, shape (p,): its embedding is computed here, once."""
+        """The part given y, shape (..., p): its embedding is computed here, once."""
         function: Any = self.transition.function
         network = function.network
         embedded = network.of_data(self.transition.params, codes)
-        rest = (self.transition.context_shape or (len(codes),))[0] - len(codes)
+        rest = (self.transition.context_shape or codes.shape[-1:])[0] - codes.shape[-1]
         core = Transition(
             type(function)(network.core),
             network.params_of_core(self.transition.params),
             self.transition.event_shape,
-            (len(embedded) + rest,),
+            (embedded.shape[-1] + rest,),
         )
-        features = network.features_of(codes[None])[0]
+        features = network.features_of(codes.reshape((-1, codes.shape[-1]))).reshape((*codes.shape[:-1], -1))
         return Bound(Part(self.name, self.sites, self.kernel, core, self.affine), embedded, features)
 
 
@@ -72,7 +72,7 @@ class Bound(NamedTuple):
 
     Attributes:
         part: whose transition is the core alone.
-        embedded: of y, shape (size,).
+        embedded: of y, shape (..., size).
         features: of y, for the regression.
     """
 

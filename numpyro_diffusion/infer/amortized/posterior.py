@@ -13,7 +13,7 @@ from ...estimates import Estimator, ImportanceWeighted
 from ...model.simulator import Simulator
 from .correction import Corrected, Method, correct
 from .parts import Bound
-from .weights import draw_values, estimate_log_prob
+from .weights import Data, draw_values, estimate_log_prob
 
 __all__ = ["ConditionedPosterior"]
 
@@ -26,10 +26,8 @@ class ConditionedPosterior:
             like none of them.
     """
 
-    def __init__(
-        self, simulator: Simulator, bounds: tuple[Bound, ...], y: Mapping[str, Array], share_farther: float
-    ) -> None:
-        self._simulator, self._bounds, self._y = simulator, bounds, dict(y)
+    def __init__(self, simulator: Simulator, bounds: tuple[Bound, ...], y: Data, share_farther: float) -> None:
+        self._simulator, self._bounds, self._y = simulator, bounds, y
         self.share_farther = share_farther
 
     def sample(self, rng_key: jax.Array, num_samples: int = 1000) -> dict[str, Array]:
@@ -56,7 +54,7 @@ class ConditionedPosterior:
             estimator: by default ``ImportanceWeighted(16)``, a lower bound in expectation; ``AllSteps()``.
 
         Returns:
-            Shape (n,), nats.
+            Shape (n,), nats; -inf outside of the support.
 
         Raises:
             ValueError: for other sites or shapes.
@@ -110,7 +108,7 @@ class ConditionedPosterior:
 
         Raises:
             ValueError: for a model without a likelihood, or of other sites; for ``"hmc"`` and ``"tempered"`` of
-                discrete sites; for weights that are NaN or all zero.
+                discrete sites; for weights that are NaN or all zero; for a part of an event that is missing.
         """
         check_choice("method", method, Method)
         for name, value, least in (
@@ -145,11 +143,18 @@ class ConditionedPosterior:
         )
 
 
-def checked_data(simulator: Simulator, y: Any) -> dict[str, np.ndarray]:
-    """The data by site, in the shapes and dtypes of the simulations; what a mask hides may be NaN.
+def checked_data(
+    simulator: Simulator, y: Any, *, may_lack: bool
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The data by site, in the shapes and dtypes of the simulations, and booleans of what is seen.
+
+    Args:
+        simulator: of the model.
+        y: an array, or arrays by site; what a mask hides may be NaN.
+        may_lack: whether NaN says that a number is missing.
 
     Raises:
-        ValueError: for other sites or shapes, or values that are not finite.
+        ValueError: for other sites or shapes, or values that are not finite, or that the model cannot draw.
         TypeError: for another kind of numbers.
     """
     sites = {site.name: site for site in simulator.observed}
@@ -159,7 +164,7 @@ def checked_data(simulator: Simulator, y: Any) -> dict[str, np.ndarray]:
     if given is None or set(given) != set(sites):
         got = f"an {type(y).__name__}" if given is None else sorted(given)
         raise ValueError(expected(f"data of the sites {sorted(sites)}", got, "Pass a dictionary by site name."))
-    found = {}
+    found, seen = {}, {}
     for name, site in sites.items():
         array = np.asarray(given[name])
         if array.shape != site.shape:
@@ -167,14 +172,15 @@ def checked_data(simulator: Simulator, y: Any) -> dict[str, np.ndarray]:
             raise ValueError(expected(f"y of shape {site.shape} at site {name!r}", f"shape {array.shape}", cure))
         kinds = {"f": "real numbers", "i": "integers", "u": "integers", "b": "booleans"}
         wanted, got = kinds.get(site.dtype.kind, str(site.dtype)), kinds.get(array.dtype.kind, str(array.dtype))
-        if wanted != got:
+        if wanted != got and not (may_lack and got == kinds["f"]):  # which NaN makes of integers
             cure = f"The model draws {site.dtype}: convert y with .astype, if it is the same."
             raise TypeError(expected(f"{wanted} at site {name!r}", f"dtype {array.dtype}", cure))
-        if site.seen is not None:
-            array = np.where(site.seen, array, np.zeros((), array.dtype))
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
-            cure = "Give the model a mask of what is seen, and simulate with it."
+        array = site.hide(array)
+        is_bad = np.isinf(array) if may_lack else ~np.isfinite(array)
+        if array.dtype.kind == "f" and is_bad.any():
+            count = int(is_bad.sum())
+            cure = "Say missing=0.5 of data sets that lack numbers, or give the model a mask and simulate with it."
             raise ValueError(expected(f"finite values at site {name!r}", f"{count} NaN or infinite", cure))
-        found[name] = array.astype(site.dtype)
-    return found
+        found[name], seen[name] = site.with_gaps(array)
+        site.check_support(found[name], seen[name])
+    return found, seen

@@ -1,15 +1,18 @@
-"""An amortised posterior as one file of arrays and settings, in the sealed format of :mod:`numpyro_diffusion.io`.
+"""What was learned of a model as one file of arrays and settings, in the sealed format of :mod:`numpyro_diffusion.io`.
 
-The model is not in it, nor an embedding of the user's own. Sites and shapes are, and are compared with the model's.
+The model is not in it, nor an embedding of the user's own. Its sites, shapes and masks are, and one simulation of it
+with the log density of each site, and are compared with those of the model that it is read for: another prior, another
+support or other arguments have others.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ... import networks
 from ..._checks import expected
@@ -33,12 +36,12 @@ from ...model.simulator import Simulator
 from .coordinates import Affine, DataCode
 from .novelty import Neighbours
 from .parts import Part, by_part
-from .train import Plan
+from .train import Plan, Roles
 
 __all__ = ["Loaded", "load_amortized", "save_amortized"]
 
-_CURE = "The file was not written by AmortizedPosterior.save."
 _SETTINGS = ("num_steps", "width", "depth")
+_ROUNDING = 0.01  # nats, and relative: of sums of many log densities in float32, on another machine
 
 
 class Loaded(NamedTuple):
@@ -54,13 +57,13 @@ class Loaded(NamedTuple):
     """
 
     observed: list[str]
-    settings: dict[str, int]
+    settings: dict[str, Any]
     embedding: Callable[[Any], Any]
     neighbours: Neighbours
     tensors: Tensors
     node: dict[str, Any]
 
-    def restore(self, simulator: Simulator) -> Plan:
+    def restore(self, simulator: Simulator, roles: Roles) -> Plan:
         """The plan, for a model of the same sites.
 
         Raises:
@@ -69,9 +72,10 @@ class Loaded(NamedTuple):
         if self.node["sites"] != _sites(simulator):
             cure = "Pass the model with the arguments that it was trained for."
             raise ValueError(expected(f"a model of the sites {shown(self.node['sites'])}", _sites(simulator), cure))
-        shapes = tuple((site.name, site.shape) for site in simulator.observed)
+        self._check_model(simulator)
+        shapes = roles.shapes
         parts = []
-        for (name, _, sites), found in zip(by_part(simulator.latent), self.node["parts"], strict=True):
+        for (name, _, sites), found in zip(by_part(roles.drawn), self.node["parts"], strict=True):
             tensors = _under(name, self.tensors)
             core = restore_object("network", found["core"], NETWORKS, tensors, None)
             chain = restore(tensors, found["chain"], networks.Embedded(core, self.embedding, shapes), None)
@@ -88,16 +92,33 @@ class Loaded(NamedTuple):
         code = DataCode(**fields_of(decode(self.node["code"], self.tensors), DataCode))
         return Plan(code, tuple(parts))
 
+    def _check_model(self, simulator: Simulator) -> None:
+        """Refuse a model that gives a simulation of the file's another density."""
+        values = decode(self.node["simulation"], self.tensors)
+        of_file, found = decode(self.node["log_densities"], self.tensors), _log_densities(simulator, values)
+        pairs = {name: (of_file.get(name, np.inf), found[name]) for name in sorted(found)}
+        differ = [n for n, pair in pairs.items() if not np.isclose(*pair, _ROUNDING, _ROUNDING, equal_nan=True)]
+        if differ:
+            wanted = "the model that the file was trained for"
+            got = f"another density of {differ} at one of its simulations"
+            cure = (
+                "Load it for the old model, with its arguments; for the posterior of another pass that to "
+                "correct(model=...)."
+            )
+            raise ValueError(expected(wanted, got, cure))
+
 
 def save_amortized(
     path: str | os.PathLike[str],
+    kind: str,
     simulator: Simulator,
-    settings: dict[str, int],
+    settings: dict[str, Any],
+    missing: float,
     embedding: Callable[[Any], Any],
     plan: Plan,
     neighbours: Neighbours,
 ) -> None:
-    """Write one file."""
+    """Write one file, of a posterior or a likelihood: the name of its class is the kind."""
     tensors: Tensors = {}
     parts = []
     for part in plan.parts:
@@ -108,8 +129,14 @@ def save_amortized(
         core = describe_object(function.network.core, NETWORKS, "core", own)
         parts.append({"chain": chain, "core": core, "affine": affine})
         tensors |= {f"{part.name}/{name}": tensor for name, tensor in own.items()}
+    simulation = simulator.simulate(jax.random.key(0), 1)
+    simulation = {name: values[0] for name, values in simulation.items()}
     node = {
         **settings,
+        "kind": kind,
+        "missing": missing,
+        "simulation": encode(simulation, "simulation", tensors),
+        "log_densities": encode(_log_densities(simulator, simulation), "log_densities", tensors),
         "sites": _sites(simulator),
         "observed": [site.name for site in simulator.observed],
         "embedding": describe_object(embedding, EMBEDDINGS, "embedding", tensors),
@@ -121,7 +148,7 @@ def save_amortized(
     write(Path(os.path.realpath(path)), data)
 
 
-def load_amortized(path: str | os.PathLike[str], embedding: Callable[[Any], Any] | None) -> Loaded:
+def load_amortized(path: str | os.PathLike[str], kind: str, embedding: Callable[[Any], Any] | None) -> Loaded:
     """Read one file.
 
     Raises:
@@ -130,10 +157,26 @@ def load_amortized(path: str | os.PathLike[str], embedding: Callable[[Any], Any]
     """
     tensors, everything = unpack(Path(path))
     node = everything.get("amortized")
-    require(isinstance(node, dict), "the file of an AmortizedPosterior", sorted(everything), _CURE)
-    wanted = (*_SETTINGS, "sites", "observed", "embedding", "code", "neighbours", "parts")
+    cure = f"The file was not written by {kind}.save."
+    require(isinstance(node, dict), f"the file of an {kind}", sorted(everything), cure)
+    wanted = (
+        *_SETTINGS,
+        "kind",
+        "missing",
+        "sites",
+        "simulation",
+        "log_densities",
+        "observed",
+        "embedding",
+        "code",
+        "neighbours",
+        "parts",
+    )
     node = fields(node, *wanted)
+    require(node["kind"] == kind, f"the file of an {kind}", node["kind"], cure)
     settings = {name: node[name] for name in _SETTINGS}
+    if node["missing"]:
+        settings["missing"] = node["missing"]
     own = restore_object("embedding", node["embedding"], EMBEDDINGS, tensors, embedding)
     neighbours = Neighbours(**fields_of(decode(node["neighbours"], tensors), Neighbours))
     return Loaded(node["observed"], settings, own, neighbours, tensors, node)
@@ -147,7 +190,15 @@ def fields_of(found: Any, cls: Any) -> dict[str, Any]:
 def _sites(simulator: Simulator) -> list[list[Any]]:
     """What is compared: names, shapes and kinds, as JSON has them."""
     latent = [[site.name, list(site.shape), site.size, site.num_states] for site in simulator.latent]
-    return [*latent, *([site.name, list(site.shape), str(site.dtype)] for site in simulator.observed)]
+    observed = [
+        [site.name, list(site.shape), str(site.dtype), None if site.seen is None else site.seen.tolist()]
+        for site in simulator.observed
+    ]
+    return [*latent, *observed]
+
+
+def _log_densities(simulator: Simulator, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in simulator.log_densities(values).items()}
 
 
 def _under(name: str, tensors: Tensors) -> Tensors:

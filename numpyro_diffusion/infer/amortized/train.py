@@ -16,12 +16,13 @@ import numpyro
 
 from ... import networks
 from ..._checks import expected
-from ..._typing import Array
+from ..._typing import Array, Shape
 from ..._weights import host_generator
 from ...diffusion import Diffusion
 from ...kernels import BernoulliKernel, CategoricalKernel, GaussianKernel, Kernel
 from ...learning.train import repeats_of
-from ...model.simulator import ObservedSite, Simulator
+from ...model.simulated_sites import LatentSite, ObservedSite
+from ...model.simulator import Simulator
 from ...modules import HaikuFunction, haiku_module
 from ...schedules import constant_fraction, log_snr
 from ...training import FitResult, Validation, fit
@@ -29,9 +30,9 @@ from ...transition import Transition
 from .coordinates import Affine, DataCode, fit_affine, fit_code, in_a_row
 from .parts import Part, by_part, told
 
-__all__ = ["Plan", "Simulations", "clean", "make_plan", "online_batches", "rows_of", "train"]
+__all__ = ["Plan", "Roles", "Simulations", "clean", "make_plan", "online_batches", "rows_of", "train"]
 
-Simulations = tuple[Mapping[str, Any], Mapping[str, Any]]  # coordinates of the unknowns and values of y, by site
+Simulations = tuple[Mapping[str, Any], Mapping[str, Any]]  # coordinates of what is drawn, values of what is given
 
 _FEWEST = 100  # simulations to learn from
 _MOST_DROPPED = 0.5
@@ -40,6 +41,42 @@ _MOST_HELD_OUT = 2000
 # and the last reverse step, of a width that is learned, is finer still.
 _FINEST = 0.01
 _LEAST_END = 20.0
+
+
+class Roles(NamedTuple):
+    """Which sites a chain draws, and which it is given: the unknowns given y, or y given the unknowns.
+
+    Attributes:
+        drawn: sites that it draws.
+        given: sites that it sees.
+        of_simulations: what a simulator returns, coordinates of unknowns and values of y, in these roles.
+        missing: the largest share of the numbers that are given which a row may lack.
+    """
+
+    drawn: tuple[LatentSite, ...]
+    given: tuple[ObservedSite, ...]
+    of_simulations: Callable[[Simulations], Simulations]
+    missing: float = 0.0
+
+    @property
+    def shapes(self) -> tuple[tuple[str, Shape], ...]:
+        """Names and shapes of what an embedding sees: values, and whether they are there if some may not be."""
+        values = tuple((site.name, site.shape) for site in self.given)
+        told = tuple((f"{name}_seen", shape) for name, shape in values) if self.missing else ()
+        return values + told
+
+    def with_gaps(self, rng_key: Array, simulations: Simulations) -> Simulations:
+        """Simulations of which each lacks a share of its own of what is given, from 0 to ``missing``."""
+        drawn, given = simulations
+        if not self.missing:
+            return simulations
+        rng = host_generator(rng_key)
+        share = rng.uniform(0, self.missing, len(next(iter(drawn.values()))))
+        lacking = {}
+        for name, values in given.items():
+            is_gap = rng.random(values.shape) < share.reshape((-1,) + (1,) * (values.ndim - 1))
+            lacking[name] = np.where(is_gap, np.nan, values)
+        return drawn, lacking
 
 
 class Plan(NamedTuple):
@@ -54,13 +91,21 @@ class Plan(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def clean(simulations: Simulations) -> tuple[Simulations, int]:
+def clean(simulations: Simulations, *, may_lack: bool = False) -> tuple[Simulations, int]:
     """The rows that are numbers, and how many are not.
+
+    Args:
+        simulations: in their roles.
+        may_lack: whether NaN in what is given says that a number is missing, and is none of them.
 
     Raises:
         ValueError: if most are not, or too few are left.
     """
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(simulations)]
+    drawn, given = (jax.tree.leaves(jax.tree.map(np.asarray, part)) for part in simulations)
+    leaves = [
+        *drawn,
+        *(np.nan_to_num(leaf, nan=0.0, posinf=np.inf, neginf=-np.inf) if may_lack else leaf for leaf in given),
+    ]
     is_number = np.ones(len(leaves[0]), bool)
     for leaf in leaves:
         if leaf.dtype.kind == "f":
@@ -77,7 +122,7 @@ def clean(simulations: Simulations) -> tuple[Simulations, int]:
 
 
 def make_plan(
-    simulator: Simulator,
+    roles: Roles,
     simulations: Simulations,
     *,
     embedding: Callable[[Any], Any],
@@ -86,25 +131,27 @@ def make_plan(
     depth: int,
     rng_key: jax.Array,
 ) -> Plan:
-    """Coordinates, kernels and networks for a model, of simulations.
+    """Coordinates, kernels and networks, of simulations in their roles.
 
     Raises:
-        ValueError: for observations that are the same in all simulations.
+        ValueError: for what is given or drawn and is the same in all simulations.
     """
-    unknowns, y = simulations
-    rows = np.asarray(in_a_row(simulator.observed, y))
-    code = fit_code(simulator.observed, rows)
-    varies = (rows.std(0) > 0) & np.asarray(code.seen)
+    drawn, given = simulations
+    rows = np.asarray(in_a_row(roles.given, given))
+    code = fit_code(roles.given, rows, may_lack=roles.missing > 0)
+    varies = (np.nanstd(rows, axis=0) > 0) & np.asarray(code.seen)
     if not varies.any():
-        names = [site.name for site in simulator.observed]
+        names = [site.name for site in roles.given]
         cure = "There is nothing to learn from them: look at the simulator, and at the mask."
-        raise ValueError(expected(f"observations {names} that vary", f"the same in all {len(rows)} simulations", cure))
-    codes = code(jnp.asarray(rows))
-    shapes = tuple((site.name, site.shape) for site in simulator.observed)
+        raise ValueError(expected(f"values of {names} that vary", f"the same in all {len(rows)} simulations", cure))
+    codes = code(rows)
+    shapes = roles.shapes
     rest = codes[:, :0]
     parts = []
-    for name, num_states, sites in by_part(simulator.latent):
-        values = np.concatenate([unknowns[site.name] for site in sites], axis=-1)
+    for name, num_states, sites in by_part(roles.drawn):
+        values = np.concatenate([drawn[site.name] for site in sites], axis=-1)
+        if num_states is None:
+            _check_varies({site.name: drawn[site.name] for site in sites})
         size, context_shape = values.shape[1], (codes.shape[1] + rest.shape[1],)
         affine: Affine | None = None
         if num_states is None:
@@ -128,13 +175,13 @@ def make_plan(
     return Plan(code, tuple(parts))
 
 
-def rows_of(plan: Plan, observed: tuple[ObservedSite, ...], simulations: Simulations) -> dict[str, Array]:
-    """What the chains are trained on: codes of y, and the state x^0 of every part by its name."""
-    unknowns, y = simulations
-    rows = {"codes": plan.code(in_a_row(observed, y))}
+def rows_of(plan: Plan, roles: Roles, simulations: Simulations) -> dict[str, Array]:
+    """What the chains are trained on: codes of what is given, and the state x^0 of every part by its name."""
+    drawn, given = simulations
+    rows = {"codes": plan.code(in_a_row(roles.given, given))}
     rest = rows["codes"][:, :0]
     for part in plan.parts:
-        values = jnp.concatenate([jnp.asarray(unknowns[name]) for name, _ in part.sites], axis=-1)
+        values = jnp.concatenate([jnp.asarray(drawn[name]) for name, _ in part.sites], axis=-1)
         if part.affine is not None:
             function: Any = part.transition.function
             features = jnp.concatenate([function.network.features_of(rows["codes"]), rest], axis=-1)
@@ -197,20 +244,31 @@ def train(
 
 
 def online_batches(
-    simulator: Simulator, plan: Plan, batch_size: int, rng_key: jax.Array, *, rows_at_once: int
+    simulator: Simulator, plan: Plan, roles: Roles, batch_size: int, rng_key: jax.Array, *, rows_at_once: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of simulations that are used once, without an end."""
     left: dict[str, np.ndarray] | None = None
     step = 0
     while True:
-        found, _ = clean(simulator.draws(jax.random.fold_in(rng_key, step), rows_at_once))
-        rows = jax.tree.map(np.asarray, rows_of(plan, simulator.observed, found))
+        key = jax.random.fold_in(rng_key, step)
+        found, _ = clean(roles.of_simulations(simulator.draws(key, rows_at_once)))
+        found = roles.with_gaps(jax.random.fold_in(key, 1), found)
+        rows = jax.tree.map(np.asarray, rows_of(plan, roles, found))
         left = rows if left is None else jax.tree.map(lambda a, b: np.concatenate([a, b]), left, rows)
         whole = len(left["codes"]) // batch_size * batch_size
         for start in range(0, whole, batch_size):
             yield jax.tree.map(lambda leaf: leaf[start : start + batch_size], left)  # noqa: B023
         left = jax.tree.map(lambda leaf: leaf[whole:], left)  # noqa: B023
         step += 1
+
+
+def _check_varies(drawn: Mapping[str, np.ndarray]) -> None:
+    """Refuse real numbers that have one value alone: such a one has no density."""
+    constant = [name for name, values in drawn.items() if (np.ptp(values, axis=0) == 0).any()]
+    if constant:
+        got = f"the same numbers of {constant} in all {len(drawn[constant[0]])} simulations"
+        cure = "A known value is no unknown: hand it in as an argument, and leave the model without seed or substitute."
+        raise ValueError(expected("numbers to be drawn that vary", got, cure))
 
 
 def held_out_count(num_rows: int, share: float) -> int:

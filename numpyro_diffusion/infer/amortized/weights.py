@@ -20,7 +20,7 @@ References: Sohl-Dickstein et al. 2015, Eq. 9 (R); Burda et al. 2016; Andrieu, R
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,22 @@ from ...estimates.importance import log_path_ratio, log_trajectory_weight
 from ...model.simulator import Simulator
 from .parts import Bound, split_by_site, told
 
-__all__ = ["draw_noise", "draw_values", "estimate_log_prob", "log_weight_of_noise", "weighted_values"]
+__all__ = ["Data", "draw_noise", "draw_values", "estimate_log_prob", "log_weight_of_noise", "weighted_values"]
 
 _DRAWS_AT_ONCE = 500
 Values = dict[str, Array]
+
+
+class Data(NamedTuple):
+    """A data set.
+
+    Attributes:
+        values: by site.
+        seen: booleans of their shapes, False where a number is missing; None where none is.
+    """
+
+    values: Values
+    seen: Values | None
 
 
 @partial(jax.jit, static_argnums=0)
@@ -54,7 +66,7 @@ def draw_values(simulator: Simulator, bounds: tuple[Bound, ...], keys: Array) ->
 
 @partial(jax.jit, static_argnums=(0, 4))
 def weighted_values(
-    simulator: Simulator, bounds: tuple[Bound, ...], y: Values, keys: Array, num_paths: int
+    simulator: Simulator, bounds: tuple[Bound, ...], y: Data, keys: Array, num_paths: int
 ) -> tuple[Values, Array]:
     """Values by site and log w, as many as keys; K = ``num_paths`` for each."""
 
@@ -70,7 +82,7 @@ def weighted_values(
             walk.add(bound, path[0])
             walk.log_ratio += _log_ratio(jax.random.fold_in(part_key, 1), chain, path, num_paths)
         values, log_volume = simulator.values_and_log_volume(walk.coordinates)
-        log_weight = simulator.log_joint(values, y) + log_volume + walk.log_volume - walk.log_ratio
+        log_weight = simulator.log_joint(values, *y) + log_volume + walk.log_volume - walk.log_ratio
         return values, log_weight
 
     return _in_batches(draw, keys, max(1, _DRAWS_AT_ONCE // num_paths))
@@ -81,14 +93,14 @@ def draw_noise(key: Array, chain: ReverseChain) -> Array:
     return jax.random.normal(key, chain.event_shape)
 
 
-def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Values, noise: Array) -> tuple[Values, Array]:
+def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Data, noise: Array) -> tuple[Values, Array]:
     """Values by site and log w(z), for a posterior of one part, of real numbers."""
     walk = _Walk((bound,))
     chain = bound.chain(walk.before)
     path = chain.path_from_noise(noise)
     walk.add(bound, path[0])
     values, log_volume = simulator.values_and_log_volume(walk.coordinates)
-    log_joint = simulator.log_joint(values, y)
+    log_joint = simulator.log_joint(values, *y)
     return values, log_joint + log_volume + walk.log_volume - log_path_ratio(chain, path)
 
 
@@ -96,7 +108,7 @@ def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Values, noise: Ar
 def estimate_log_prob(
     simulator: Simulator, bounds: tuple[Bound, ...], values: Values, keys: Array, estimator: Estimator
 ) -> Array:
-    """A named estimate of log q(theta | y) of values by site, each with a leading axis, nats."""
+    """A named estimate of log q(theta | y) of values by site, each with a leading axis, nats; -inf off the support."""
 
     def of_one(values: Values, key: Array) -> Array:
         coordinates = {site.name: site.coordinates(values[site.name]) for site in simulator.latent}
@@ -107,7 +119,12 @@ def estimate_log_prob(
             x = bound.state(joined, walk.before)
             total = total + estimator(jax.random.fold_in(key, index), bound.chain(walk.before), x)
             walk.add(bound, x)
-        return total - walk.log_volume - simulator.values_and_log_volume(coordinates)[1]
+        total = total - walk.log_volume - simulator.values_and_log_volume(coordinates)[1]
+        # On a boundary coordinates are infinite: a path of finite numbers never ends there.
+        is_inside = [
+            site.contains(values[site.name]) & jnp.isfinite(coordinates[site.name]).all() for site in simulator.latent
+        ]
+        return jnp.where(jnp.stack(is_inside).all(), total, -jnp.inf)
 
     return _in_batches(lambda both: of_one(*both), (values, keys), _DRAWS_AT_ONCE)
 
