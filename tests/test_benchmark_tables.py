@@ -45,6 +45,7 @@ def test_missing_records_are_over_the_cells_of_all_seeds(load):
             "errors": dict.fromkeys(methods, error),
             "inside": dict.fromkeys(methods, inside),
             "min_effective_size": 10.0 * len(error),
+            "rhat": 1.0 + 0.01 * len(error),
             "seconds": dict.fromkeys(methods, 2.0),
         }
 
@@ -57,6 +58,7 @@ def test_missing_records_are_over_the_cells_of_all_seeds(load):
     assert found["missing_t_coverage_90"] == pytest.approx(2 / 3)
     assert found["missing_t_rmse"] == pytest.approx(3**0.5)
     assert found["missing_t_min_effective_size"] == 10.0
+    assert found["missing_t_rhat"] == 1.02
     assert entries["missing_t_rmse"]["settings"]["others"]["flow"] == 3.0  # its one seed's
 
 
@@ -89,5 +91,8 @@ def test_a_table_has_a_line_for_each_table_of_data(load):
         "missing_t_coverage_90": record("", 0.9, cells=40, others={"gaussian": 0.875}),
         "missing_t_rmse": record("", 0.4),
         "missing_t_min_effective_size": record("", 96.2),
+        "missing_t_rhat": record("", 1.0042),
     }
-    assert load("density_table").missing(missing).splitlines()[2:] == ["| t | 40 | 0.90 | 0.88 | 0.400 | 0.500 | 96 |"]
+    assert load("density_table").missing(missing).splitlines()[2:] == [
+        "| t | 40 | 0.90 | 0.88 | 0.400 | 0.500 | 96 | 1.004 |"
+    ]
