@@ -80,7 +80,7 @@ class AmortizedLikelihood(Amortized):
 
     def likelihood(
         self,
-        theta: Mapping[str, ArrayLike] | None = None,
+        values: Mapping[str, ArrayLike] | None = None,
         /,
         *,
         estimator: Estimator | None = None,
@@ -90,7 +90,7 @@ class AmortizedLikelihood(Amortized):
         """Q(y | theta), in the units of y.
 
         Args:
-            theta: values by site; or as keywords.
+            values: by site; or as keywords.
             estimator: what its ``log_prob`` computes, see ``Diffusion``. None, by default: nothing.
             rng_key: of the estimate.
             **sites: values of all latent sites of the simulator, each of shape (batch..., site shape...).
@@ -104,7 +104,7 @@ class AmortizedLikelihood(Amortized):
                 supports.
         """
         plan, _ = self._trained()
-        codes = self._codes(theta, sites)
+        codes = self._codes(values, sites)
         (part,), (site,) = plan.parts, self._roles.drawn
         bound = part.bound_to(codes)
         diffusion = Diffusion(
@@ -117,18 +117,18 @@ class AmortizedLikelihood(Amortized):
             steps.append(transforms.ReshapeTransform(site.unconstrained_shape, (site.size,)))
         return dist.TransformedDistribution(diffusion, [*steps, site.transform])
 
-    def share_farther(self, theta: Mapping[str, ArrayLike] | None = None, /, **sites: ArrayLike) -> np.ndarray:
+    def share_farther(self, values: Mapping[str, ArrayLike] | None = None, /, **sites: ArrayLike) -> np.ndarray:
         """The share of simulations whose theta lies farther from the others than these, shape (batch...).
 
         A network knows nothing of what was not simulated: look at it for the draws of a posterior. Near 0 for many of
         them says that the simulator's prior has missed where the data point to.
 
         Args:
-            theta: values by site; or as keywords.
+            values: by site; or as keywords.
             **sites: as for ``likelihood``.
         """
         _, neighbours = self._trained()
-        return neighbours.share_farther(np.asarray(self._codes(theta, sites)))
+        return neighbours.share_farther(np.asarray(self._codes(values, sites)))
 
     def _roles_of(self, simulator: Simulator) -> Roles:
         if len(simulator.observed) != 1:
