@@ -1,7 +1,7 @@
 """Corrections of a reverse step by the data: one protocol, and the chain that they make."""
 
 from .base import Guidance, Guided
-from .error_covariance import ErrorCovariance
+from .covariances import ErrorCovariance
 from .gaussian_factor import GaussianFactor
 from .learned import LearnedGuidance, StepCorrection
 from .measured_errors import error_covariance

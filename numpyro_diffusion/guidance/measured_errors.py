@@ -11,7 +11,7 @@ c = (1 - g / (e - 1)^2) / (1 + g / (e - 1)) of its cosine with the true one. It 
 for a log density. The rest is the diagonal that is left; in its units the same is done once more, for directions that
 are those of few coordinates.
 
-Where coordinates stand on a grid, the same is done after cosines along its axes (see :mod:`.error_covariance`), for
+Where coordinates stand on a grid, the same is done after cosines along its axes (see :mod:`.covariances`), for
 errors of half of the draws, and the form that the other half finds more likely is kept. Colours are turned to their
 principal axes.
 
@@ -33,7 +33,7 @@ from .._small_matrices import symmetric
 from .._typing import Array, Shape
 from ..chains import ReverseChain
 from .base import check_real
-from .error_covariance import ErrorCovariance, along_axes
+from .covariances import ErrorCovariance, along_axes
 
 __all__ = ["error_covariance"]
 

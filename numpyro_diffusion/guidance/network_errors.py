@@ -25,7 +25,7 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import check_normal, check_real
-from .error_covariance import ErrorCovariance
+from .covariances import ErrorCovariance
 from .linear_observation import LinearObservation
 from .seen_coordinates import spectrum_of
 from .spectrum import conditioned_step

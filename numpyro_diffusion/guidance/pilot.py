@@ -30,7 +30,7 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import Guidance, as_pytree_function, check_normal, check_real, guide_step
-from .error_covariance import ErrorCovariance
+from .covariances import ErrorCovariance
 from .network_errors import CovarianceGuidance
 
 __all__ = ["PilotGuidance", "pilot_guidance"]

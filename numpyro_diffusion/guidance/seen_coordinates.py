@@ -20,7 +20,7 @@ import numpy as np
 from .._checks import is_concrete
 from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
-from .error_covariance import ErrorCovariance
+from .covariances import ErrorCovariance
 from .spectrum import LEAST_SHARE, Spectrum
 
 __all__ = ["SeenCoordinates", "numbers_held", "spectrum_of"]

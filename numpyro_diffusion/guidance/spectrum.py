@@ -21,7 +21,7 @@ from .._pytree import register_pytree
 from .._small_matrices import symmetric
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
-from .error_covariance import ErrorCovariance
+from .covariances import ErrorCovariance
 
 __all__ = ["LEAST_SHARE", "Spectrum", "conditioned_step"]
 
