@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from numpyro_diffusion.noise.efficiency import efficiency_interval
+from numpyro_diffusion.noise.efficiency import efficiency_interval, pareto_k
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
@@ -31,5 +31,12 @@ def test_weights_without_a_variance_have_no_lower_end():
     assert efficiency_interval(0.8 * rng.exponential(size=1000))[0] == 0  # tail index 1 / 0.8
 
 
-def test_weights_too_few_for_a_shape_tell_nothing():
-    assert efficiency_interval(np.array([0.1, -0.3])) == (0.0, 1.0)
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_weights_too_few_for_a_shape_tell_nothing(count):
+    weights = np.random.default_rng(0).normal(size=count)
+    assert pareto_k(weights) == np.inf
+    assert efficiency_interval(weights) == (0.0, 1.0)
+
+
+def test_twenty_one_weights_have_a_shape():
+    assert np.isfinite(pareto_k(np.random.default_rng(0).normal(size=21)))
