@@ -9,7 +9,7 @@ import numpy as np
 
 __all__ = ["as_tree", "pareto_k"]
 
-_TOO_FEW = 20
+_LEAST_WEIGHTS = 30
 
 
 def as_tree(groups: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
@@ -23,11 +23,11 @@ def as_tree(groups: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """Shape of the generalised Pareto distribution that fits the largest weights, by ArviZ; inf of 20 weights or fewer.
+    """Shape of the generalised Pareto distribution that fits the largest weights, by ArviZ; inf of fewer than 30 weights.
 
-    A fifth of them is then no more than four, of which ArviZ 0 says inf, and ArviZ 1 raises.
+    The fit is of the largest fifth. Of five or fewer ArviZ 0 says inf or a number, ArviZ 1 raises or says NaN.
     """
-    if len(log_weights) <= _TOO_FEW:
+    if len(log_weights) < _LEAST_WEIGHTS:
         return math.inf
     arviz = importlib.import_module("arviz")
     if hasattr(arviz, "psislw"):

@@ -31,12 +31,12 @@ def test_weights_without_a_variance_have_no_lower_end():
     assert efficiency_interval(0.8 * rng.exponential(size=1000))[0] == 0  # tail index 1 / 0.8
 
 
-@pytest.mark.parametrize("count", [2, 5, 20])
+@pytest.mark.parametrize("count", [2, 20, 29])
 def test_weights_too_few_for_a_shape_tell_nothing(count):
     weights = np.random.default_rng(0).normal(size=count)
     assert pareto_k(weights) == np.inf
     assert efficiency_interval(weights) == (0.0, 1.0)
 
 
-def test_twenty_one_weights_have_a_shape():
-    assert np.isfinite(pareto_k(np.random.default_rng(0).normal(size=21)))
+def test_thirty_weights_have_a_shape():
+    assert np.isfinite(pareto_k(np.random.default_rng(0).normal(size=30)))
