@@ -23,7 +23,7 @@ def as_tree(groups: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """Shape of the generalised Pareto distribution that fits the largest weights, by ArviZ; inf of fewer than 30 weights.
+    """Shape of the generalised Pareto distribution of the largest weights, by ArviZ; inf of fewer than 30 weights.
 
     The fit is of the largest fifth. Of five or fewer ArviZ 0 says inf or a number, ArviZ 1 raises or says NaN.
     """
