@@ -9,7 +9,7 @@ import numpy as np
 
 __all__ = ["as_tree", "pareto_k"]
 
-_LEAST_WEIGHTS = 30
+_LEAST_WEIGHTS = 25
 
 
 def as_tree(groups: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
@@ -23,9 +23,9 @@ def as_tree(groups: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """Shape of the generalised Pareto distribution of the largest weights, by ArviZ; inf of fewer than 30 weights.
+    """Shape of the generalised Pareto distribution of the largest weights, by ArviZ; inf of fewer than 25 weights.
 
-    The fit is of the largest fifth. Of five or fewer ArviZ 0 says inf or a number, ArviZ 1 raises or says NaN.
+    The fit is of the largest fifth. Of four or fewer ArviZ 0 says inf, and ArviZ 1 raises.
     """
     if len(log_weights) < _LEAST_WEIGHTS:
         return math.inf

@@ -31,7 +31,7 @@ def test_weights_without_a_variance_have_no_lower_end():
     assert efficiency_interval(0.8 * rng.exponential(size=1000))[0] == 0  # tail index 1 / 0.8
 
 
-@pytest.mark.parametrize("count", [2, 20, 29])
+@pytest.mark.parametrize("count", [2, 20, 24])
 def test_weights_too_few_for_a_shape_tell_nothing(count):
     weights = np.random.default_rng(0).normal(size=count)
     assert pareto_k(weights) == np.inf
