@@ -184,6 +184,23 @@ def test_a_grid_that_does_not_fit_is_refused(image_shape, match):
         error_covariance(jax.random.key(0), chain, num_draws=4, image_shape=image_shape)
 
 
+def test_a_prior_of_one_point_is_refused():
+    point = nd.Transition(lambda params, x_t, t, context: (0.0 * x_t, 0.0 * x_t), None, (3,))
+    with pytest.raises(ValueError, match="a network with errors at every t; got none in all draws at t = 1"):
+        error_covariance(jax.random.key(0), nd.ReverseChain(KERNEL, point), num_draws=20)
+
+
+def test_a_pixel_that_never_changes_has_almost_no_variance_and_guides_nothing():
+    spread = picture(5)
+    spread[5] = spread[:, 5] = 0.0
+    spread[5, 5] = 1e-12
+    chain, _ = correlated_chain(spread, KERNEL, (5, 5))
+    found = error_covariance(jax.random.key(0), chain, num_draws=400, rank=8, progress_bar=False)
+    variances = np.asarray(found.variances())
+    assert np.isfinite(variances).all()
+    assert (variances[:, 5] < 1e-4 * variances.mean(1)).all()
+
+
 @pytest.mark.parametrize(
     ("parts", "match"),
     [

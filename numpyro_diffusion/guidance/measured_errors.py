@@ -92,6 +92,7 @@ def error_covariance(
         if is_shown:
             jax.block_until_ready(halves)
     first, second = (half / (batches // 2 * size) for half in halves)
+    _check_varying(first + second)
     count = batches * size
     axes: tuple[Array, ...] = ()
     # Which form fits cannot be asked of numbers that are traced.
@@ -102,6 +103,13 @@ def error_covariance(
         return found
     is_used = np.asarray((found.factor != 0).any((0, 1)))
     return ErrorCovariance(found.factor[..., is_used if is_used.any() else [0]], found.diagonal, found.scale, axes)
+
+
+def _check_varying(covariances: Array) -> None:
+    is_zero = np.asarray((covariances == 0).all((1, 2))) if is_concrete(covariances) else np.zeros(1, bool)
+    if is_zero.any():
+        got = f"none in all draws at t = {1 + int(is_zero.argmax())}"
+        raise ValueError(expected("a network with errors at every t", got, "Is the prior one point? It needs no C_t."))
 
 
 def _grid(image_shape: Shape | str | None, state_shape: Shape) -> Shape | None:
