@@ -106,3 +106,9 @@ def test_errors_say_what_was_wanted_and_what_came(call, error, match):
     with pytest.raises(error, match=match):
         call()
     assert not plt.get_fignums(), "a refused call leaves no empty figure"
+
+
+def test_where_no_direction_stands_out_none_is_drawn():
+    errors = ErrorCovariance(jnp.zeros_like(ERRORS.factor), ERRORS.diagonal)
+    axes = plots.error_covariance(KEY, PRIOR.with_errors(errors), image_shape=(3, 2))
+    assert not any(np.asarray(ax.images[0].get_array()).any() for ax in axes[1])

@@ -93,7 +93,7 @@ def error_covariance(
         vectors, spread, _ = np.linalg.svd(factor[time - 1], full_matrices=False)
         label = _panels.time_title(time, num_steps)
         directions.plot(np.arange(1, len(spread) + 1), spread, color=colour, marker="o", markersize=3, label=label)
-        _direction(ax, vectors[:, 0], image_shape, colour)
+        _direction(ax, vectors[:, 0] * (spread[0] > 0), image_shape, colour)  # nothing where none stands out
         ax.set_title(label)
     directions.set(title="sd along each", xlabel="direction", ylim=(0, None))
     directions.legend(frameon=False, fontsize="small")
