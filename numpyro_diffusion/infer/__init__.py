@@ -9,6 +9,8 @@ from ..noise.importance import ImportanceResult
 from ..particles.twists.base import NoTwist, Twist
 from ..particles.twists.linear_gaussian import LinearGaussian
 from ..particles.twists.tempered import Tempered
+from .checklist import Checklist
+from .checks import check
 from .entries import observe_entries
 from .gibbs import DiffusionGibbs, DiffusionGibbsState
 from .guide import AutoDiffusionGuide
@@ -24,6 +26,7 @@ __all__ = [
     "AmortizedLikelihood",
     "AmortizedPosterior",
     "AutoDiffusionGuide",
+    "Checklist",
     "ConditionedPosterior",
     "Corrected",
     "DiffusionGibbs",
@@ -41,6 +44,7 @@ __all__ = [
     "TemperedSMC",
     "Twist",
     "TwistedSMC",
+    "check",
     "observe_entries",
 ]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._checks import expected
 from .._weights import effective_size
+from .checklist import ADVICE
 
 __all__ = ["check_weights", "disagreement", "report", "table", "warn"]
 
@@ -112,7 +113,7 @@ def warn(result: Any, log_evidence_error: float) -> None:
     else:
         messages += disagreement(log_evidence_error, "Take more particles or a closer twist.")
     for message in messages:
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(f"{message} {ADVICE}", stacklevel=4)
 
 
 def disagreement(log_evidence_error: float, cure: str) -> list[str]:

@@ -22,6 +22,7 @@ from ..model.arguments import Static, as_static
 from ..model.automatic import AutoGuidance, checked_guidance
 from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
+from .checklist import ADVICE
 
 __all__ = ["NoiseKernel"]
 
@@ -111,7 +112,7 @@ class NoiseKernel(MCMCKernel):
                     "a starting point of finite density",
                     f"0, infinity or NaN at {source}",
                     "Look at the likelihood at draws from the prior (numpyro.infer.Predictive), or pass other "
-                    "init_params, unconstrained values of every latent site.",
+                    f"init_params, unconstrained values of every latent site. {ADVICE}",
                 )
             )
         return state

@@ -16,6 +16,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from .._typing import Array, ArrayLike
+from .checklist import ADVICE
 
 __all__ = ["count_stalled", "has_moved", "warn_of_stalls"]
 
@@ -81,7 +82,7 @@ def _warn(begins: Array, inner_begins: Array, effective_size: Array, num_particl
             f"The particles have not changed x^0 for {STALL} draws, in {int(np.sum(begins))} of {np.size(begins)} "
             f"chains and elements: the effective size fell to {float(effective_size):.1f} of {num_particles} "
             f"particles, and {repeated}. Take more particles (num_particles), a closer twist ('gaussian' for Normal "
-            "observations), or a schedule with more steps.",
+            f"observations), or a schedule with more steps. {ADVICE}",
             stacklevel=2,
         )
     if np.any(inner_begins):
@@ -89,6 +90,6 @@ def _warn(begins: Array, inner_begins: Array, effective_size: Array, num_particl
             f"The inner kernel has not changed the other sites for {STALL} draws, in {int(np.sum(inner_begins))} of "
             f"{np.size(inner_begins)} chains: it refuses every proposal, and {repeated}. Start elsewhere "
             "(init_params, the inner kernel's init_strategy), take more warm-up or a smaller step_size, or "
-            "reparameterise the sites.",
+            f"reparameterise the sites. {ADVICE}",
             stacklevel=2,
         )

@@ -11,6 +11,7 @@ from .._checks import check_integer_at_least, expected, on_host
 from .._typing import Array
 from .._weights import host_generator, log_mean_and_error, log_normalised
 from ..noise.tempered import TemperedInfo
+from .checklist import ADVICE
 from .islands import disagreement, table
 from .result import draw_particles, take
 
@@ -167,7 +168,7 @@ class TemperedResult(NamedTuple):
             )
         messages += disagreement(error, "Take more particles, more moves (num_moves), or better guidance.")
         for message in messages:
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(f"{message} {ADVICE}", stacklevel=3)
 
     def summary(self) -> str:
         """Evidence, temperatures, acceptance and the posterior's moments, in words."""

@@ -43,7 +43,7 @@ from .linearised import Dependences, LinearisedSite, Slopes, dependences, number
 from .mode import is_hidden, posterior_modes
 from .nearer import is_nearer
 from .program import Values
-from .sites import latent_diffusion
+from .sites import chain_of_one, latent_diffusion
 from .split import Programs, SplitModel
 from .trace import trace_model
 
@@ -175,7 +175,7 @@ class AutoGuidance:
         errors = getattr(prior, "errors", None)
         if errors is not None:
             return errors, "errors of the prior"
-        chain = _of_one(prior)
+        chain = chain_of_one(prior)
         if not is_concrete(chain):
             raise ValueError(
                 expected(
@@ -273,14 +273,6 @@ def _has_normal_steps(chain: ReverseChain) -> bool:
     except (TypeError, NotImplementedError):
         return False
     return True
-
-
-def _of_one(prior: Diffusion) -> ReverseChain:
-    """The chain of one x; of several contexts, that of the first."""
-    context, shape = prior.context, prior.transition.context_shape
-    if context is not None:
-        context = jnp.reshape(context, (-1, *(shape or ())))[0]
-    return ReverseChain(prior.kernel, prior.transition, context=context)
 
 
 def _too_large(found: Slopes, split: SplitModel, errors: ErrorCovariance, follows: Dependences) -> str:

@@ -8,12 +8,14 @@ import numpyro.distributions as dist
 
 from .._checks import expected
 from .._typing import Array, Shape
+from ..chains import ReverseChain
 from ..diffusion import Diffusion, has_no_name
 from ..estimates import AsDensity
 from ..wrappers import WrappedDiffusion, find_diffusions, obstacle, unwrap, wrapped_diffusion
 
 __all__ = [
     "DiffusionSite",
+    "chain_of_one",
     "check_estimate_named",
     "check_outside_scan",
     "check_plate",
@@ -84,6 +86,14 @@ def latent_diffusion(site: dict) -> WrappedDiffusion | None:
             )
         )
     return None
+
+
+def chain_of_one(prior: Diffusion) -> ReverseChain:
+    """The chain of one x; of several contexts, that of the first."""
+    context, shape = prior.context, prior.transition.context_shape
+    if context is not None:
+        context = jnp.reshape(context, (-1, *(shape or ())))[0]
+    return ReverseChain(prior.kernel, prior.transition, context=context)
 
 
 def check_sample_shape(name: str, sample_shape: Shape) -> None:
