@@ -14,6 +14,7 @@ from ..kernels import Kernel
 from ..training.disk import ReadRows
 from .columns import Column, check_finite_rows, check_support, look, look_at_pieces, supports_of
 from .coordinates import Coordinates, MarginChoice, fit_coordinates
+from .gaussians import dependent
 from .plan import Plan, for_bits, for_images, for_table
 from .rows import noise_of, weights_of
 from .stretches import pieces, stretches
@@ -112,18 +113,15 @@ def look_at(
     values, found_names, did_read = read_table(data, max_rows)
     did: list[str] = list(did_read)
     told: list[str] = []
-    if names is not None and found_names:
-        if len(names) != len(found_names):
-            raise ValueError(expected(f"names of {len(found_names)} columns", list(names), "Name each column."))
-        found_names = tuple(str(name) for name in names)
+    if names is not None:
+        found_names = _given_names(names, found_names)
     row_weights = weights_of(weights, len(values))
-    if missing == "drop":
-        keep = np.concatenate([np.isfinite(x.reshape(len(x), -1)).all(1) for _, x in stretches(values)])
-        if not keep.all() and keep.any():
-            did.append(f"left out {int((~keep).sum())} of {len(keep)} rows with NaN or infinite values")
-            values = values.only(keep) if isinstance(values, FloatRows) else values[keep]
-            row_weights = row_weights[keep]
-    check_finite_rows(values, found_names)
+    keep = _kept(values, row_weights, missing, did)
+    places = None
+    if not keep.all():
+        values = values.only(keep) if isinstance(values, FloatRows) else values[keep]
+        row_weights, places = row_weights[keep], np.flatnonzero(keep)
+    check_finite_rows(values, found_names, places)
     if weights is not None:
         row_weights = weights_of(row_weights, len(values))
         effective = row_weights.sum() ** 2 / (row_weights**2).sum()
@@ -137,7 +135,7 @@ def look_at(
             raise ValueError(expected("support='real' for images", repr(support), "Scale images yourself."))
         return Data(values, (), row_weights, _look_at_pixels(values, did, told), did, told)
     supports = supports_of(support, found_names)
-    check_support(values, found_names, supports)
+    check_support(values, found_names, supports, places)
     columns = look(values, found_names, supports)
     _check_representable(columns)
     if len(values) < values.shape[1]:
@@ -148,6 +146,31 @@ def look_at(
         if 0 < column.scale * 2**20 < abs(column.mean)  # float32 has 24 bits
     ]
     return Data(values, found_names, row_weights, columns, did, told)
+
+
+def _given_names(names: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:
+    if not found:
+        raise ValueError(expected("no names of columns for images", names, "Leave names out."))
+    if isinstance(names, str) or len(names) != len(found):
+        got = names if isinstance(names, str) else list(names)
+        raise ValueError(expected(f"names of {len(found)} columns", got, "Name each column."))
+    if len(set(map(str, names))) < len(names):
+        raise ValueError(expected("names that differ", list(names), "Name each column."))
+    return tuple(map(str, names))
+
+
+def _kept(values: Any, weights: np.ndarray, missing: str, did: list[str]) -> np.ndarray:
+    """Which rows have a part in anything: those with weight, and where ``missing`` is "drop" without gaps."""
+    keep = weights > 0
+    if not keep.all():
+        did.append(f"left out {int((~keep).sum())} of {len(keep)} rows of weight 0")
+    if missing == "drop":
+        is_whole = np.concatenate([np.isfinite(x.reshape(len(x), -1)).all(1) for _, x in stretches(values)])
+        gaps = int((keep & ~is_whole).sum())
+        if 0 < gaps < keep.sum():  # else there is nothing to leave out, or nothing would be left
+            did.append(f"left out {gaps} of {len(keep)} rows with NaN or infinite values")
+            keep = keep & is_whole
+    return keep
 
 
 def _check_representable(columns: Sequence[Column]) -> None:
@@ -227,6 +250,7 @@ def space_for(
         affine = dist.transforms.AffineTransform(*map(jnp.asarray, scaling), domain=constraints.real)
         transforms = (affine,)
     else:
+        _tell_dependent(noisy, varying, columns, found.warnings)
         coordinates = fit_coordinates(noisy, found.weights[fitted], columns, margins=margins, rng=rng)
         found.did.extend(_coordinate_words(coordinates, varying))
         transforms = coordinates.transforms
@@ -239,6 +263,16 @@ def space_for(
     make = for_images if values.ndim == 4 else for_table
     plan = make(z, farthest, kernel, network, _IMAGE_STEPS if values.ndim == 4 else _TABLE_STEPS)
     return Space(plan, transforms, values, steps, key, coordinates, scaling)
+
+
+def _tell_dependent(noisy: np.ndarray, varying: Sequence[Column], columns: Sequence[Column], told: list[str]) -> None:
+    """Columns that others determine: all densities are then arbitrary."""
+    rows = noisy[:, [column.kind != "constant" for column in columns]]
+    if len(rows) <= rows.shape[1] or varying[0].support == "simplex":
+        return  # few rows: told before; on a simplex one column is left out
+    for index in dependent(rows):
+        name = varying[index].name
+        told.append(f"column {name!r} is a linear function of columns before it: leave it out, or nats are arbitrary")
 
 
 def _grid_words(columns: Sequence[Column]) -> str:
