@@ -77,7 +77,7 @@ def test_given_names_are_one_for_each_column():
     ids=["zone", "period", "date", "gap"],
 )
 def test_dates_of_all_kinds_have_the_cure_of_dates(dates):
-    with pytest.raises(TypeError, match="column 'when'.*days since a first date"):
+    with pytest.raises(TypeError, match=r"column 'when'.*days since a first date"):
         read_table(pd.DataFrame({"when": dates, "a": ROWS[:, 0]}))
 
 
@@ -178,7 +178,7 @@ def test_a_row_is_named_as_the_data_count_it_although_rows_before_it_have_no_wei
     rows[5, 1] = np.nan
     with pytest.raises(ValueError, match="got nan in row 5, column 'column 1'"):
         looked_at(rows, weights=np.r_[0, 0, np.ones(58)])
-    with pytest.raises(ValueError, match="values > 0 in column 'column 1', .* in row 5 "):
+    with pytest.raises(ValueError, match=r"values > 0 in column 'column 1', .* in row 5 "):
         looked_at(np.where(np.isnan(rows), -1.0, np.abs(rows)), "positive", weights=np.r_[0, 0, np.ones(58)])
 
 

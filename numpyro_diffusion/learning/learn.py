@@ -155,7 +155,8 @@ def learn_prior(
     split, repeats = split_rows(found.values, validation, test, rng=rng)
     if repeats:
         found.warnings.append(f"{repeats} rows repeat another; equal rows were kept in one part")
-    if len(split["train"]) < _FEWEST_TO_TRAIN:
+    wanted = [name for name, share in (("validation", validation), ("test", test)) if share > 0]
+    if len(split["train"]) < _FEWEST_TO_TRAIN or not all(len(split[name]) for name in wanted):
         got = f"{len(found.values) - repeats} different rows of {len(found.values)}"
         raise ValueError(expected("enough different rows to train, validate and test", got, "Pass more data."))
     learned = [split["train"], split["validation"]]
@@ -199,6 +200,7 @@ def learn_prior(
         best_step=_best_step(trained),
         residual=trained.residual,
         validation_losses=trained.result.validation_losses,
+        integers=scored.integers,
         two_sample=scored.two_sample,
         tails=scored.tails,
         columns=found.columns,

@@ -234,6 +234,9 @@ def space_for(
     is_binary = all(c.kind == "binary" or (c.kind == "constant" and c.mean in (0, 1)) for c in columns)
     if kernel.is_discrete if kernel is not None else is_binary:
         found.did.append("binary: a Bernoulli kernel" if kernel is None else "learned as they are: a discrete kernel")
+        if kernel is not None:
+            for start, rows in stretches(values):  # before they are cast to integers
+                kernel.check_data(f"data from row {start} on" if start else "data", rows)
         ones = sum(values[some].sum(0) for rows in trained for some in pieces(rows, values.shape))
         plan = for_bits(ones, sum(map(len, trained)), kernel, network, _TABLE_STEPS)
         return Space(plan, (), values, np.zeros(1), key, None)
