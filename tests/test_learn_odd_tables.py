@@ -218,6 +218,15 @@ def test_a_column_that_others_determine_is_told():
     assert not free.warnings
 
 
+def test_a_column_whose_few_other_values_are_all_kept_for_the_test_is_named():
+    rows = np.stack([np.zeros(60), ROWS[:, 0]], 1)
+    rows[[3, 7, 9], 0] = np.pi, np.e, -np.sqrt(2)
+    found = looked_at(rows)
+    learned = np.setdiff1d(np.arange(60), [3, 7, 9])
+    with pytest.raises(ValueError, match=r"column 'column 0' to vary in the rows that are learned; got 0 in all"):
+        space_for(found, learned, [learned], None, None, "auto", np.random.default_rng(0), jax.random.key(0))
+
+
 def test_rows_that_all_have_gaps_are_not_asked_to_be_dropped_again():
     gaps = np.where(np.eye(3, dtype=bool)[np.arange(60) % 3], np.nan, ROWS)
     with pytest.raises(ValueError, match=r"\(60 of 60 rows have NaN .*\)\. Leave out the columns with the most gaps"):

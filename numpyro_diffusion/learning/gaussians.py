@@ -82,7 +82,8 @@ def dependent(x: np.ndarray) -> np.ndarray:
         x: shape (n, d), n > d, no column constant.
     """
     standard = (x - x.mean(0)) / x.std(0)
-    return np.flatnonzero(np.abs(np.diagonal(np.linalg.qr(standard, mode="r"))) < _LEAST_LEFT * np.sqrt(len(x)))
+    left = np.abs(np.diagonal(np.linalg.qr(standard, mode="r"))) / np.sqrt(len(x))
+    return np.flatnonzero(left < _LEAST_LEFT)
 
 
 def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,13 +17,14 @@ from .coordinates import Coordinates, MarginChoice, fit_coordinates
 from .gaussians import dependent
 from .plan import Plan, for_bits, for_images, for_table
 from .rows import noise_of, weights_of
-from .stretches import pieces, stretches
+from .stretches import pieces, stretches, thinned
 from .tables import MOST_ROWS, FloatRows, read_table
 
 __all__ = ["Data", "Space", "look_at", "space_for"]
 
 _FEWEST_ROWS = 10
 _TABLE_STEPS, _IMAGE_STEPS = 50, 100  # of the chain
+_MOST_FOR_DEPENDENCE = 5000  # rows in which a linear dependence is looked for
 _CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
 
 
@@ -253,7 +254,8 @@ def space_for(
         affine = dist.transforms.AffineTransform(*map(jnp.asarray, scaling), domain=constraints.real)
         transforms = (affine,)
     else:
-        _tell_dependent(noisy, varying, columns, found.warnings)
+        _check_varies(noisy, columns)
+        _tell_dependent(noisy, columns, found.warnings)
         coordinates = fit_coordinates(noisy, found.weights[fitted], columns, margins=margins, rng=rng)
         found.did.extend(_coordinate_words(coordinates, varying))
         transforms = coordinates.transforms
@@ -268,14 +270,27 @@ def space_for(
     return Space(plan, transforms, values, steps, key, coordinates, scaling)
 
 
-def _tell_dependent(noisy: np.ndarray, varying: Sequence[Column], columns: Sequence[Column], told: list[str]) -> None:
+def _check_varies(noisy: np.ndarray, columns: Sequence[Column]) -> None:
+    """Few values that differ may all be in the rows that are kept for the test."""
+    for column, width in zip(columns, np.ptp(noisy, axis=0), strict=True):
+        if column.kind != "constant" and not width > 0:
+            wanted = f"column {column.name!r} to vary in the rows that are learned"
+            cure = "Leave it out: it hardly ever varies."
+            raise ValueError(expected(wanted, f"{noisy[0, columns.index(column)]:g} in all of them", cure))
+
+
+def _tell_dependent(noisy: np.ndarray, columns: Sequence[Column], told: list[str]) -> None:
     """Columns that others determine: all densities are then arbitrary."""
+    names = [column.name for column in columns if column.kind != "constant"]
     rows = noisy[:, [column.kind != "constant" for column in columns]]
-    if len(rows) <= rows.shape[1] or varying[0].support == "simplex":
-        return  # few rows: told before; on a simplex one column is left out
-    for index in dependent(rows):
-        name = varying[index].name
-        told.append(f"column {name!r} is a linear function of columns before it: leave it out, or nats are arbitrary")
+    rows = thinned(rows, max(_MOST_FOR_DEPENDENCE, 4 * rows.shape[1]))
+    # Few rows are told before; of a simplex one column is left out; of rows that are rare all may have been thinned.
+    if len(rows) <= rows.shape[1] or columns[0].support == "simplex" or not np.ptp(rows, axis=0).all():
+        return
+    told += [
+        f"column {names[index]!r} is a linear function of columns before it: leave it out, or nats are arbitrary"
+        for index in dependent(rows)
+    ]
 
 
 def _grid_words(columns: Sequence[Column]) -> str:
