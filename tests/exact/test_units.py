@@ -16,7 +16,14 @@ from unit_cases import AFFINE, CASES, NUMBER
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import GaussianFactor, TiltedChain
-from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
+from numpyro_diffusion.infer import (
+    AutoDiffusionGuide,
+    DiffusionGibbs,
+    DiffusionHMC,
+    DiffusionReparam,
+    EllipticalSlice,
+    TwistedSMC,
+)
 
 KEY = jax.random.key(0)
 LIMIT = 4.0  # standard errors
@@ -90,6 +97,10 @@ ENGINES = {
     ),
     "EllipticalSlice": (lambda together: by_chains(EllipticalSlice(together.model), together), ("affine", "exp")),
     "DiffusionReparam": (by_reparam, ("affine", "exp", "simplex")),
+    "DiffusionHMC": (
+        lambda together: by_chains(DiffusionHMC(together.model), together),
+        ("exp", "interval", "simplex"),
+    ),
     "AutoDiffusionGuide": (by_guide, ("affine", "exp")),
 }
 
