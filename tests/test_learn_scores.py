@@ -12,6 +12,7 @@ from numpyro_diffusion.evaluation import LogLikelihood
 from numpyro_diffusion.learning.baselines import baseline_log_densities
 from numpyro_diffusion.learning.gaussians import fit_gaussian
 from numpyro_diffusion.learning.look import look_at, space_for
+from numpyro_diffusion.learning.report import Report, Tails
 from numpyro_diffusion.learning.score import _baselines, _log_frequencies, _of_integers
 from numpyro_diffusion.training import DivergenceError
 
@@ -111,3 +112,30 @@ def test_keys_of_both_kinds_give_the_same_estimate():
         nd.evaluation.bound(key, wavy_model(), x).per_point for key in (jax.random.PRNGKey(0), jax.random.key(0))
     )
     np.testing.assert_array_equal(old, new)
+
+
+def test_the_report_shows_bits_where_all_columns_are_integers():
+    prior = LogLikelihood(np.full(50, 2 * np.log(1 / 16)), 2)
+    rows = 2.0 * np.random.default_rng(3).integers(0, 8, (50, 2))
+    found, space = space_of(rows)
+    fields = {
+        "split": {"train": np.arange(50)},
+        "drawn": {"train": np.arange(50)},
+        "scored_on": "test",
+        "prior": prior,
+        "baselines": {},
+        "steps": 1,
+        "best_step": 1,
+        "residual": 1.0,
+        "validation_losses": np.zeros(1),
+        "two_sample": None,
+        "tails": Tails(np.array([0.02, 0.02]), ("a", "b")),
+        "columns": found.columns,
+        "did": (),
+        "warnings": (),
+        "seconds": 1.0,
+        "code": "",
+    }
+    text = str(Report(**fields, integers=_of_integers(prior, found, space)))
+    assert "bits to name each number        3.000 (0.000)" in text
+    assert "bits" not in str(Report(**fields, integers=None))
