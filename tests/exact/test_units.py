@@ -22,6 +22,7 @@ from numpyro_diffusion.infer import (
     DiffusionHMC,
     DiffusionReparam,
     EllipticalSlice,
+    TemperedSMC,
     TwistedSMC,
 )
 
@@ -55,8 +56,11 @@ class Together:
 
 
 def by_islands(together, twist="tempered"):
-    """Of the particles; the draws are made of them. The evidence has no unit of x."""
-    smc = TwistedSMC(together.model, 1024, 16, twist, progress_bar=False)
+    return of_particles(TwistedSMC(together.model, 1024, 16, twist, progress_bar=False), together)
+
+
+def of_particles(smc, together):
+    """The draws are made of them. The evidence has no unit of x."""
     smc.run(KEY, together.y)
     assert abs(smc.log_evidence - together.log_evidence) < LIMIT * smc.log_evidence_error < 0.3
     values, log_weights = smc.get_weighted_samples()
@@ -99,6 +103,12 @@ ENGINES = {
     "DiffusionReparam": (by_reparam, ("affine", "exp", "simplex")),
     "DiffusionHMC": (
         lambda together: by_chains(DiffusionHMC(together.model), together),
+        ("exp", "interval", "simplex"),
+    ),
+    "TemperedSMC": (
+        lambda together: of_particles(
+            TemperedSMC(together.model, num_particles=256, num_islands=16, progress_bar=False), together
+        ),
         ("exp", "interval", "simplex"),
     ),
     "AutoDiffusionGuide": (by_guide, ("affine", "exp")),
