@@ -99,7 +99,15 @@ ENGINES = {
         lambda together: by_chains(DiffusionGibbs(together.model, num_particles=64, twist="none"), together),
         ("affine", "exp"),
     ),
+    "DiffusionGibbs on bounded supports": (
+        lambda together: by_chains(DiffusionGibbs(together.model, num_particles=64, twist="none"), together),
+        ("interval", "simplex"),
+    ),
     "EllipticalSlice": (lambda together: by_chains(EllipticalSlice(together.model), together), ("affine", "exp")),
+    "EllipticalSlice on bounded supports": (
+        lambda together: by_chains(EllipticalSlice(together.model), together),
+        ("interval", "simplex"),
+    ),
     "DiffusionReparam": (by_reparam, ("affine", "exp", "simplex")),
     "DiffusionHMC": (
         lambda together: by_chains(DiffusionHMC(together.model), together),
@@ -112,6 +120,7 @@ ENGINES = {
         ("exp", "interval", "simplex"),
     ),
     "AutoDiffusionGuide": (by_guide, ("affine", "exp")),
+    "AutoDiffusionGuide on bounded supports": (by_guide, ("interval", "simplex")),
 }
 
 
