@@ -1,5 +1,7 @@
 """What a learned prior is compared with, and runs that end without one."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from numpyro_diffusion.learning.baselines import baseline_log_densities
 from numpyro_diffusion.learning.gaussians import fit_gaussian
 from numpyro_diffusion.learning.look import look_at, space_for
 from numpyro_diffusion.learning.report import Report, Tails
-from numpyro_diffusion.learning.score import _baselines, _log_frequencies, _of_integers
+from numpyro_diffusion.learning.score import Scores, _baselines, _log_frequencies, _of_integers, afterthoughts
 from numpyro_diffusion.training import DivergenceError
 
 KERNEL = nd.GaussianKernel(nd.schedules.log_snr(5, 0.1, 20.0))
@@ -139,3 +141,12 @@ def test_the_report_shows_bits_where_all_columns_are_integers():
     text = str(Report(**fields, integers=_of_integers(prior, found, space)))
     assert "bits to name each number        3.000 (0.000)" in text
     assert "bits" not in str(Report(**fields, integers=None))
+
+
+@pytest.mark.parametrize(("behind", "is_told"), [(1e-6, False), (0.1, True)])
+def test_the_rounding_of_two_sums_is_no_difference(behind, is_told):
+    prior, other = LogLikelihood(np.full(10, -1.0), 1), LogLikelihood(np.full(10, -1.0) + behind, 1)
+    scored = Scores(prior, {"one Gaussian": other}, None, None, Tails(np.zeros(1), ("a",)), np.inf)
+    trained = SimpleNamespace(residual=1.0, result=SimpleNamespace(validation_losses=np.array([1.0])))
+    told = afterthoughts(None, trained, scored, "test")
+    assert any("worse than one Gaussian" in each for each in told) is is_told

@@ -22,6 +22,7 @@ __all__ = ["Scores", "afterthoughts", "score"]
 _DRAWS, _IMAGE_DRAWS = 1000, 128  # for the tails and the two-sample test
 _MOST_ROWS = 100_000  # whose quantiles are taken
 _MOST_PIXELS = 256  # for a Gaussian with all of their correlations: its seconds grow with the cube
+_SAME = 1e-3  # nats a row: less is the rounding of two sums
 _FEWEST_TO_TEST = 80  # with fewer, scikit-learn has less than one batch
 
 
@@ -110,7 +111,7 @@ def afterthoughts(found: Data, trained: Trained, scored: Scores, scored_on: str)
         told.append("scored on the validation rows, which have had a part in the prior: pass test= for an honest score")
     for name, values in scored.baselines.items():
         difference = LogLikelihood(scored.prior.per_point - values.per_point, 1)
-        if difference.nats < -2 * difference.standard_error:
+        if difference.nats < -max(2 * difference.standard_error, _SAME):
             told.append(f"worse than {name} by {-difference.nats:.3g} nats a row ({difference.standard_error:.2g})")
     if scored.effective < 2:
         told.append("log likelihoods rest on single paths: they are too low; raise num_trajectories")
