@@ -143,10 +143,11 @@ def test_the_report_shows_bits_where_all_columns_are_integers():
     assert "bits" not in str(Report(**fields, integers=None))
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize(("behind", "is_told"), [(1e-6, False), (0.1, True)])
 def test_the_rounding_of_two_sums_is_no_difference(behind, is_told):
     prior, other = LogLikelihood(np.full(10, -1.0), 1), LogLikelihood(np.full(10, -1.0) + behind, 1)
     scored = Scores(prior, {"one Gaussian": other}, None, None, Tails(np.zeros(1), ("a",)), np.inf)
     trained = SimpleNamespace(residual=1.0, result=SimpleNamespace(validation_losses=np.array([1.0])))
-    told = afterthoughts(None, trained, scored, "test")
+    told = afterthoughts(trained, scored, "test")
     assert any("worse than one Gaussian" in each for each in told) is is_told

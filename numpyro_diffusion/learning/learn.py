@@ -208,7 +208,7 @@ def learn_prior(
         tails=scored.tails,
         columns=found.columns,
         did=tuple(found.did),
-        warnings=(*found.warnings, *trained.warnings, *afterthoughts(found, trained, scored, scored_on)),
+        warnings=(*found.warnings, *trained.warnings, *afterthoughts(trained, scored, scored_on)),
         seconds=time.perf_counter() - began,
         code=code,
     )

@@ -98,7 +98,7 @@ def _two_sample(key: jax.Array, rows: np.ndarray, draws: np.ndarray) -> TwoSampl
         return None
 
 
-def afterthoughts(found: Data, trained: Trained, scored: Scores, scored_on: str) -> list[str]:
+def afterthoughts(trained: Trained, scored: Scores, scored_on: str) -> list[str]:
     """What the run itself says."""
     told = []
     losses = trained.result.validation_losses
