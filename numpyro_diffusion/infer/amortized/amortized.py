@@ -21,6 +21,7 @@ from .base import Amortized
 from .coordinates import by_site, in_a_row
 from .parts import bind
 from .posterior import ConditionedPosterior, checked_data
+from .targets import Targets
 from .train import Roles
 from .weights import Data
 
@@ -93,6 +94,7 @@ class AmortizedPosterior(Amortized):
             width=width,
             depth=depth,
         )
+        self._targets = Targets(self._simulator)
 
     def _roles_of(self, simulator: Simulator) -> Roles:
         hidden = [site.name for site in simulator.observed if site.seen is not None]
@@ -133,4 +135,4 @@ class AmortizedPosterior(Amortized):
         }
         is_complete = all(of_site.all() for of_site in seen.values())
         data = Data(filled, None if is_complete else {name: jnp.asarray(of_site) for name, of_site in seen.items()})
-        return ConditionedPosterior(self._simulator, bounds, data, share)
+        return ConditionedPosterior(self._targets, bounds, data, share)

@@ -12,34 +12,28 @@ weight shows is a mode that the amortised chain never visits.
 
 import dataclasses
 import warnings
-from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from numpyro.diagnostics import summary as numpyro_summary
 from numpyro.infer import MCMC
 
 from ..._checks import expected, on_host
 from ..._typing import Array
 from ..._weights import host_generator, systematic
-from ...model.reparam import ChainNoise
-from ...model.simulator import Simulator
 from ...noise.importance import TRUSTED, ImportanceResult, importance_result, warn_of_weights
-from ..hmc import DiffusionHMC
 from ..islands import table
 from ..tempered import TemperedSMC
 from .parts import Bound
-from .weights import Data, draw_noise, log_weight_of_noise, weighted_values
+from .targets import Target
+from .weights import Data, draw_noise, weighted_values
 
 __all__ = ["Corrected", "Method", "correct"]
 
 Method = Literal["auto", "importance", "hmc", "tempered"]
 
-# The sites of a model of noises beside the user's, whose names are likely to be others: those of the noises of a chain.
-_NOISE, _LOG_WEIGHT = "amortized/chain_noise", "amortized/log_weight"
 _FEWEST_EFFECTIVE = 50.0
 _LARGEST_R_HAT = 1.05
 _CURES = "train longer or on more simulations, or correct by method='hmc' or 'tempered'"
@@ -137,7 +131,7 @@ class Corrected:
 
 
 def correct(
-    simulator: Simulator,
+    target: Target,
     bounds: tuple[Bound, ...],
     y: Data,
     rng_key: jax.Array,
@@ -153,7 +147,7 @@ def correct(
     """Correct by the method, see the module's text.
 
     Args:
-        simulator: of the model whose posterior is wanted.
+        target: the posterior that is wanted.
         bounds: the amortised posterior's parts given y.
         y: the data.
         rng_key: randomness.
@@ -165,6 +159,7 @@ def correct(
         num_islands: of tempered.
         progress_bar: show one.
     """
+    simulator = target.simulator
     simulator.check_likelihood()
     if y.seen is not None:
         simulator.check_seen({name: np.asarray(seen) for name, seen in y.seen.items()})
@@ -180,28 +175,27 @@ def correct(
     if method == "importance" or (method == "auto" and (discrete or not is_poor)):
         _warn_of_poor(result)
         return Corrected("importance", result)
-    model = partial(_noise_model, simulator, bounds[0], y)
     if method == "tempered":
-        smc = TemperedSMC(
-            model,
-            guidance=None,
+        smc = target.tempered(
+            bounds[0],
+            y,
+            key_engine,
             num_particles=max(2, num_samples // num_islands),
             num_islands=num_islands,
             progress_bar=progress_bar,
         )
-        smc.run(key_engine)
         return Corrected("tempered", result, smc)
-    mcmc = MCMC(
-        DiffusionHMC(model, guidance=None),
+    chosen = systematic(host_generator(key_start), on_host(log_weights, np.float64), num_chains)
+    mcmc = target.hmc(
+        bounds[0],
+        y,
+        key_engine,
+        jnp.stack([_noise_of(bounds[0], keys[index]) for index in chosen]),
         num_warmup=num_warmup,
         num_samples=-(-num_samples // num_chains),
         num_chains=num_chains,
-        chain_method="vectorized",
         progress_bar=progress_bar,
     )
-    chosen = systematic(host_generator(key_start), on_host(log_weights, np.float64), num_chains)
-    starts = jnp.stack([_noise_of(bounds[0], keys[index]) for index in chosen])
-    mcmc.run(key_engine, init_params={_NOISE: starts if num_chains > 1 else starts[0]})
     corrected = Corrected("hmc", result, mcmc)
     if num_chains > 1 and not corrected.largest_r_hat <= _LARGEST_R_HAT:
         cure = "The chains disagree: draw more, or use method='tempered', which weighs modes that are far apart."
@@ -209,16 +203,6 @@ def correct(
             expected(f"R-hat <= {_LARGEST_R_HAT} of all sites", f"{corrected.largest_r_hat:.3f}", cure), stacklevel=3
         )
     return corrected
-
-
-def _noise_model(simulator: Simulator, bound: Bound, y: Data) -> None:
-    """The posterior as a model of noises, for the engines on noises."""
-    shape = bound.chain(bound.embedded[:0]).event_shape
-    noise = numpyro.sample(_NOISE, ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape)))
-    values, log_weight = log_weight_of_noise(simulator, bound, y, noise)
-    for name, value in values.items():
-        numpyro.deterministic(name, value)
-    numpyro.factor(_LOG_WEIGHT, log_weight)
 
 
 def _noise_of(bound: Bound, key: Array) -> Array:

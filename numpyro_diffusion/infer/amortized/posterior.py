@@ -13,6 +13,7 @@ from ...estimates import Estimator, ImportanceWeighted
 from ...model.simulator import Simulator
 from .correction import Corrected, Method, correct
 from .parts import Bound
+from .targets import Targets
 from .weights import Data, draw_values, estimate_log_prob
 
 __all__ = ["ConditionedPosterior"]
@@ -26,8 +27,9 @@ class ConditionedPosterior:
             like none of them.
     """
 
-    def __init__(self, simulator: Simulator, bounds: tuple[Bound, ...], y: Data, share_farther: float) -> None:
-        self._simulator, self._bounds, self._y = simulator, bounds, y
+    def __init__(self, targets: Targets, bounds: tuple[Bound, ...], y: Data, share_farther: float) -> None:
+        self._targets, self._bounds, self._y = targets, bounds, y
+        self._simulator = targets.own.simulator
         self.share_farther = share_farther
 
     def sample(self, rng_key: jax.Array, num_samples: int = 1000) -> dict[str, Array]:
@@ -119,17 +121,8 @@ class ConditionedPosterior:
             ("num_islands", num_islands, 1),
         ):
             check_integer_at_least(name, value, least, "It is a number of draws, paths, chains or islands.")
-        simulator = self._simulator
-        if model is not None or model_args is not None or model_kwargs is not None:
-            simulator = Simulator(
-                model or simulator.model,
-                simulator.args if model_args is None else model_args,
-                simulator.kwargs if model_kwargs is None else model_kwargs,
-                [site.name for site in simulator.observed],
-            )
-            self._simulator.check_alike(simulator)
         return correct(
-            simulator,
+            self._targets.of(model, model_args, model_kwargs),
             self._bounds,
             self._y,
             rng_key,

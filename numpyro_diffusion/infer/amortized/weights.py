@@ -93,6 +93,7 @@ def draw_noise(key: Array, chain: ReverseChain) -> Array:
     return jax.random.normal(key, chain.event_shape)
 
 
+@partial(jax.jit, static_argnums=0)  # engines look at a model many times: it is traced once
 def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Data, noise: Array) -> tuple[Values, Array]:
     """Values by site and log w(z), for a posterior of one part, of real numbers."""
     walk = _Walk((bound,))
