@@ -60,8 +60,9 @@ def sbc(
 
     Args:
         rng_key: JAX random key.
-        amortized: an :class:`~numpyro_diffusion.infer.AmortizedPosterior`, or what has its ``simulate`` and
-            ``condition``.
+        amortized: an :class:`~numpyro_diffusion.infer.AmortizedPosterior`, or what has its ``simulate``, ``condition``
+            and ``observed``. With ``missing`` the data sets lack numbers as those of the training do, at random;
+            simulations of your own that lack others are not imitated.
         num_data_sets: n, at least 10.
         num_draws: m of each; m + 1 has a divisor from 2 to 16, for equal bins of ranks.
         corrected: take draws that importance weights have corrected.
@@ -87,7 +88,7 @@ def sbc(
         cure = "Copies of a draw have the same rank: weigh more draws, or keep fewer."
         raise ValueError(expected(f"num_samples >= num_draws = {num_draws}", num_samples, cure))
     key_truth, key_draws, key_ties = jax.random.split(rng_key, 3)
-    simulated = amortized.simulate(key_truth, num_data_sets)
+    simulated = amortized.simulate(key_truth, num_data_sets, gaps=True)
     draws, shapes = [], []
     for index in tqdm(range(num_data_sets), desc="data sets", disable=not progress_bar):
         key = jax.random.fold_in(key_draws, index)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -102,6 +103,24 @@ class AmortizedPosterior(Amortized):
             cure = "Leave the mask out of the model: NaN in a data set says what is missing."
             raise ValueError(expected("observed sites without a mask beside missing=", f"one at {hidden}", cure))
         return Roles(simulator.latent, simulator.observed, lambda simulations: simulations, self._missing)
+
+    def simulate(self, rng_key: jax.Array, num_simulations: int, *, gaps: bool = False) -> dict[str, np.ndarray]:
+        """Draws of all latent sites and of what is observed, by site, each with the draws in front.
+
+        Args:
+            rng_key: JAX random key.
+            num_simulations: how many.
+            gaps: whether data sets lack numbers as those of the training do: each a share of its own, from 0 to
+                ``missing``, at random, which are NaN.
+        """
+        simulated = super().simulate(rng_key, num_simulations)
+        if not gaps:
+            return simulated
+        drawn, y = (
+            {site.name: simulated[site.name] for site in sites}
+            for sites in (self._simulator.latent, self._simulator.observed)
+        )
+        return {**simulated, **self._roles.with_gaps(jax.random.fold_in(rng_key, 1), (drawn, y))[1]}
 
     def condition(self, y: Any) -> ConditionedPosterior:
         """The posterior of a data set; warns if none of the simulations was like it.
