@@ -18,14 +18,23 @@ from .smc import TwistedSMC
 from .tempered import TemperedSMC
 
 if TYPE_CHECKING:
-    from .amortized import AmortizedLikelihood, AmortizedPosterior, ConditionedPosterior, Corrected
+    from .amortized import (
+        AmortizedLikelihood,
+        AmortizedPosterior,
+        ConditionedPosterior,
+        ConditionedPosteriors,
+        Corrected,
+        CorrectedPosteriors,
+    )
 
 __all__ = [
     "AmortizedLikelihood",
     "AmortizedPosterior",
     "AutoDiffusionGuide",
     "ConditionedPosterior",
+    "ConditionedPosteriors",
     "Corrected",
+    "CorrectedPosteriors",
     "DiffusionGibbs",
     "DiffusionGibbsState",
     "DiffusionHMC",
@@ -44,7 +53,14 @@ __all__ = [
     "observe_entries",
 ]
 
-_NAMES_ON_REQUEST = ("AmortizedLikelihood", "AmortizedPosterior", "ConditionedPosterior", "Corrected")
+_NAMES_ON_REQUEST = (
+    "AmortizedLikelihood",
+    "AmortizedPosterior",
+    "ConditionedPosterior",
+    "ConditionedPosteriors",
+    "Corrected",
+    "CorrectedPosteriors",
+)
 
 
 def __getattr__(name: str) -> Any:

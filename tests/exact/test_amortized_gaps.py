@@ -120,13 +120,14 @@ class _Answer:
     def __init__(self, amortized, *, fill):
         self.simulate, self._fill = amortized.simulate, fill
 
-    def condition(self, y):
+    def condition_each(self, y):
         self._y = np.nan_to_num(y["y"]) if self._fill else y["y"]
         return self
 
     def sample(self, rng_key, num_samples):
-        _, mean, sd = posterior_of(self._y)
-        return {"centre": mean + sd * jax.random.normal(rng_key, (num_samples,))}
+        precision = 1 / 4 + (~np.isnan(self._y)).sum(1)
+        mean, sd = np.nansum(self._y, 1) / precision, precision**-0.5
+        return {"centre": mean[:, None] + sd[:, None] * jax.random.normal(rng_key, (len(mean), num_samples))}
 
 
 SETTINGS = {"num_data_sets": 160, "num_draws": 31, "progress_bar": False}

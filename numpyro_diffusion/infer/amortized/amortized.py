@@ -20,8 +20,9 @@ from ..._checks import expected
 from ...model.simulator import Simulator
 from .base import Amortized
 from .coordinates import by_site, in_a_row
+from .each import ConditionedPosteriors
 from .parts import bind
-from .posterior import ConditionedPosterior, checked_data
+from .posterior import CheckedData, ConditionedPosterior, checked_data
 from .targets import Targets
 from .train import Roles
 from .weights import Data
@@ -65,6 +66,8 @@ class AmortizedPosterior(Amortized):
     >>> posterior = amortized.condition(jnp.array([1.0, -1.0]))
     >>> posterior.sample(jax.random.key(1), 3)["theta"].shape
     (3, 2)
+    >>> amortized.condition_each(jnp.zeros((5, 2))).sample(jax.random.key(1), 3)["theta"].shape
+    (5, 3, 2)
     >>> posterior.correct(jax.random.key(2), num_samples=500).method
     'importance'
     """
@@ -134,24 +137,60 @@ class AmortizedPosterior(Amortized):
             ValueError: for other sites or shapes, or values that are not finite.
             TypeError: for another kind of numbers.
         """
+        posteriors = self._of_each([self._checked(y)])
+        self._warn_of_unlike(posteriors.share_farther)
+        return posteriors[0]
+
+    def condition_each(self, y: Any) -> ConditionedPosteriors:
+        """The posterior of each of many data sets; warns if more of them than by chance are like no simulation.
+
+        Args:
+            y: as of ``condition``, with an axis of data sets in front.
+
+        Raises:
+            RuntimeError: before ``fit``.
+            ValueError: for other sites or shapes, or values that are not finite; for no data set.
+            TypeError: for another kind of numbers.
+        """
+        rows = jax.tree.map(np.asarray, dict(y) if isinstance(y, Mapping) else y)
+        counts = {len(array) if array.ndim else 0 for array in jax.tree.leaves(rows)}
+        if len(counts) != 1 or 0 in counts:
+            cure = "Data sets go along the first axis, the same number of each site."
+            raise ValueError(expected("one or more data sets", f"{sorted(counts)} of the sites", cure))
+        each = [self._checked(jax.tree.map(lambda array, i=i: array[i], rows)) for i in range(counts.pop())]
+        posteriors = self._of_each(each)
+        self._warn_of_unlike(posteriors.share_farther)
+        return posteriors
+
+    def _checked(self, y: Any) -> CheckedData:
+        self._trained()
+        return checked_data(self._simulator, y, may_lack=self._missing > 0)
+
+    def _of_each(self, checked: Sequence[CheckedData]) -> ConditionedPosteriors:
         plan, neighbours = self._trained()
-        sites, may_lack = self._simulator.observed, self._missing > 0
-        values, seen = checked_data(self._simulator, y, may_lack=may_lack)
+        sites = self._simulator.observed
+        values, seen = (jax.tree.map(lambda *leaves: np.stack(leaves), *those) for those in zip(*checked, strict=True))
+        may_lack = self._missing > 0
         coded = {name: np.where(seen[name], value, np.nan) for name, value in values.items()} if may_lack else values
         codes = plan.code(in_a_row(sites, coded))
-        share = float(neighbours.share_farther(np.asarray(codes)))
-        if share == 0:
-            wanted = "y like the simulated data sets"
-            got = f"one farther from them than each of {len(neighbours.far)} of them from the others"
-            cure = "The network has seen none like it: correct the draws, and look at the model."
-            warnings.warn(expected(wanted, got, cure), stacklevel=2)
-        bounds = bind(plan.parts, codes)
         # In the place of what is missing a number that the model draws: its density is a number, too.
         typical = by_site(sites, np.asarray(plan.code.centre))
         filled = {
-            site.name: jnp.where(seen[site.name], values[site.name], typical[site.name].astype(site.dtype))
+            site.name: jnp.asarray(np.where(seen[site.name], values[site.name], typical[site.name].astype(site.dtype)))
             for site in sites
         }
         is_complete = all(of_site.all() for of_site in seen.values())
         data = Data(filled, None if is_complete else {name: jnp.asarray(of_site) for name, of_site in seen.items()})
-        return ConditionedPosterior(self._targets, bounds, data, share)
+        shares = neighbours.share_farther(np.asarray(codes))
+        return ConditionedPosteriors(self._targets, bind(plan.parts, codes), data, shares)
+
+    def _warn_of_unlike(self, shares: np.ndarray) -> None:
+        """Warn where more data sets are farther from the simulations than all of these than chance has it."""
+        _, neighbours = self._trained()
+        count, by_chance = int((shares == 0).sum()), len(shares) / (len(neighbours.far) + 1)
+        if count > by_chance + 3 * np.sqrt(by_chance):  # of a Poisson variable
+            wanted = "y like the simulated data sets"
+            many = "one" if len(shares) == 1 else f"{count} of {len(shares)}"
+            got = f"{many} farther from them than each of {len(neighbours.far)} of them from the others"
+            cure = "The network has seen none like it: correct the draws, and look at the model."
+            warnings.warn(expected(wanted, got, cure), stacklevel=3)
