@@ -156,7 +156,8 @@ class AutoGuidance:
             modes, heights = posterior_modes(split, name, guide, states, others, errors, starts)
             states[name] = modes[0]
             found = slopes(split, name, guide, states, others)
-        site = LinearisedSite(split, name, found, errors, others, follows)
+        is_path = is_linear and _holds_path(found, split, errors, follows)
+        site = LinearisedSite(split, name, found, errors, others, follows, prior.chain.kernel if is_path else None)
         if not is_linear:
             is_kept = is_nearer(split, site, prior.chain, others)
             if is_concrete(is_kept) and not is_kept:
@@ -167,6 +168,7 @@ class AutoGuidance:
             # The same noises where it is not known beforehand.
             site.spectrum = site.spectrum.kept_where(is_kept & ~hides)
         words = [f"guided by {_names(guide)}, {site.num_seen} numbers", *_followed(follows, split)]
+        words += ["correlated steps"] if is_path else []
         words += [] if is_linear else ["linearised near the mode of the posterior"]
         return site, "; ".join([*words, source, *([f"left out: {rest}"] if rest else [])])
 
@@ -297,6 +299,13 @@ def _too_large(found: Slopes, split: SplitModel, errors: ErrorCovariance, follow
     if not is_concrete(found.rows):
         raise ValueError(expected("few enough for guidance of a traced model", got, "Pass guidance=None."))
     return got
+
+
+def _holds_path(found: Slopes, split: SplitModel, errors: ErrorCovariance, follows: Dependences) -> bool:
+    """Whether steps can be those of the path's posterior: noise and slope are fixed, and its matrices not too large."""
+    rows = reduced(found.rows, len(split.element_shape))[1]
+    held = len(errors.diagonal) * rows.size * (1 + rows.shape[-2] / rows.shape[-1])
+    return follows.keeps_scale(split.others) and held <= _MOST_NUMBERS
 
 
 def _followed(follows: Dependences, split: SplitModel) -> list[str]:

@@ -25,7 +25,10 @@ from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..guidance import ErrorCovariance
 from ..guidance.linearised import LinearisedGuidance
-from ..guidance.seen_coordinates import spectrum_of
+from ..guidance.path_posterior import PathPosterior
+from ..guidance.seen_coordinates import SeenCoordinates, spectrum_of
+from ..guidance.spectrum import Spectrum
+from ..kernels import Kernel
 from .observations import NoiseUnit, NormalSite
 from .program import Values
 from .split import SplitModel
@@ -113,7 +116,9 @@ class LinearisedSite:
         errors: ErrorCovariance,
         others: Values,
         follows: Dependences,
+        kernel: Kernel | None = None,
     ) -> None:
+        """With the kernel of its prior, steps are those of the path's posterior; noise and slope are fixed then."""
         self.name, self.elements = name, split.element_shape
         self.units, self.states = slopes.units, slopes.states
         unknown = frozenset(split.others)
@@ -122,7 +127,12 @@ class LinearisedSite:
         is_known = jnp.all(jnp.stack([jnp.isfinite(part).all() for part in (slopes.rows, *slopes.roots())]))
         self.basis, rows = reduced(jnp.where(is_known, slopes.rows, 0.0), len(self.elements))
         is_fixed = follows.keeps_scale(unknown)
-        self.spectrum = spectrum_of(errors, errors.blocks(rows), is_fixed=is_fixed)
+        rows = errors.blocks(rows)
+        self.spectrum: Spectrum | SeenCoordinates | PathPosterior
+        if kernel is None:
+            self.spectrum = spectrum_of(errors, rows, is_fixed=is_fixed)
+        else:
+            self.spectrum = PathPosterior(kernel, errors, rows)
         state = self.states[name]
         self.probes = jax.random.normal(jax.random.key(2), (_NUM_PROBES, *state.shape), state.dtype)
         self.residual = self.images = jnp.zeros(())
