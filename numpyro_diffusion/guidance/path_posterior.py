@@ -20,7 +20,14 @@ transpose, w^2 the eigenvalues, z given x^t and y is
 
 That is p(x^{t-1} | x^t, y), a :class:`.CorrelatedStep`. Where the network is linear and its errors are known the path
 of the guided chain is the posterior's, and log w the log evidence, whatever the noises and however few the steps; but
-for x^T, which is drawn as before and knows next to nothing of x^0. Only A P_t A^T, of k by k numbers, is carried from step to step.
+for x^T, which is drawn as before and knows next to nothing of x^0. Only A P_t A^T, of k by k numbers, is carried from
+step to step.
+
+Steps with independent coordinates, of the same moves and variances, lose
+
+    1/2 sum_t  ( sum_i log diag (I + F F^T)^{-1}_i  -  log |(I + F F^T)^{-1}| )        nats
+
+of the path's log density in the mean. It is known beforehand, without a call of the network.
 
 Of s_t, which may depend on x^t, F knows s_t^2 = lower_t + c_t^2 diag C_t alone, its mean for a network that tells its
 own errors. Assumed: a Gaussian kernel, A and R the same at every evaluation. Not captured: that J_t differs from one
@@ -71,6 +78,16 @@ class PathPosterior:
     def image(self, change: Array) -> Array:
         """As :meth:`.Spectrum.image`."""
         return jnp.einsum("...kd,...d->...k", jnp.asarray(self.rows, change.dtype), change)
+
+    def nats(self) -> Array:
+        """What steps with independent coordinates lose, of each element, shape (E...)."""
+
+        def at(level: tuple[Array, Array]) -> Array:
+            factor, squares = level
+            left = 1 - ((factor**2) / (1 + squares[..., None, :])).sum(-1)
+            return (jnp.log(left).sum(-1) + jnp.log1p(squares).sum(-1)) / 2
+
+        return jax.lax.map(at, (self.factor, self.squares)).sum(0)
 
     def step(self, prior: dist.Normal, t: ArrayLike, residual: Array) -> CorrelatedStep:
         """The step given y.

@@ -156,8 +156,8 @@ class AutoGuidance:
             modes, heights = posterior_modes(split, name, guide, states, others, errors, starts)
             states[name] = modes[0]
             found = slopes(split, name, guide, states, others)
-        is_path = is_linear and _holds_path(found, split, errors, follows)
-        site = LinearisedSite(split, name, found, errors, others, follows, prior.chain.kernel if is_path else None)
+        kernel = prior.chain.kernel if is_linear and _holds_path(found, split, errors, follows) else None
+        site = LinearisedSite(split, name, found, errors, others, follows, kernel)
         if not is_linear:
             is_kept = is_nearer(split, site, prior.chain, others)
             if is_concrete(is_kept) and not is_kept:
@@ -168,7 +168,7 @@ class AutoGuidance:
             # The same noises where it is not known beforehand.
             site.spectrum = site.spectrum.kept_where(is_kept & ~hides)
         words = [f"guided by {_names(guide)}, {site.num_seen} numbers", *_followed(follows, split)]
-        words += ["correlated steps"] if is_path else []
+        words += ["correlated steps"] if site.is_correlated else []
         words += [] if is_linear else ["linearised near the mode of the posterior"]
         return site, "; ".join([*words, source, *([f"left out: {rest}"] if rest else [])])
 

@@ -154,6 +154,24 @@ def test_weights_are_flatter_than_those_of_steps_with_independent_coordinates():
     assert own < 0.01 < 0.3 < theirs
 
 
+def test_what_independent_coordinates_lose_is_the_divergence_from_their_steps():
+    rows = jnp.asarray(ROWS["all pixels"], float)
+    path, lost = PathPosterior(KERNEL, ERRORS, rows[:, None]), 0.0
+    for factor in np.asarray(path.factor, float):
+        covariance = np.linalg.inv(np.eye(3) + factor @ factor.T)
+        lost += (np.log(np.diag(covariance)).sum() - np.linalg.slogdet(covariance)[1]) / 2
+    np.testing.assert_allclose(path.nats(), lost, rtol=1e-4)
+    of_independent = ErrorCovariance(jnp.zeros((6, 3, 1)), ERRORS.variances())
+    np.testing.assert_allclose(PathPosterior(KERNEL, of_independent, rows[:, None]).nats(), 0.0, atol=1e-5)
+
+
+def test_where_nothing_shall_move_nothing_does():
+    still = guidance(ROWS["all pixels"], np.ones(3)).spectrum.kept_where(jnp.asarray(False))
+    prior = CHAIN.reverse(jnp.ones(3), 2)
+    step = still.step(prior, 2, jnp.ones(3))
+    np.testing.assert_allclose(step.from_noise(jnp.ones(3)), prior.loc + prior.scale, rtol=1e-6)
+
+
 # A model's posterior -----------------------------------------------------------------------------------------------
 
 
