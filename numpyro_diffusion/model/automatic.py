@@ -5,9 +5,11 @@ depend on no other diffusion site; numbers that are not Normal as the Normal one
 (:mod:`.nearest_normal`). They are linearised once (:mod:`.linearised`): their mean in the chain's state, at 0 if it is
 linear and the noise is the same for all x, else near the mode of the posterior (:mod:`.mode`), and kept if that leads
 nearer to the posterior than the prior's chain (:mod:`.nearer`) and hides none of the modes that were found; their noise
-and slope at the median of the other latent sites' prior. What of them depends on other latent sites is read off the
-model's program, and follows these sites' current values. The covariance of the network's errors is the prior's own,
-the attribute ``errors`` of the Diffusion, or else computed here, once for a prior, of fixed draws.
+and slope at the median of the other latent sites' prior. Where the mean is linear, and noise and slope are the same
+whatever the other sites, steps have correlated coordinates (:mod:`~numpyro_diffusion.guidance.path_posterior`), if that
+is worth half a nat. What of them depends on other latent sites is read off the model's program, and follows these
+sites' current values. The covariance of the network's errors is the prior's own, the attribute ``errors`` of the
+Diffusion, or else computed here, once for a prior, of fixed draws.
 
 Guidance never changes the posterior: it is a function of the other latent sites, and the ratio of p and q corrects it
 (:mod:`.reparam`). All that is chosen here is a choice of speed, as long as the guided chain comes near to every mode:
