@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from closed_forms import linear_posterior
 from correlated_gaussian import correlated_chain, exact_errors
+from guided_cases import check_flat, weigher
 from measured_errors import check, of_chains, of_weighted
 from numpyro.infer import MCMC
 
@@ -202,6 +203,25 @@ def test_hmc_draws_the_posterior_of_several_sites_one_behind_a_mask():
     assert extra["accept_prob"].mean() > 0.99
     np.testing.assert_allclose(extra["log_likelihood"], evidence, atol=5e-3)
     assert "correlated steps" in kernel.charts["x"]
+
+
+def test_elements_of_a_plate_each_with_masks_of_its_own():
+    seen = np.array([[True, True], [False, True]])
+    y = np.array([[2.0, -1.0], [np.nan, 1.5]], np.float32)
+
+    def model(y):
+        with numpyro.plate("n", 2):
+            x = numpyro.sample("x", the_prior())
+            numpyro.sample("y", dist.Normal(x[:, 0] + x[:, 1], 0.1).mask(seen[:, 0]), obs=y[:, 0])
+            numpyro.sample("z", dist.Normal(x[:, 1] - x[:, 2], 0.1), obs=y[:, 1])
+
+    weigh, chart = weigher(model, (y,))
+    assert "3 numbers; correlated steps" in chart
+    rows = np.zeros((3, 6))
+    rows[0, :2], rows[1, 1:3], rows[2, 4:] = 1.0, (1.0, -1.0), (1.0, -1.0)
+    mean, covariance = moments_of(CHAIN)
+    both = np.kron(np.eye(2), covariance)
+    check_flat(weigh(500), np.tile(mean, 2), both, rows, 0.01 * np.eye(3), y[seen], spread=0.1)
 
 
 def test_a_noise_that_is_not_known_keeps_independent_coordinates():
