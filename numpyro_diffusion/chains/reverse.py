@@ -256,7 +256,7 @@ class ReverseChain(ChainDistribution):
 
         def step(x_t: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, None]:
             t, eps = t_and_noise
-            return self.kernel.from_noise(self.reverse(x_t, t), eps), None
+            return self.step_from_noise(self.reverse(x_t, t), eps), None
 
         # A scan keeps its iterations apart by itself: no barrier against common subexpressions is needed.
         again = partial(jax.checkpoint, prevent_cse=False) if checkpoint else lambda function: function
@@ -293,11 +293,15 @@ class ReverseChain(ChainDistribution):
 
         def step(x_t: Array, t_and_noise: tuple[Array, Array]) -> tuple[Array, Array]:
             t, eps = t_and_noise
-            x_previous = self.kernel.from_noise(self.reverse(x_t, t), eps)
+            x_previous = self.step_from_noise(self.reverse(x_t, t), eps)
             return x_previous, x_previous
 
         _, path = jax.lax.scan(step, start, (self._steps(), noises[:-1]), reverse=True)
         return jnp.moveaxis(jnp.concatenate([path, start[None]]), 0, len(batch))
+
+    def step_from_noise(self, step: Any, noise: Array) -> Array:
+        """The x^{t-1} of a reverse step that standard normal noise stands for."""
+        return self.kernel.from_noise(step, noise)
 
     def _sample(self, key: jax.Array, batch_shape: Shape) -> Array:
         return self._walk(key, batch_shape, keep_path=True)

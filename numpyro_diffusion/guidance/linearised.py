@@ -17,6 +17,8 @@ from .._pytree import register_pytree
 from .._typing import Array, ArrayLike
 from ..chains import ReverseChain
 from .base import check_normal
+from .correlated_step import CorrelatedStep
+from .path_posterior import PathPosterior
 from .seen_coordinates import SeenCoordinates
 from .spectrum import Spectrum, conditioned_step
 
@@ -28,7 +30,8 @@ class LinearisedGuidance:
     """Approximate: guidance by linearised numbers at the other unknowns' current values.
 
     Attributes:
-        spectrum: of A_0, shape (E..., k, d), and the network's errors; E may be left out where all have the same.
+        spectrum: of A_0, shape (E..., k, d), and the network's errors; E may be left out where all have the same. By a
+            :class:`.PathPosterior` the step's coordinates are correlated; amplitude and noise are 1 then.
         point: x_0, shape (E..., d), d the coordinates of all states of one element.
         residual: y - g(x_0, o), shape (E..., k).
         amplitude: a, shape (E...).
@@ -37,7 +40,7 @@ class LinearisedGuidance:
 
     def __init__(
         self,
-        spectrum: Spectrum | SeenCoordinates,
+        spectrum: Spectrum | SeenCoordinates | PathPosterior,
         point: Array,
         residual: Array,
         amplitude: Array,
@@ -46,7 +49,7 @@ class LinearisedGuidance:
         self.spectrum, self.point = spectrum, point
         self.residual, self.amplitude, self.noise = residual, amplitude, noise
 
-    def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> dist.Distribution:
+    def __call__(self, chain: ReverseChain, x_t: Array, t: ArrayLike) -> dist.Normal | CorrelatedStep:
         output = chain.output(x_t, t)
         step = check_normal(chain.reverse(x_t, t, output), "guidance by a model's likelihood")
         point, residual, amplitude, noise = (
@@ -54,5 +57,7 @@ class LinearisedGuidance:
         )
         x_0 = chain.denoised(x_t, t, output).reshape(point.shape)
         left = residual - amplitude[..., None] * self.spectrum.image(x_0 - point)
+        if isinstance(self.spectrum, PathPosterior):
+            return self.spectrum.step(step, t, left)
         shift, share = self.spectrum.at(t, left, amplitude, noise)
         return conditioned_step(chain, step, t, shift.reshape(x_t.shape), share.reshape(x_t.shape))

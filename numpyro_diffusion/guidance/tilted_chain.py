@@ -23,6 +23,7 @@ from .._checks import check_trailing_shape, expected, is_concrete
 from .._typing import Array, ArrayLike, PyTree
 from ..chains import ReverseChain
 from .base import Guidance, as_numbers, as_pytree_function, check_normal, checked_log_r, guide_step, over_batch
+from .correlated_step import CorrelatedStep
 from .gaussian_factor import ClampedNormal
 
 __all__ = ["TiltedChain", "log_ratio"]
@@ -146,12 +147,12 @@ class TiltedChain(ReverseChain):
 
         def step(carry: tuple[Array, Array], t_and_noise: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
             (x_t, log_weight), (t, eps) = carry, t_and_noise
-            target, proposal = self.chain.reverse(x_t, t), check_normal(self.reverse(x_t, t), "noises of a guided step")
+            target, proposal = self.chain.reverse(x_t, t), self.reverse(x_t, t)
             if isinstance(proposal, ClampedNormal):
                 cure = "Give it noise: GaussianFactor(..., scale > 0, noised=True)."
                 raise ValueError(expected("a tilt that fixes no coordinate", type(self.tilt).__name__, cure))
             ratio = self.sum_state(_log_ratio_of_noise(target, proposal, eps))
-            return (self.kernel.from_noise(proposal, eps), log_weight + ratio), None
+            return (self.step_from_noise(proposal, eps), log_weight + ratio), None
 
         start = top, jnp.zeros(top.shape[: top.ndim - self.state_dim], top.dtype)
         body: Any = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
@@ -160,6 +161,9 @@ class TiltedChain(ReverseChain):
     def reverse(self, x_t: Array, t: ArrayLike, output: PyTree = None) -> Any:
         """q(x^{t-1} | x^t), of the guidance; ``output`` is not used."""
         return guide_step(self.tilt, self.chain, x_t, t).step
+
+    def step_from_noise(self, step: Any, noise: Array) -> Array:
+        return step.from_noise(noise) if isinstance(step, CorrelatedStep) else super().step_from_noise(step, noise)
 
 
 def log_ratio(target: Any, proposal: Any, value: ArrayLike) -> Array:
@@ -171,12 +175,15 @@ def log_ratio(target: Any, proposal: Any, value: ArrayLike) -> Array:
 
     Args:
         target: p, elementwise.
-        proposal: q, elementwise, of the same shape.
+        proposal: q, elementwise, of the same shape; or with correlated coordinates, whose sum over a state alone is a
+            ratio of densities.
         value: of that shape.
 
     Returns:
         Nats.
     """
+    if isinstance(proposal, CorrelatedStep):
+        return _log_ratio_of_noise(target, proposal, proposal.noise_of(value))
     if not (isinstance(target, dist.Normal) and isinstance(proposal, dist.Normal)):
         return jnp.asarray(target.log_prob(value)) - proposal.log_prob(value)
     is_free = proposal.scale > 0
@@ -185,8 +192,11 @@ def log_ratio(target: Any, proposal: Any, value: ArrayLike) -> Array:
     return jnp.where(is_free, ratio, target.log_prob(value) - proposal.log_prob(value))
 
 
-def _log_ratio_of_noise(target: dist.Normal, proposal: dist.Normal, noise: Array) -> Array:
-    """Log p(x) - log q(x) of two Normals at q's x = loc + scale noise."""
+def _log_ratio_of_noise(target: dist.Normal, proposal: Any, noise: Array) -> Array:
+    """Log p(x) - log q(x) of two Normals at q's x = loc + scale noise, or of one with correlated coordinates."""
+    if isinstance(proposal, CorrelatedStep):
+        return proposal.log_ratio_of_noise(target, noise)
+    check_normal(proposal, "noises of a guided step")
     stretch = proposal.scale / target.scale
     change = noise * (stretch - 1) + (proposal.loc - target.loc) / target.scale
     return jnp.log(stretch) - 0.5 * change * (2 * noise + change)

@@ -5,9 +5,11 @@ depend on no other diffusion site; numbers that are not Normal as the Normal one
 (:mod:`.nearest_normal`). They are linearised once (:mod:`.linearised`): their mean in the chain's state, at 0 if it is
 linear and the noise is the same for all x, else near the mode of the posterior (:mod:`.mode`), and kept if that leads
 nearer to the posterior than the prior's chain (:mod:`.nearer`) and hides none of the modes that were found; their noise
-and slope at the median of the other latent sites' prior. What of them depends on other latent sites is read off the
-model's program, and follows these sites' current values. The covariance of the network's errors is the prior's own,
-the attribute ``errors`` of the Diffusion, or else computed here, once for a prior, of fixed draws.
+and slope at the median of the other latent sites' prior. Where the mean is linear, and noise and slope are the same
+whatever the other sites, steps have correlated coordinates (:mod:`~numpyro_diffusion.guidance.path_posterior`), if that
+is worth half a nat. What of them depends on other latent sites is read off the model's program, and follows these
+sites' current values. The covariance of the network's errors is the prior's own, the attribute ``errors`` of the
+Diffusion, or else computed here, once for a prior, of fixed draws.
 
 Guidance never changes the posterior: it is a function of the other latent sites, and the ratio of p and q corrects it
 (:mod:`.reparam`). All that is chosen here is a choice of speed, as long as the guided chain comes near to every mode:
@@ -156,7 +158,8 @@ class AutoGuidance:
             modes, heights = posterior_modes(split, name, guide, states, others, errors, starts)
             states[name] = modes[0]
             found = slopes(split, name, guide, states, others)
-        site = LinearisedSite(split, name, found, errors, others, follows)
+        kernel = prior.chain.kernel if is_linear and _holds_path(found, split, errors, follows) else None
+        site = LinearisedSite(split, name, found, errors, others, follows, kernel)
         if not is_linear:
             is_kept = is_nearer(split, site, prior.chain, others)
             if is_concrete(is_kept) and not is_kept:
@@ -167,6 +170,7 @@ class AutoGuidance:
             # The same noises where it is not known beforehand.
             site.spectrum = site.spectrum.kept_where(is_kept & ~hides)
         words = [f"guided by {_names(guide)}, {site.num_seen} numbers", *_followed(follows, split)]
+        words += ["correlated steps"] if site.is_correlated else []
         words += [] if is_linear else ["linearised near the mode of the posterior"]
         return site, "; ".join([*words, source, *([f"left out: {rest}"] if rest else [])])
 
@@ -289,6 +293,13 @@ def _too_large(found: Slopes, split: SplitModel, errors: ErrorCovariance, follow
     if not is_concrete(found.rows):
         raise ValueError(expected("few enough for guidance of a traced model", got, "Pass guidance=None."))
     return got
+
+
+def _holds_path(found: Slopes, split: SplitModel, errors: ErrorCovariance, follows: Dependences) -> bool:
+    """Whether steps can be those of the path's posterior: noise and slope are fixed, and its matrices not too large."""
+    rows = reduced(found.rows, len(split.element_shape))[1]
+    held = len(errors.diagonal) * rows.size * (1 + rows.shape[-2] / rows.shape[-1])
+    return follows.keeps_scale(split.others) and held <= _MOST_NUMBERS
 
 
 def _followed(follows: Dependences, split: SplitModel) -> list[str]:

@@ -25,7 +25,9 @@ from .._pytree import register_pytree
 from .._typing import Array, Shape
 from ..guidance import ErrorCovariance
 from ..guidance.linearised import LinearisedGuidance
+from ..guidance.path_posterior import PathPosterior
 from ..guidance.seen_coordinates import spectrum_of
+from ..kernels import Kernel
 from .observations import NoiseUnit, NormalSite
 from .program import Values
 from .split import SplitModel
@@ -33,6 +35,9 @@ from .split import SplitModel
 __all__ = ["Dependences", "LinearisedSite", "Slopes", "dependences", "numbers_that_guide", "slopes"]
 
 _NUM_PROBES = 4  # directions along which the factor of a slope is found
+# Of a path's log density. Where .1 and .2 were lost, for 8x8 digits, correlated steps gained no effective draws. Where
+# 1 to 12 were, on pictures with a power law for spectrum, they made them 1.4 to 2.3 times as many.
+_LEAST_NATS = 0.5
 _LOG_LEAST, _LOG_MOST = -28.0, 60.0  # of the noise's factor: beyond, single precision tells no difference
 
 
@@ -113,7 +118,9 @@ class LinearisedSite:
         errors: ErrorCovariance,
         others: Values,
         follows: Dependences,
+        kernel: Kernel | None = None,
     ) -> None:
+        """With its prior's kernel, for fixed noise and slope, steps are correlated where that is worth anything."""
         self.name, self.elements = name, split.element_shape
         self.units, self.states = slopes.units, slopes.states
         unknown = frozenset(split.others)
@@ -122,11 +129,18 @@ class LinearisedSite:
         is_known = jnp.all(jnp.stack([jnp.isfinite(part).all() for part in (slopes.rows, *slopes.roots())]))
         self.basis, rows = reduced(jnp.where(is_known, slopes.rows, 0.0), len(self.elements))
         is_fixed = follows.keeps_scale(unknown)
-        self.spectrum = spectrum_of(errors, errors.blocks(rows), is_fixed=is_fixed)
+        rows = errors.blocks(rows)
+        path = None if kernel is None else _worthwhile(PathPosterior(kernel, errors, rows))
+        self.spectrum = spectrum_of(errors, rows, is_fixed=is_fixed) if path is None else path
         state = self.states[name]
         self.probes = jax.random.normal(jax.random.key(2), (_NUM_PROBES, *state.shape), state.dtype)
         self.residual = self.images = jnp.zeros(())
         self.residual, self.images = _at_reference(self, split, others)
+
+    @property
+    def is_correlated(self) -> bool:
+        """Whether the coordinates of a guided step are correlated."""
+        return isinstance(self.spectrum, PathPosterior)
 
     @property
     def num_seen(self) -> int:
@@ -163,6 +177,12 @@ class LinearisedSite:
 
     def _kept(self, numbers: Array) -> Array:
         return numbers if self.basis is None else jnp.einsum("...mk,...m->...k", self.basis, numbers)
+
+
+def _worthwhile(path: PathPosterior) -> PathPosterior | None:
+    """Itself, if steps with independent coordinates lose more than a little; None where that is not known."""
+    nats = path.nats()
+    return path if is_concrete(nats) and float(nats.max()) > _LEAST_NATS else None
 
 
 @jax.jit
