@@ -88,7 +88,7 @@ def learned(task: Task, name: str, budget: str, seed: int, networks: Path | None
     """(a trained posterior, seconds), from a file if ``networks`` has it."""
     path = networks / f"{name}.{budget}.{seed}" if networks else None
     if path and path.exists():
-        return AmortizedPosterior.load(path, task.model), float(path.with_suffix(".seconds").read_text())
+        return AmortizedPosterior.load(path, task.model), float(path.with_name(f"{path.name}.seconds").read_text())
     amortized = AmortizedPosterior(task.model, observed="y")
     is_online = budget == "online"
     count = 30_000 if is_online else int(budget)
@@ -96,7 +96,7 @@ def learned(task: Task, name: str, budget: str, seed: int, networks: Path | None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         amortized.save(path)
-        path.with_suffix(".seconds").write_text(str(amortized.seconds))
+        path.with_name(f"{path.name}.seconds").write_text(str(amortized.seconds))
     return amortized, float(amortized.seconds or 0.0)
 
 
@@ -117,7 +117,8 @@ def run(task: Task, name: str, budget: str, seed: int, networks: Path | None) ->
             corrected = posterior.correct(key_correct, "importance", num_samples=NUM_WEIGHTED)
             weights = corrected.importance
             if weights.pareto_k > TRUSTED:  # what method="auto" does, with as many draws as the test takes
-                corrected = posterior.correct(key_correct, "hmc", num_samples=NUM_DRAWS, progress_bar=False)
+                settings = {"num_samples": NUM_DRAWS, "num_chains": 100, "num_warmup": 200, "progress_bar": False}
+                corrected = posterior.correct(key_correct, "hmc", **settings)
         row["correct_seconds"] = time.perf_counter() - began
         row["is_hmc"] = float(corrected.method == "hmc")
         row["pareto_k"] = weights.pareto_k
