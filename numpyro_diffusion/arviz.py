@@ -68,6 +68,7 @@ def to_arviz(
     posterior_predictive: Mapping[str, Any] | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
     log_likelihood: bool = True,
     trajectories: bool = False,
     num_samples: int | None = None,
@@ -88,6 +89,8 @@ def to_arviz(
         posterior_predictive: draws by site name, as many as those of the posterior and in their order.
         coords: dimension name -> its coordinates; 0, 1, ... where none are given.
         dims: site name -> names of all its axes, plates included; of a path they are those of its site.
+        columns: site name -> names of the entries of its last axis, such as ``{"x": learned.columns}`` of what
+            ``learn_prior`` returned. The axis is called ``<site>_column``, unless ``dims`` names it.
         log_likelihood: whether to compute it. Observed diffusion sites have none: their ``log_prob`` is a bound.
         trajectories: keep ``<site>_noise``, and ``<site>_path`` of engines that kept it
             (``TwistedSMC(keep_paths=True)``, ``DiffusionGibbs`` with ``extra_fields=("paths",)``); the path's first
@@ -105,6 +108,9 @@ def to_arviz(
     >>> data = to_arviz({"x": np.zeros((100, 2))}, dims={"x": ["axis"]}, coords={"axis": ["east", "north"]})
     >>> dict(data["posterior"]["x"].sizes)
     {'chain': 1, 'draw': 100, 'axis': 2}
+    >>> data = to_arviz({"x": np.zeros((100, 2))}, columns={"x": ["height", "weight"]})
+    >>> data["posterior"]["x"].sel(x_column="weight").shape
+    (1, 100)
     """
     is_weighted = isinstance(result, IslandEngine | ImportanceResult | Corrected)
     if not is_weighted and (num_samples is not None or rng_key is not None):
@@ -127,6 +133,7 @@ def to_arviz(
     if not trajectories:
         given = {group: _without_trajectories(draws) for group, draws in given.items()}
     names = _axes(given, look, dims or {})
+    coords = {**_of_columns(given, names, columns or {}, dims or {}), **(coords or {})}
     groups: dict[str, dict[str, Variable]] = {
         group: {name: (("chain", "draw", *names[name]), value) for name, value in draws.items()}
         for group, draws in given.items()
@@ -136,9 +143,7 @@ def to_arviz(
         groups["observed_data"] = {name: (names[name], value) for name, value in look.observed.items()}
         if log_likelihood:
             groups["log_likelihood"] = _pointwise(model, args, kwargs, run.draws, look, names)
-    return _as_tree(
-        {group: variables for group, variables in groups.items() if variables}, coords or {}, run.attributes
-    )
+    return _as_tree({group: variables for group, variables in groups.items() if variables}, coords, run.attributes)
 
 
 # What an engine found ---------------------------------------------------------------------------------
@@ -382,6 +387,30 @@ def _axes(given: Mapping[str, Draws], look: _Look | None, dims: Mapping[str, Seq
         if site != name and name not in dims and rank == len(names.get(site, ())) + 1:
             names[name] = (f"{site}_time", *names[site])
     return names
+
+
+def _of_columns(
+    given: Mapping[str, Draws],
+    names: dict[str, Dims],
+    columns: Mapping[str, Sequence[str]],
+    dims: Mapping[str, Sequence[str]],
+) -> dict[str, list[str]]:
+    """Coordinates of the last axes of sites whose entries have names; these axes get theirs in ``names``."""
+    shapes = {name: value.shape[2:] for draws in given.values() for name, value in draws.items()}
+    coords = {}
+    for site, wanted in columns.items():
+        if site not in shapes:
+            cure = "Name sites of the model."
+            raise ValueError(expected(f"columns of variables among {sorted(shapes)}", repr(site), cure))
+        size = shapes[site][-1] if shapes[site] else 0
+        if isinstance(wanted, str) or len(wanted) != size:
+            cure = "Give one name for each entry of the last axis."
+            raise ValueError(expected(f"{size} names of the columns of {site!r}", f"{wanted!r}", cure))
+        for name in (site, f"{site}_path"):
+            if name in names and site not in dims:
+                names[name] = (*names[name][:-1], f"{site}_column")
+        coords[names[site][-1]] = list(wanted)
+    return coords
 
 
 def _as_tree(

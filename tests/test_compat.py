@@ -242,6 +242,26 @@ def test_mcmc_keeps_its_arguments():
     assert names.model_arguments(mcmc) == ((1.0,), {"scale": 2.0})
 
 
+def test_compiled_run_takes_data_as_arguments_and_leaves_copies():
+    traces = []
+
+    def model(y):
+        traces.append(y)
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal()), 1.0), obs=y)
+
+    mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=5, jit_model_args=True, progress_bar=False)
+    run = names.compiled_run(mcmc)
+    start = {"x": jnp.zeros(())}
+    first = run(KEY, start, jnp.asarray(0.0))
+    count = len(traces)
+    second = run(KEY, start, jnp.asarray(5.0))
+    assert len(traces) == count
+    assert names.model_arguments(second) == ((5.0,), {})
+    mcmc.run(KEY, jnp.asarray(0.0), init_params=start)
+    np.testing.assert_allclose(first.get_samples(True)["x"], mcmc.get_samples(True)["x"], rtol=1e-4)
+    assert second.get_samples()["x"].mean() > first.get_samples()["x"].mean() + 0.5
+
+
 class StillState(NamedTuple):
     z: Any
     rng_key: Any

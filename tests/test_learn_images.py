@@ -40,7 +40,7 @@ def test_the_report_says_what_was_done_and_compares_by_a_test(learned):
     assert "'pixels' (1)" in str(report)
     assert "one shift and one scale for all" in str(report)
     assert report.two_sample is not None
-    assert list(report.baselines) == ["the Gaussian it starts from", "independent product"]
+    assert list(report.baselines) == ["the Gaussian it starts from", "one Gaussian", "independent product"]
     assert report.prior.num_dimensions == 64
 
 

@@ -5,11 +5,13 @@ neither the site's name nor whether it is observed. Both stand in the local vari
 that function is on Python's stack whenever JAX traces the model, whatever wrapper is in between.
 """
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
 from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.transforms import Transform
@@ -35,6 +37,7 @@ __all__ = [
     "Asker",
     "Messenger",
     "asking",
+    "compiled_run",
     "compute_log_probs",
     "constrain_fn",
     "eval_provenance",
@@ -168,6 +171,34 @@ def has_inverse(transform: Transform) -> bool:
 def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
     """The arguments with which ``mcmc.run`` was called."""
     return mcmc._args, mcmc._kwargs
+
+
+def compiled_run(mcmc: MCMC) -> Callable[..., MCMC]:
+    """``mcmc.run`` as one program that takes data as arguments; it returns a finished copy.
+
+    NumPyro's own run without a progress bar compiles its loop anew each time, with ``jit_model_args``, too. Nothing is
+    checked inside: ``mcmc.sampler.init`` checks a starting point.
+
+    Args:
+        mcmc: without a progress bar.
+
+    Returns:
+        A function of a random key, starting points, and the model's positional arguments.
+    """
+
+    @jax.jit
+    def run(rng_key: jax.Array, init_params: Any, args: tuple) -> tuple[Any, Any]:
+        running = copy.copy(mcmc)
+        running.run(rng_key, *args, init_params=init_params)
+        return running._states, running._last_state
+
+    def run_a_copy(rng_key: jax.Array, init_params: Any, *args: Any) -> MCMC:
+        finished = copy.copy(mcmc)
+        finished._states, finished._last_state = run(rng_key, init_params, args)
+        finished._args, finished._kwargs = args, {}
+        return finished
+
+    return run_a_copy
 
 
 def _reparam_handling() -> Mapping[str, Any] | None:

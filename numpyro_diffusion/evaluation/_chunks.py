@@ -176,6 +176,8 @@ def chunks(points: Points, chunk_size: int) -> Iterator[Chunk]:
 
 def point_keys(key: jax.Array, chunk: Chunk, num_draws: int) -> jax.Array:
     """A key for every state and draw, shape (states, num_draws)."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # of jax.random.PRNGKey, as NumPyro's examples have it
+        key = jax.random.wrap_key_data(key)
     by_point = jax.vmap(jax.random.fold_in, (None, 0))(key, chunk.positions)
     return jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_draws)))(by_point)
 

@@ -166,6 +166,7 @@ def _block_sum(one: Array, one_weights: Array, other: Array, other_weights: Arra
     return one_weights @ kernel @ other_weights
 
 
+@jax.jit
 def squared_distances(one: Array, other: Array) -> Array:
     """Of all pairs, shape (n, m), by differences of coordinates.
 

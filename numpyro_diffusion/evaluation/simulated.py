@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 from .._checks import check_integer_at_least, expected
 from .calibration import rank_uniformity, sbc_ranks
@@ -60,14 +59,15 @@ def sbc(
 
     Args:
         rng_key: JAX random key.
-        amortized: an :class:`~numpyro_diffusion.infer.AmortizedPosterior`, or what has its ``simulate`` and
-            ``condition``.
+        amortized: an :class:`~numpyro_diffusion.infer.AmortizedPosterior`, or what has its ``simulate``,
+            ``condition_each`` and ``observed``. With ``missing`` the data sets lack numbers at random as those of the
+            training do; simulations of your own that lack others are not imitated.
         num_data_sets: n, at least 10.
         num_draws: m of each; m + 1 has a divisor from 2 to 16, for equal bins of ranks.
         corrected: take draws that importance weights have corrected.
         num_samples: weighted draws of each data set, of which m are kept.
         num_paths: of each weight.
-        progress_bar: show one.
+        progress_bar: show one, of corrections.
 
     Returns:
         Ranks by site, for ``plots.sbc_ranks``, and their p-values.
@@ -87,25 +87,23 @@ def sbc(
         cure = "Copies of a draw have the same rank: weigh more draws, or keep fewer."
         raise ValueError(expected(f"num_samples >= num_draws = {num_draws}", num_samples, cure))
     key_truth, key_draws, key_ties = jax.random.split(rng_key, 3)
-    simulated = amortized.simulate(key_truth, num_data_sets)
-    draws, shapes = [], []
-    for index in tqdm(range(num_data_sets), desc="data sets", disable=not progress_bar):
-        key = jax.random.fold_in(key_draws, index)
-        y = {name: simulated[name][index] for name in amortized.observed}
+    simulated = amortized.simulate(key_truth, num_data_sets, gaps=True)
+    posteriors = amortized.condition_each({name: simulated[name] for name in amortized.observed})
+    shapes = None
+    if corrected:
         with warnings.catch_warnings():
-            # Some data sets of the model are the farthest of many, and some weights are poor: ``pareto_k`` has them.
-            warnings.filterwarnings("ignore", message=r"Expected (y like|Pareto k-hat|an effective size)")
-            posterior = amortized.condition(y)
-            if corrected:
-                found = posterior.correct(key, "importance", num_samples=num_samples, num_paths=num_paths)
-                shapes.append(found.pareto_k)
-                draws.append(jax.tree.map(np.asarray, found.get_samples(jax.random.fold_in(key, 1), num_draws)))
-            else:
-                draws.append(jax.tree.map(np.asarray, posterior.sample(key, num_draws)))
-    ranks = {
-        name: sbc_ranks(simulated[name], np.stack([one[name] for one in draws]), rng_key=key_ties) for name in draws[0]
-    }
-    return SimulatedCalibration(ranks, num_draws, np.asarray(shapes) if corrected else None)
+            warnings.filterwarnings("ignore", message="Expected importance weights of all")  # ``pareto_k`` has them
+            found = posteriors.correct(
+                key_draws, num_samples=num_samples, num_paths=num_paths, progress_bar=progress_bar
+            )
+        shapes, draws = (
+            found.pareto_k,
+            found.get_samples(num_draws, rng_key=jax.random.fold_in(key_draws, num_data_sets)),
+        )
+    else:
+        draws = posteriors.sample(key_draws, num_draws)
+    ranks = {name: sbc_ranks(simulated[name], values, rng_key=key_ties) for name, values in draws.items()}
+    return SimulatedCalibration(ranks, num_draws, shapes)
 
 
 def _bins_of(num_draws: int) -> list[int]:

@@ -20,7 +20,14 @@ from .smc import TwistedSMC
 from .tempered import TemperedSMC
 
 if TYPE_CHECKING:
-    from .amortized import AmortizedLikelihood, AmortizedPosterior, ConditionedPosterior, Corrected
+    from .amortized import (
+        AmortizedLikelihood,
+        AmortizedPosterior,
+        ConditionedPosterior,
+        ConditionedPosteriors,
+        Corrected,
+        CorrectedPosteriors,
+    )
 
 __all__ = [
     "AmortizedLikelihood",
@@ -28,7 +35,9 @@ __all__ = [
     "AutoDiffusionGuide",
     "Checklist",
     "ConditionedPosterior",
+    "ConditionedPosteriors",
     "Corrected",
+    "CorrectedPosteriors",
     "DiffusionGibbs",
     "DiffusionGibbsState",
     "DiffusionHMC",
@@ -48,7 +57,14 @@ __all__ = [
     "observe_entries",
 ]
 
-_NAMES_ON_REQUEST = ("AmortizedLikelihood", "AmortizedPosterior", "ConditionedPosterior", "Corrected")
+_NAMES_ON_REQUEST = (
+    "AmortizedLikelihood",
+    "AmortizedPosterior",
+    "ConditionedPosterior",
+    "ConditionedPosteriors",
+    "Corrected",
+    "CorrectedPosteriors",
+)
 
 
 def __getattr__(name: str) -> Any:

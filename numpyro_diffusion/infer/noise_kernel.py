@@ -18,8 +18,8 @@ from .._checks import expected, is_concrete
 from .._compat.numpyro import GIBBS_SITES_KWARG, is_prng_key, transform_fn
 from .._typing import Array
 from ..guidance import Guidance
-from ..model.arguments import Static, as_static
-from ..model.automatic import AutoGuidance, checked_guidance
+from ..model.arguments import NEEDS_VALUES, Static, as_static, join, split_arguments, without_arrays
+from ..model.automatic import AutoGuidance, ModelGuidance, checked_guidance
 from ..model.observations import check_observed
 from ..model.reference import NormalReference, Values
 from .checklist import ADVICE
@@ -30,7 +30,7 @@ _MAX_STARTS = 100  # draws from the prior that are tried as a starting point, as
 
 
 class _Program(NamedTuple):
-    """What is compiled for one set of model arguments, to be used again as long as they are the same."""
+    """What belongs to one set of model arguments, to be used again as long as they are the same."""
 
     arguments: Static
     reference: NormalReference
@@ -55,6 +55,7 @@ class NoiseKernel(MCMCKernel):
         self._guidance = checked_guidance(guidance)
         self._auto: AutoGuidance | None = None
         self._program: _Program | None = None
+        self._compiled_start: Any = None
 
     @property
     def model(self) -> Callable:
@@ -133,7 +134,7 @@ class NoiseKernel(MCMCKernel):
         return partial(transform_fn, self._reference(model_args, model_kwargs).transforms())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_program": None, "_auto": None}
+        return {**self.__dict__, "_program": None, "_auto": None, "_compiled_start": None}
 
     @abc.abstractmethod
     def _first_state(
@@ -145,7 +146,31 @@ class NoiseKernel(MCMCKernel):
     def _step(self, reference: NormalReference, state: Any) -> Any:
         """One draw of one chain."""
 
-    def _start(self, reference: NormalReference, num_warmup: int, rng_key: Array, init_params: Values | None) -> Any:
+    def _start_of(self, model_args: tuple, model_kwargs: Values, auto: ModelGuidance | None) -> Callable:
+        """The first state of a chain at these arguments: others of their shapes are not compiled again."""
+        if self._compiled_start is None:
+            self._compiled_start = jax.jit(self._start, static_argnums=(0, 1))
+        compiled = self._compiled_start
+        arrays, static = split_arguments(model_args, model_kwargs)
+
+        def start(num_warmup: int, rng_key: Array, init_params: Values | None) -> Any:
+            try:
+                return compiled(static, num_warmup, arrays, auto, rng_key, init_params)
+            except NEEDS_VALUES:
+                # The model asks for values (the largest of some group numbers, as the size of a plate).
+                if not is_concrete(arrays):
+                    raise
+                none, whole = without_arrays(arrays, static)
+                return compiled(whole, num_warmup, none, auto, rng_key, init_params)
+
+        return start
+
+    def _start(
+        self, static: Static, num_warmup: int, arrays: list, auto: ModelGuidance | None, rng_key: Array,
+        init_params: Values | None,
+    ) -> Any:  # fmt: skip
+        args, kwargs = join(arrays, static)
+        reference = NormalReference(self._model, args, kwargs, self._guidance if auto is None else auto)
         rng_key, search_key = jax.random.split(rng_key)
         z, log_likelihood = _first_point(reference, search_key, init_params)
         return self._first_state(reference, num_warmup, z, log_likelihood, rng_key)
@@ -157,12 +182,14 @@ class NoiseKernel(MCMCKernel):
         if program is not None and program.arguments == arguments:
             return program
         check_observed(self._model, model_args, model_kwargs or {})
-        guidance: Any = self._guidance
-        if isinstance(guidance, str):
+        auto: ModelGuidance | None = None
+        if isinstance(self._guidance, str):
             self._auto = self._auto or AutoGuidance(self._model)
-            guidance = self._auto.bind(model_args, model_kwargs or {})
-        reference = NormalReference(self._model, model_args, model_kwargs or {}, guidance)
-        start = jax.jit(partial(self._start, reference), static_argnums=0)
+            auto = self._auto.bind(model_args, model_kwargs or {})
+        reference = NormalReference(
+            self._model, model_args, model_kwargs or {}, self._guidance if auto is None else auto
+        )
+        start = self._start_of(model_args, model_kwargs or {}, auto)
         program = _Program(arguments, reference, start, jax.jit(reference.constrain))
         if is_concrete(arguments.leaves):
             self._program = program

@@ -1,7 +1,8 @@
 r"""What a prior must beat on held-out rows: one Gaussian, a mixture of Gaussians, columns taken one by one.
 
     one Gaussian          with the shrinkage of :mod:`.gaussians`
-    Gaussian mixture      full covariances by expectation maximisation, their number by BIC
+    Gaussian mixture      full covariances by expectation maximisation, their number by BIC; no more of them than have
+                          fewer numbers than there are rows, and where that is none, the one Gaussian
     independent product   such a mixture for every column alone
 
 Rows are standardised first, and log densities are turned back into the units that they came in. Nothing here knows the
@@ -63,18 +64,26 @@ def baseline_log_densities(
 
 
 def _best_mixture(x: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> _Mixture:
-    """The number of components with the least BIC; more are not tried once two in a row are worse."""
+    """The number of components with the least BIC; more are not tried once two in a row are worse.
+
+    Args:
+        x: rows of which one Gaussian says N(0, I), shape (n, d).
+        weights: of the rows, shape (n,).
+        rng: starts.
+    """
     weights = weights * len(x) / weights.sum()
     d = x.shape[1]
-    tried = []
-    for count in range(1, min(_MOST_COMPONENTS, len(x)) + 1):
-        mixture = _expectation_maximisation(x, weights, count, rng)
+    tried: list[tuple[float, _Mixture]] = []
+    for count in range(1, _MOST_COMPONENTS + 1):
         size = count * (1 + d + d * (d + 1) // 2) - 1
+        if size >= len(x):  # BIC is for many rows beside the numbers that are fitted
+            break
+        mixture = _expectation_maximisation(x, weights, count, rng)
         tried.append((size * np.log(len(x)) - 2 * mixture.log_likelihood, mixture))
         best = int(np.argmin([criterion for criterion, _ in tried]))
         if best < len(tried) - 2:
             break
-    return tried[best][1]
+    return tried[best][1] if tried else _Mixture(np.zeros(1), np.zeros((1, d)), np.eye(d)[None], 0.0)
 
 
 def _expectation_maximisation(x: np.ndarray, weights: np.ndarray, count: int, rng: np.random.Generator) -> _Mixture:

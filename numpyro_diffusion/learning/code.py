@@ -48,7 +48,8 @@ import numpyro_diffusion as nd
 import optax
 from numpyro.distributions import transforms as T
 
-# data, rng_key: as they were given to learn_prior, data as an array, rows with gaps left out; report: what it returned.
+# data, rng_key: as they were given to learn_prior, data as an array without the rows that
+# the report says were left out; report: what it returned.
 data = np.asarray(data, {dtype!r}).reshape(len(data), *{row_shape})
 {noise}train, validation = data[report.drawn["train"]], data[report.drawn["validation"]]
 kernel = {plan.kernel_code}

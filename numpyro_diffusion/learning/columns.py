@@ -7,6 +7,8 @@ be as good as it likes by learning the grid; uniform noise as wide as a step mak
 
     skewness m_3 / m_2^{3/2},  excess kurtosis m_4 / m_2^2 - 3,  with m_k the central moments
 
+On a support with borders there is noise where it stays inside; else the column is real, and that is told.
+
 Rows are looked at twice, a stretch at a time, so that they may be larger than memory: for range and distinct values,
 then for the moments about the mean. Of a column with more than 16384 distinct values only the most frequent are kept:
 it is on a grid if it has nothing but integers. A step coarser than a hundredth of a standard deviation would else span
@@ -65,8 +67,13 @@ class Column:
     notes: tuple[str, ...]
 
 
-def check_finite_rows(values: Any, names: tuple[str, ...]) -> None:
+def check_finite_rows(values: Any, names: tuple[str, ...], places: np.ndarray | None = None) -> None:
     """Every cell must be a finite number.
+
+    Args:
+        values: shape (n, ...).
+        names: of the columns; empty for images.
+        places: of the rows in what the user gave, of which some were left out; None for all.
 
     Raises:
         ValueError: with the count, and the first row and column.
@@ -87,12 +94,15 @@ def check_finite_rows(values: Any, names: tuple[str, ...]) -> None:
         empty = [name for name, has_some in zip(names, seen, strict=True) if not has_some]
         cure = "Leave these columns out."
         raise ValueError(expected("numbers in every column", f"no finite value in {', '.join(empty)}", cure))
+    first = (_place(first[0], places), *first[1:])
     where = f"row {first[0]}, column {names[first[1]]!r}" if names else f"index {first}"
     raise ValueError(
         expected(
             "finite values in all rows",
             f"{value} in {where} ({count} of {len(values)} rows have NaN or infinite values)",
-            "Pass missing='drop' to leave such rows out, or impute them first.",
+            "Pass missing='drop' to leave such rows out, or impute them first."
+            if count < len(values)
+            else "Leave out the columns with the most gaps, or impute them first.",
         )
     )
 
@@ -123,8 +133,20 @@ def supports_of(support: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return found
 
 
-def check_support(values: Any, names: tuple[str, ...], supports: tuple[str, ...]) -> None:
+def _place(row: int, places: np.ndarray | None) -> int:
+    return row if places is None else int(places[row])
+
+
+def check_support(
+    values: Any, names: tuple[str, ...], supports: tuple[str, ...], places: np.ndarray | None = None
+) -> None:
     """Every value must be in its column's support, borders excluded.
+
+    Args:
+        values: shape (n, columns).
+        names: of the columns.
+        supports: of the columns.
+        places: as for :func:`check_finite_rows`.
 
     Raises:
         ValueError: with the support, and the first row and column.
@@ -143,7 +165,7 @@ def check_support(values: Any, names: tuple[str, ...], supports: tuple[str, ...]
             wrong = np.abs(total - 1) > 0.01  # shares in percent with one decimal may miss 1 by a few thousandths
             if wrong.any():
                 row = int(np.argmax(wrong))
-                got, cure = f"{total[row]} in row {start + row}", "Divide every row by its sum."
+                got, cure = f"{total[row]} in row {_place(start + row, places)}", "Divide every row by its sum."
                 raise ValueError(expected("rows that sum to 1, support='simplex'", got, cure))
     if found:
         index = min(found)
@@ -152,7 +174,7 @@ def check_support(values: Any, names: tuple[str, ...], supports: tuple[str, ...]
         raise ValueError(
             expected(
                 f"{words} in column {name!r}, support={support!r}",
-                f"{value} in row {row} ({outside[index]} of {len(values)} rows)",
+                f"{value} in row {_place(row, places)} ({outside[index]} of {len(values)} rows)",
                 "Move values off the border, leave such rows out, or take support='real'.",
             )
         )
@@ -237,10 +259,12 @@ def _column(name: str, support: str, seen: _Seen, mean: float, width: float, mom
         kind, step = "binary", 1.0
     else:
         step = seen.step()
-        # On a bounded support noise could step over the border.
-        if step > FINEST * scale and support in ("real", "positive"):
+        if step <= FINEST * scale or support == "simplex":  # noise would leave the simplex
+            step = 0.0
+        elif _stays_inside(support, seen.low - step / 2, seen.high + step / 2):
             kind = "grid"
         else:
+            notes.append(f"on a grid ({step:g}), without noise: it would leave the support, and a density has no grid")
             step = 0.0
         share = float(seen.counts.max()) / seen.count
         if kind == "real" and seen.count > 20 and share > _POINT_MASS:
@@ -258,6 +282,10 @@ def _column(name: str, support: str, seen: _Seen, mean: float, width: float, mom
         step=step,
         notes=tuple(notes),
     )
+
+
+def _stays_inside(support: str, low: float, high: float) -> bool:
+    return support == "real" or (low > 0 and (support == "positive" or high < 1))
 
 
 def _grid_step(distinct: np.ndarray, counts: np.ndarray) -> float:

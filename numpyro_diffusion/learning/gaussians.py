@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Gaussian", "fit_gaussian", "log_normal"]
+__all__ = ["Gaussian", "dependent", "fit_gaussian", "log_normal"]
 
 _GRID = (0.0, *np.geomspace(1e-6, 0.9, 25).tolist(), 1.0)
 _FOLDS = 5
+# Of a column's standard deviation: what columns before it leave unexplained, below which float32 has no digits for it.
+_LEAST_LEFT = 3e-4
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -73,6 +75,17 @@ def fit_gaussian(x: np.ndarray, weights: np.ndarray, *, rng: np.random.Generator
     return Gaussian(mean, scale_tril, _GRID[best], float(scores[best]))
 
 
+def dependent(x: np.ndarray) -> np.ndarray:
+    """Which columns are linear functions of columns before them, to three digits and a half.
+
+    Args:
+        x: shape (n, d), n > d, no column constant.
+    """
+    standard = (x - x.mean(0)) / x.std(0)
+    left = np.abs(np.diagonal(np.linalg.qr(standard, mode="r"))) / np.sqrt(len(x))
+    return np.flatnonzero(left < _LEAST_LEFT)
+
+
 def _moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, standard deviations, correlation matrix."""
     share = weights / weights.sum()
@@ -93,7 +106,7 @@ def _factor(scale: np.ndarray, correlation: np.ndarray, shrinkage: float) -> np.
         factor = np.linalg.cholesky(shrunk)
     except np.linalg.LinAlgError:
         return None
-    return None if np.diagonal(factor).min() < 3e-4 else scale[:, None] * factor
+    return None if np.diagonal(factor).min() < _LEAST_LEFT else scale[:, None] * factor
 
 
 def _scored(

@@ -100,11 +100,12 @@ def learn_prior(
 
     Args:
         data: rows: an array or lists, shape (n,), (n, columns), or (n, height, width, channels) for images; a table of
-            pandas or polars; a mapping of names to columns; xarray; ArviZ draws, of which the posterior is taken; the
-            path of a ``.npy`` file or its memory map, whose rows stay in the file; an iterator of rows or batches,
-            whose rows go into a temporary file, because all are looked at before the first is learned.
+            pandas or polars; a mapping of names to columns; xarray; ArviZ draws, of which the posterior is taken, or
+            their posterior itself; the path of a ``.npy`` file or its memory map, whose rows stay in the file; an
+            iterator of rows or batches, whose rows go into a temporary file, because all are looked at before the first
+            is learned.
         rng_key: JAX random key; the same key gives the same prior.
-        weights: of the rows, >= 0, such as importance weights; shape (n,).
+        weights: of the rows, >= 0, such as importance weights; shape (n,). Rows of weight 0 are left out.
         support: ``"real"``, ``"positive"``, ``"unit_interval"``, ``"simplex"`` (rows that sum to 1), or a mapping of
             columns to these names.
         missing: ``"refuse"``, or ``"drop"`` to leave out rows with NaN or infinite values.
@@ -132,8 +133,10 @@ def learn_prior(
     Raises:
         TypeError: for strings, dates and what is no table, by the column's name.
         ValueError: for values that are not finite or outside of the support, by row and column; for a column without
-            values; for weights that are negative or all zero; for fewer than 10 rows; for an iterator that goes on.
+            values; for columns whose names are alike; for weights that are negative or all zero; for fewer than 10
+            rows; for an iterator that goes on.
         OSError: for a file that cannot be read.
+        DivergenceError: for a training that reaches nothing.
 
     >>> learn_prior({"age": [31.0, 54.0], "who": ["her", "him"]}, rng_key=jax.random.key(0))
     Traceback (most recent call last):
@@ -155,7 +158,8 @@ def learn_prior(
     split, repeats = split_rows(found.values, validation, test, rng=rng)
     if repeats:
         found.warnings.append(f"{repeats} rows repeat another; equal rows were kept in one part")
-    if len(split["train"]) < _FEWEST_TO_TRAIN:
+    wanted = [name for name, share in (("validation", validation), ("test", test)) if share > 0]
+    if len(split["train"]) < _FEWEST_TO_TRAIN or not all(len(split[name]) for name in wanted):
         got = f"{len(found.values) - repeats} different rows of {len(found.values)}"
         raise ValueError(expected("enough different rows to train, validate and test", got, "Pass more data."))
     learned = [split["train"], split["validation"]]
@@ -199,11 +203,12 @@ def learn_prior(
         best_step=_best_step(trained),
         residual=trained.residual,
         validation_losses=trained.result.validation_losses,
+        integers=scored.integers,
         two_sample=scored.two_sample,
         tails=scored.tails,
         columns=found.columns,
         did=tuple(found.did),
-        warnings=(*found.warnings, *trained.warnings, *afterthoughts(found, trained, scored, scored_on)),
+        warnings=(*found.warnings, *trained.warnings, *afterthoughts(trained, scored, scored_on)),
         seconds=time.perf_counter() - began,
         code=code,
     )

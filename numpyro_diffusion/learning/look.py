@@ -14,15 +14,17 @@ from ..kernels import Kernel
 from ..training.disk import ReadRows
 from .columns import Column, check_finite_rows, check_support, look, look_at_pieces, supports_of
 from .coordinates import Coordinates, MarginChoice, fit_coordinates
+from .gaussians import dependent
 from .plan import Plan, for_bits, for_images, for_table
 from .rows import noise_of, weights_of
-from .stretches import pieces, stretches
+from .stretches import pieces, stretches, thinned
 from .tables import MOST_ROWS, FloatRows, read_table
 
 __all__ = ["Data", "Space", "look_at", "space_for"]
 
 _FEWEST_ROWS = 10
 _TABLE_STEPS, _IMAGE_STEPS = 50, 100  # of the chain
+_MOST_FOR_DEPENDENCE = 5000  # rows in which a linear dependence is looked for
 _CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
 
 
@@ -112,18 +114,15 @@ def look_at(
     values, found_names, did_read = read_table(data, max_rows)
     did: list[str] = list(did_read)
     told: list[str] = []
-    if names is not None and found_names:
-        if len(names) != len(found_names):
-            raise ValueError(expected(f"names of {len(found_names)} columns", list(names), "Name each column."))
-        found_names = tuple(str(name) for name in names)
+    if names is not None:
+        found_names = _given_names(names, found_names)
     row_weights = weights_of(weights, len(values))
-    if missing == "drop":
-        keep = np.concatenate([np.isfinite(x.reshape(len(x), -1)).all(1) for _, x in stretches(values)])
-        if not keep.all() and keep.any():
-            did.append(f"left out {int((~keep).sum())} of {len(keep)} rows with NaN or infinite values")
-            values = values.only(keep) if isinstance(values, FloatRows) else values[keep]
-            row_weights = row_weights[keep]
-    check_finite_rows(values, found_names)
+    keep = _kept(values, row_weights, missing, did)
+    places = None
+    if not keep.all():
+        values = values.only(keep) if isinstance(values, FloatRows) else values[keep]
+        row_weights, places = row_weights[keep], np.flatnonzero(keep)
+    check_finite_rows(values, found_names, places)
     if weights is not None:
         row_weights = weights_of(row_weights, len(values))
         effective = row_weights.sum() ** 2 / (row_weights**2).sum()
@@ -137,7 +136,7 @@ def look_at(
             raise ValueError(expected("support='real' for images", repr(support), "Scale images yourself."))
         return Data(values, (), row_weights, _look_at_pixels(values, did, told), did, told)
     supports = supports_of(support, found_names)
-    check_support(values, found_names, supports)
+    check_support(values, found_names, supports, places)
     columns = look(values, found_names, supports)
     _check_representable(columns)
     if len(values) < values.shape[1]:
@@ -148,6 +147,31 @@ def look_at(
         if 0 < column.scale * 2**20 < abs(column.mean)  # float32 has 24 bits
     ]
     return Data(values, found_names, row_weights, columns, did, told)
+
+
+def _given_names(names: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:
+    if not found:
+        raise ValueError(expected("no names of columns for images", names, "Leave names out."))
+    if isinstance(names, str) or len(names) != len(found):
+        got = names if isinstance(names, str) else list(names)
+        raise ValueError(expected(f"names of {len(found)} columns", got, "Name each column."))
+    if len(set(map(str, names))) < len(names):
+        raise ValueError(expected("names that differ", list(names), "Name each column."))
+    return tuple(map(str, names))
+
+
+def _kept(values: Any, weights: np.ndarray, missing: str, did: list[str]) -> np.ndarray:
+    """Which rows have a part in anything: those with weight, and where ``missing`` is "drop" without gaps."""
+    keep = weights > 0
+    if not keep.all():
+        did.append(f"left out {int((~keep).sum())} of {len(keep)} rows of weight 0")
+    if missing == "drop":
+        is_whole = np.concatenate([np.isfinite(x.reshape(len(x), -1)).all(1) for _, x in stretches(values)])
+        gaps = int((keep & ~is_whole).sum())
+        if 0 < gaps < keep.sum():  # else there is nothing to leave out, or nothing would be left
+            did.append(f"left out {gaps} of {len(keep)} rows with NaN or infinite values")
+            keep = keep & is_whole
+    return keep
 
 
 def _check_representable(columns: Sequence[Column]) -> None:
@@ -211,6 +235,9 @@ def space_for(
     is_binary = all(c.kind == "binary" or (c.kind == "constant" and c.mean in (0, 1)) for c in columns)
     if kernel.is_discrete if kernel is not None else is_binary:
         found.did.append("binary: a Bernoulli kernel" if kernel is None else "learned as they are: a discrete kernel")
+        if kernel is not None:
+            for start, rows in stretches(values):  # before they are cast to integers
+                kernel.check_data(f"data from row {start} on" if start else "data", rows)
         ones = sum(values[some].sum(0) for rows in trained for some in pieces(rows, values.shape))
         plan = for_bits(ones, sum(map(len, trained)), kernel, network, _TABLE_STEPS)
         return Space(plan, (), values, np.zeros(1), key, None)
@@ -227,6 +254,8 @@ def space_for(
         affine = dist.transforms.AffineTransform(*map(jnp.asarray, scaling), domain=constraints.real)
         transforms = (affine,)
     else:
+        _check_varies(noisy, columns)
+        _tell_dependent(noisy, columns, found.warnings)
         coordinates = fit_coordinates(noisy, found.weights[fitted], columns, margins=margins, rng=rng)
         found.did.extend(_coordinate_words(coordinates, varying))
         transforms = coordinates.transforms
@@ -239,6 +268,29 @@ def space_for(
     make = for_images if values.ndim == 4 else for_table
     plan = make(z, farthest, kernel, network, _IMAGE_STEPS if values.ndim == 4 else _TABLE_STEPS)
     return Space(plan, transforms, values, steps, key, coordinates, scaling)
+
+
+def _check_varies(noisy: np.ndarray, columns: Sequence[Column]) -> None:
+    """Few values that differ may all be in the rows that are kept for the test."""
+    for column, width in zip(columns, np.ptp(noisy, axis=0), strict=True):
+        if column.kind != "constant" and not width > 0:
+            wanted = f"column {column.name!r} to vary in the rows that are learned"
+            cure = "Leave it out: it hardly ever varies."
+            raise ValueError(expected(wanted, f"{noisy[0, columns.index(column)]:g} in all of them", cure))
+
+
+def _tell_dependent(noisy: np.ndarray, columns: Sequence[Column], told: list[str]) -> None:
+    """Columns that others determine: all densities are then arbitrary."""
+    names = [column.name for column in columns if column.kind != "constant"]
+    rows = noisy[:, [column.kind != "constant" for column in columns]]
+    rows = thinned(rows, max(_MOST_FOR_DEPENDENCE, 4 * rows.shape[1]))
+    # Few rows are told before; of a simplex one column is left out; of rows that are rare all may have been thinned.
+    if len(rows) <= rows.shape[1] or columns[0].support == "simplex" or not np.ptp(rows, axis=0).all():
+        return
+    told += [
+        f"column {names[index]!r} is a linear function of columns before it: leave it out, or nats are arbitrary"
+        for index in dependent(rows)
+    ]
 
 
 def _grid_words(columns: Sequence[Column]) -> str:

@@ -45,6 +45,7 @@ class Report:
         best_step: with the least validation loss; 0 for the start.
         residual: what the network's residual is multiplied by, chosen on the validation rows: 0 is the Gaussian start.
         validation_losses: nats per row in whitened coordinates.
+        integers: where all columns are on grids, a bound on the log probability of the rows without noise; else None.
         two_sample: a classifier between scored rows and draws; None without scikit-learn or with few rows.
         tails: of draws.
         columns: what was found in every column, and what was done.
@@ -63,6 +64,7 @@ class Report:
     best_step: int
     residual: float
     validation_losses: np.ndarray
+    integers: LogLikelihood | None
     two_sample: TwoSampleTest | None
     tails: Tails
     columns: tuple[Column, ...]
@@ -88,6 +90,9 @@ class Report:
             f"    {'prior':<28}{_number(self.prior)}",
         ]
         lines += [f"    {'minus ' + name:<28}{_number(self.minus(name))}" for name in self.baselines]
+        if self.integers is not None:
+            bits, error = -self.integers.bits_per_dimension, self.integers.standard_error_bits_per_dimension
+            lines.append(f"    {'bits to name each number':<28}{bits:9.3f} ({error:.3f})")
         if self.two_sample is not None:
             test = self.two_sample
             lines.append(

@@ -1,23 +1,21 @@
 """Any data to an array of floating-point rows with column names. Nothing is imported for what is not there.
 
 Rows are float64: they are taken apart so, that a column of 10^6 +- 1 keeps its digits. Those of a file stay in the file
-and are read where they are wanted. An iterator passes once, and all rows are looked at before the first is learned: its
-rows are written to a temporary file, which goes with the last reader.
+and are read where they are wanted; those of an iterator are written to one first, which goes with the last reader.
+No column is lost: names that are alike as text are refused.
 """
 
-import decimal
-import itertools
-import numbers
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._checks import check_not_lazy, expected
-from .._typing import Shape
-from ..training.disk import ReadRows, RowsOnDisk, from_memory_map
+from ..training.disk import ReadRows, from_memory_map
+from .cells import numbers_of
+from .iterators import spooled
+from .labelled import columns_of_array, columns_of_dataset, is_array, is_dataset, names_along, posterior_of
 
 __all__ = ["FloatRows", "Table", "read_table"]
 
@@ -81,30 +79,32 @@ def read_table(data: Any, max_rows: int = MOST_ROWS) -> Table:
     check_not_lazy("data", data)
     if isinstance(data, str | bytes | os.PathLike):
         data = _read_file(os.fspath(data))
-    if hasattr(data, "posterior"):
-        return _from_columns(_draws(data.posterior))
+    draws = posterior_of(data)
+    if draws is not None or is_dataset(data):
+        return _from_columns(columns_of_dataset(data if draws is None else draws))
     if type(data).__name__ in ("InferenceData", "DataTree"):
         raise TypeError(expected("draws with a group 'posterior'", repr(list(data)), "Pass a table of the draws."))
-    if hasattr(data, "data_vars"):
-        return _from_columns({str(name): np.asarray(array) for name, array in data.data_vars.items()})
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
-        return _from_columns({str(name): data[name].to_numpy() for name in data.columns})
-    if hasattr(data, "to_numpy") and getattr(data, "name", None) is not None and not hasattr(data, "dims"):
-        return _from_columns({str(data.name): data.to_numpy()})  # one column of a table
+        # Of several columns with one name, data[name] is all of them.
+        return _from_columns([(str(name), data[name].to_numpy()) for name in dict.fromkeys(data.columns)])
+    if is_array(data):
+        columns = columns_of_array(data)
+        return _from_array(np.asarray(data), names_along(data)) if columns is None else _from_columns(columns)
+    if hasattr(data, "to_numpy") and getattr(data, "name", None) is not None:
+        return _from_columns([(str(data.name), data.to_numpy())])  # one column of a table
     if isinstance(data, Mapping):
-        return _from_columns({str(name): np.asarray(values) for name, values in data.items()})
-    if hasattr(data, "dims") and hasattr(data, "coords"):
-        return _from_array(np.asarray(data), _coordinate(data))
+        return _from_columns([(str(name), np.asarray(values)) for name, values in data.items()])
     if isinstance(data, Iterator):
-        rows = _spooled(data, max_rows)
-        return _from_file(rows)._replace(told=(f"an iterator of {len(rows)} rows, kept in a temporary file",))
+        rows, names = spooled(data, max_rows)
+        told = (f"an iterator of {len(rows)} rows, kept in a temporary file",)
+        return _from_file(rows, names)._replace(told=told)
     if isinstance(data, np.memmap) and data.dtype.kind in "biuf":
         rows = from_memory_map(data)
         return _from_file(rows) if isinstance(rows, ReadRows) else _from_array(rows, None)
     if isinstance(data, np.ma.MaskedArray):
         data = np.ma.filled(data.astype(np.float64), np.nan)
     if getattr(getattr(data, "dtype", None), "names", None):  # a structured array
-        return _from_columns({name: np.asarray(data[name]) for name in data.dtype.names})
+        return _from_columns([(name, np.asarray(data[name])) for name in data.dtype.names])
     return _from_array(_as_array(data), None)
 
 
@@ -121,9 +121,10 @@ def _read_file(path: Any) -> np.ndarray:
         raise (kind(error.errno, text) if isinstance(error, OSError) and error.errno else kind(text)) from error
 
 
-def _from_file(rows: ReadRows) -> Table:
+def _from_file(rows: ReadRows, names: tuple[str, ...] | None = None) -> Table:
     _check_shape(rows.shape)
-    return Table(FloatRows(rows), () if rows.ndim == 4 else _numbered(FloatRows(rows).shape[1]))
+    names = _different(names) if names else _numbered(FloatRows(rows).shape[1])
+    return Table(FloatRows(rows), () if rows.ndim == 4 else names)
 
 
 def _as_array(data: Any) -> np.ndarray:
@@ -141,11 +142,11 @@ def _from_array(array: np.ndarray, names: tuple[str, ...] | None) -> Table:
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim == 4:
-        return Table(_numbers("the images", array), ())
+        return Table(numbers_of("the images", array), ())
     names = names or _numbered(array.shape[1])
     if array.dtype.kind in "biuf":
         return Table(np.asarray(array, np.float64), names)
-    columns = [_numbers(f"column {name!r}", array[:, index]) for index, name in enumerate(names)]
+    columns = [numbers_of(f"column {name!r}", array[:, index]) for index, name in enumerate(names)]
     return Table(np.stack(columns, axis=1), names)
 
 
@@ -160,116 +161,27 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"column {index}" for index in range(count))
 
 
-def _from_columns(columns: dict[str, np.ndarray]) -> Table:
+def _from_columns(columns: Sequence[tuple[str, np.ndarray]]) -> Table:
     """Columns of shape (n, ...); one with trailing dimensions is several: name[0], name[1], ..."""
     if not columns:
         raise ValueError(expected("a table with columns", "one without", "Pass at least one column."))
-    for name, column in columns.items():
+    for name, column in columns:
         if column.ndim < 1:
             raise ValueError(expected(f"column {name!r} of shape (n, ...)", "one number", "Pass one for each row."))
-    counts = {name: len(column) for name, column in columns.items()}
+    counts = {name: len(column) for name, column in columns}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         raise ValueError(expected("columns with as many rows, at least one", counts, "The first axis counts rows."))
     values, names = [], []
-    for name, column in columns.items():
-        flat = _numbers(f"column {name!r}", column).reshape(len(column), -1)
+    for name, column in columns:
+        flat = numbers_of(f"column {name!r}", column).reshape(len(column), -1)
         values.append(flat)
         indices = np.ndindex(column.shape[1:])
         names += [name if not index else f"{name}[{','.join(map(str, index))}]" for index in indices]
-    return Table(np.concatenate(values, axis=1), tuple(names))
+    return Table(np.concatenate(values, axis=1), _different(tuple(names)))
 
 
-def _numbers(what: str, values: np.ndarray) -> np.ndarray:
-    """In float64; an empty cell of a column of objects is NaN."""
-    if values.dtype.kind in "biuf":
-        return np.asarray(values, np.float64)
-    if values.dtype.kind == "M":
-        cure = "Turn it into numbers: days since a first date, or the sine and cosine of the time of the year."
-        raise TypeError(expected(f"numbers in {what}", f"dates, dtype {values.dtype}", cure))
-    if values.dtype.kind == "m":
-        cure = "Turn it into numbers: divide it by numpy.timedelta64(1, 'D') to have days."
-        raise TypeError(expected(f"numbers in {what}", f"durations, dtype {values.dtype}", cure))
-    found = np.empty(values.shape)
-    for index, value in np.ndenumerate(values):
-        is_empty = value is None or type(value).__name__ in ("NAType", "NaTType")
-        if not is_empty and not isinstance(value, numbers.Real | decimal.Decimal | np.bool_):
-            shown = value.item() if isinstance(value, np.generic) else value
-            cure = _cure_of(shown)
-            raise TypeError(expected(f"numbers in {what}", f"{shown!r} in row {index[0]}", cure))
-        found[index] = np.nan if is_empty else float(value)
-    return found
-
-
-def _cure_of(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "Make columns of it: pandas.DataFrame(data)."
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return "Leave the column out, or code it by numbers (one column of 0 and 1 for each category)."
-    return "These are numbers as text: convert them, for example by pandas.to_numeric."
-
-
-def _draws(posterior: Any) -> dict[str, np.ndarray]:
-    """By name, chains one after the other."""
-    columns = {}
-    for name, array in posterior.data_vars.items():
-        values = np.asarray(array.transpose("chain", "draw", ...))
-        columns[str(name)] = values.reshape((-1, *values.shape[2:]))
-    return columns
-
-
-def _coordinate(data: Any) -> tuple[str, ...] | None:
-    """The names along the second dimension of an xarray DataArray."""
-    if len(data.dims) != 2 or data.dims[1] not in data.coords:
-        return None
-    return tuple(str(name) for name in np.asarray(data.coords[data.dims[1]]))
-
-
-def _spooled(data: Iterator[Any], max_rows: int) -> RowsOnDisk:
-    """Rows or batches of rows, to the end, in a file that is deleted when it is closed.
-
-    Batches of floating-point numbers, bytes or truth values keep their type; all others become float64.
-    """
-    first = next(data, None)
-    if first is None:
-        raise ValueError(expected("an iterator with at least one row", "none", "Pass data."))
-    array = _batch(first, 0)
-    row_shape, dtype = array.shape[1:], array.dtype
-    if dtype.kind != "f" and dtype.itemsize > 1:
-        dtype = np.dtype(np.float64)
-    file: Any = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with its last reader)
-    try:
-        count = _write(itertools.chain([array], data), file, row_shape, dtype, max_rows)
-    except BaseException:
-        file.close()
-        raise
-    return RowsOnDisk(file, dtype, (count, *row_shape))
-
-
-def _write(parts: Iterable[Any], file: BinaryIO, row_shape: Shape, dtype: np.dtype, max_rows: int) -> int:
-    """How many rows were written."""
-    count = 0
-    for part in parts:
-        batch = _batch(part, count)
-        if batch.shape[1:] != row_shape:
-            got = f"{row_shape}, and {batch.shape[1:]} at row {count}"
-            raise ValueError(expected("rows of one shape", got, "Yield rows, or batches of rows."))
-        cast = np.ascontiguousarray(batch, dtype)
-        if not np.array_equal(cast, batch, equal_nan=True):
-            got = f"{dtype}, and {batch.dtype} at row {count}"
-            raise ValueError(expected("rows of one type", got, "Convert them in the iterator, all to float."))
-        count += len(batch)
-        if count > max_rows:
-            cure = "Pass itertools.islice(data, number) of an endless one, or raise max_rows; all must fit on the disk."
-            raise ValueError(expected(f"an iterator that ends after max_rows={max_rows} rows", "more", cure))
-        file.write(cast.tobytes())
-    file.flush()
-    return count
-
-
-def _batch(part: Any, row: int) -> np.ndarray:
-    """One row, or several, as numbers."""
-    array = np.asarray(part)
-    array = array if array.ndim in (2, 4) else array[None]
-    return array if array.dtype.kind in "biuf" else _numbers(f"the iterator's rows from {row} on", array)
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(expected("columns of different names", f"{twice!r} twice", "Rename one of them."))
+    return names

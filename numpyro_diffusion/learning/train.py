@@ -106,12 +106,20 @@ def train(
             )
         except DivergenceError as error:
             result = error.result
+            is_judged = bool(np.isfinite(result.validation_losses).any())
+            if not (is_judged or _starts_somewhere(plan)):
+                raise  # nothing was reached that could be a prior
             told.append(f"training diverged and was stopped: {error}")
     prior: Any = result.distribution("x")
     residual = 1.0
-    if isinstance(plan.network, networks.GaussianSkip | networks.GaussianSkipUNet):
+    if _starts_somewhere(plan):
         prior, residual = _with_best_residual(prior, validation, key_bound)
     return Trained(prior, result, residual, tuple(told))
+
+
+def _starts_somewhere(plan: Plan) -> bool:
+    """Whether the network is a Gaussian's denoiser and a residual."""
+    return isinstance(plan.network, networks.GaussianSkip | networks.GaussianSkipUNet)
 
 
 def repeats_of(count: int, event_shape: tuple[int, ...]) -> int:

@@ -10,6 +10,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from scipy import stats
 
+import numpyro_diffusion as nd
 from numpyro_diffusion import networks
 from numpyro_diffusion.infer import AmortizedPosterior
 
@@ -109,6 +110,53 @@ def test_simulations_say_themselves_what_is_missing():
     simulations["y"][:, 0] = np.nan
     with pytest.raises(ValueError, match="numbers that are seen in some simulations; got 1 that are missing in all"):
         amortized.fit(jax.random.key(0), simulations=simulations)
+
+
+class _Answer:
+    """The exact posterior of the centre, of what is seen, or of zeros in the place of what is not."""
+
+    observed = ("y",)
+
+    def __init__(self, amortized, *, fill):
+        self.simulate, self._fill = amortized.simulate, fill
+
+    def condition_each(self, y):
+        self._y = np.nan_to_num(y["y"]) if self._fill else y["y"]
+        return self
+
+    def sample(self, rng_key, num_samples):
+        precision = 1 / 4 + (~np.isnan(self._y)).sum(1)
+        mean, sd = np.nansum(self._y, 1) / precision, precision**-0.5
+        return {"centre": mean[:, None] + sd[:, None] * jax.random.normal(rng_key, (len(mean), num_samples))}
+
+
+SETTINGS = {"num_data_sets": 160, "num_draws": 31, "progress_bar": False}
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_calibration_is_over_data_sets_that_lack_numbers(fill):
+    """The posterior of what is seen is calibrated; that of all numbers, of which some are wrong, is not."""
+    amortized = AmortizedPosterior(rows, observed="y", missing=0.8)
+    found = nd.evaluation.sbc(jax.random.key(3), _Answer(amortized, fill=fill), **SETTINGS)
+    assert (found.p_values["centre"] < 1e-3) == fill
+
+
+def test_corrected_draws_are_calibrated_where_numbers_are_missing():
+    amortized = cases.spoiled(cases.untrained(rows, missing=0.8), jax.random.key(4), 0.1)
+    found = nd.evaluation.sbc(jax.random.key(5), amortized, corrected=True, num_samples=300, **SETTINGS)
+    assert found.p_values["centre"] > 1e-3
+
+
+def test_simulated_data_sets_lack_shares_of_their_own():
+    amortized = AmortizedPosterior(rows, observed="y", missing=0.8, num_steps=2)
+    whole, lacking = (amortized.simulate(jax.random.key(0), 2000, gaps=gaps) for gaps in (False, True))
+    is_gap = np.isnan(lacking["y"])
+    np.testing.assert_array_equal(lacking["centre"], whole["centre"])
+    np.testing.assert_array_equal(np.where(is_gap, 0, lacking["y"]), np.where(is_gap, 0, whole["y"]))
+    assert is_gap.mean() == pytest.approx(0.4, abs=0.02)
+    # Of shares p uniform to .8 a set of 6 numbers lacks none with the mean of (1 - p)^6; of one share for all it would
+    # with .6^6 = .05.
+    assert (~is_gap.any(1)).mean() == pytest.approx((1 - 0.2**7) / 7 / 0.8, abs=0.03)
 
 
 def pairs():

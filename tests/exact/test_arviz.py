@@ -199,6 +199,18 @@ def test_plates_name_the_axes_of_draws_and_particles():
     assert data["sample_stats"]["effective_size"].dims == ("island", "level", "element_0")
 
 
+def test_columns_of_a_table_name_the_entries_of_a_site_and_of_its_paths():
+    names = ["height", "weight"]
+    draws = {"x": np.zeros((4, 3, 2)), "x_path": np.zeros((4, T + 1, 3, 2))}
+    posterior = nd.to_arviz(draws, columns={"x": names}, trajectories=True)["posterior"]
+    assert posterior["x"].dims == ("chain", "draw", "x_dim_0", "x_column")
+    assert posterior["x_path"].dims == ("chain", "draw", "x_time", "x_dim_0", "x_column")
+    assert list(posterior["x_column"].values) == names
+    named = nd.to_arviz(draws, columns={"x": names}, dims={"x": ["row", "what"]}, trajectories=True)["posterior"]
+    assert list(named["x"].sel(what="weight").dims) == ["chain", "draw", "row"]
+    assert named["x_path"].dims == ("chain", "draw", "x_time", "row", "what")
+
+
 def test_importance_samples_are_resampled_and_keep_their_weights(weighted):
     result, guide, params = weighted
     data = nd.to_arviz(result, model=model, model_args=(Y,), num_samples=4000)
@@ -300,6 +312,10 @@ DRAWS = {"x": np.zeros((4, 2)), "sigma": np.ones(4)}
         (lambda: nd.to_arviz(DRAWS, dims={"z": ["a"]}), ValueError, r"among \['sigma', 'x'\]; got \['z'\]"),
         (lambda: nd.to_arviz(DRAWS, dims={"x": ["a", "b"]}), ValueError, "1 names of the axes of 'x'; got"),
         (lambda: nd.to_arviz(DRAWS, dims={"x": "a"}), ValueError, "1 names of the axes of 'x'; got 'a'"),
+        (lambda: nd.to_arviz(DRAWS, columns={"z": ["a"]}), ValueError, r"columns of variables among .*; got 'z'"),
+        (lambda: nd.to_arviz(DRAWS, columns={"x": ["a"]}), ValueError, "2 names of the columns of 'x'; got"),
+        (lambda: nd.to_arviz(DRAWS, columns={"x": "ab"}), ValueError, "2 names of the columns of 'x'; got 'ab'"),
+        (lambda: nd.to_arviz(DRAWS, columns={"sigma": ["a"]}), ValueError, "0 names of the columns of 'sigma'"),
         (
             lambda: nd.to_arviz(DRAWS, coords={"axis": [1, 2]}),
             ValueError,

@@ -57,11 +57,12 @@ def test_draws_are_in_the_units_of_every_column_and_of_the_rows_with_weight(lear
 def test_what_was_done_is_told(learned):
     text = str(learned.report)
     for words in (
-        "left out 1 of 600 rows",
-        "weights: 599 rows count as",
+        "left out 200 of 600 rows of weight 0",
+        "left out 1 of 600 rows with NaN",
+        "weights: 399 rows count as 399",
         "on a grid, uniform noise as wide as a step: 'pixel' (1)",
         "column 'always': constant: always 3.5",
-        "standard deviations from 0.0026",  # over all rows, those without weight too
+        "standard deviations from 0.000944",  # of the rows that count
         "minus one Gaussian",
         "minus Gaussian mixture",
         "minus independent product",

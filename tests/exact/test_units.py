@@ -16,7 +16,15 @@ from unit_cases import AFFINE, CASES, NUMBER
 
 import numpyro_diffusion as nd
 from numpyro_diffusion.guidance import GaussianFactor, TiltedChain
-from numpyro_diffusion.infer import AutoDiffusionGuide, DiffusionGibbs, DiffusionReparam, EllipticalSlice, TwistedSMC
+from numpyro_diffusion.infer import (
+    AutoDiffusionGuide,
+    DiffusionGibbs,
+    DiffusionHMC,
+    DiffusionReparam,
+    EllipticalSlice,
+    TemperedSMC,
+    TwistedSMC,
+)
 
 KEY = jax.random.key(0)
 LIMIT = 4.0  # standard errors
@@ -48,8 +56,11 @@ class Together:
 
 
 def by_islands(together, twist="tempered"):
-    """Of the particles; the draws are made of them. The evidence has no unit of x."""
-    smc = TwistedSMC(together.model, 1024, 16, twist, progress_bar=False)
+    return of_particles(TwistedSMC(together.model, 1024, 16, twist, progress_bar=False), together)
+
+
+def of_particles(smc, together):
+    """The draws are made of them. The evidence has no unit of x."""
     smc.run(KEY, together.y)
     assert abs(smc.log_evidence - together.log_evidence) < LIMIT * smc.log_evidence_error < 0.3
     values, log_weights = smc.get_weighted_samples()
@@ -88,9 +99,28 @@ ENGINES = {
         lambda together: by_chains(DiffusionGibbs(together.model, num_particles=64, twist="none"), together),
         ("affine", "exp"),
     ),
+    "DiffusionGibbs on bounded supports": (
+        lambda together: by_chains(DiffusionGibbs(together.model, num_particles=64, twist="none"), together),
+        ("interval", "simplex"),
+    ),
     "EllipticalSlice": (lambda together: by_chains(EllipticalSlice(together.model), together), ("affine", "exp")),
+    "EllipticalSlice on bounded supports": (
+        lambda together: by_chains(EllipticalSlice(together.model), together),
+        ("interval", "simplex"),
+    ),
     "DiffusionReparam": (by_reparam, ("affine", "exp", "simplex")),
+    "DiffusionHMC": (
+        lambda together: by_chains(DiffusionHMC(together.model), together),
+        ("exp", "interval", "simplex"),
+    ),
+    "TemperedSMC": (
+        lambda together: of_particles(
+            TemperedSMC(together.model, num_particles=256, num_islands=16, progress_bar=False), together
+        ),
+        ("exp", "interval", "simplex"),
+    ),
     "AutoDiffusionGuide": (by_guide, ("affine", "exp")),
+    "AutoDiffusionGuide on bounded supports": (by_guide, ("interval", "simplex")),
 }
 
 

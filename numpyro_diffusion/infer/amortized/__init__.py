@@ -2,7 +2,15 @@
 
 from .amortized import AmortizedPosterior
 from .correction import Corrected
+from .each import ConditionedPosteriors, CorrectedPosteriors
 from .likelihood import AmortizedLikelihood
 from .posterior import ConditionedPosterior
 
-__all__ = ["AmortizedLikelihood", "AmortizedPosterior", "ConditionedPosterior", "Corrected"]
+__all__ = [
+    "AmortizedLikelihood",
+    "AmortizedPosterior",
+    "ConditionedPosterior",
+    "ConditionedPosteriors",
+    "Corrected",
+    "CorrectedPosteriors",
+]

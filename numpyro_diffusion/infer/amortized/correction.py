@@ -12,34 +12,30 @@ weight shows is a mode that the amortised chain never visits.
 
 import dataclasses
 import warnings
-from functools import partial
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from numpyro.diagnostics import summary as numpyro_summary
 from numpyro.infer import MCMC
+from tqdm.auto import tqdm
 
 from ..._checks import expected, on_host
 from ..._typing import Array
 from ..._weights import host_generator, systematic
-from ...model.reparam import ChainNoise
-from ...model.simulator import Simulator
 from ...noise.importance import TRUSTED, ImportanceResult, importance_result, warn_of_weights
-from ..hmc import DiffusionHMC
 from ..islands import table
 from ..tempered import TemperedSMC
 from .parts import Bound
-from .weights import Data, draw_noise, log_weight_of_noise, weighted_values
+from .targets import Target
+from .weights import Data, data_set, draw_noise, weighted_values, weighted_values_of_each
 
-__all__ = ["Corrected", "Method", "correct"]
+__all__ = ["Corrected", "Method", "Settings", "correct", "correct_each", "is_poor"]
 
 Method = Literal["auto", "importance", "hmc", "tempered"]
 
-# The sites of a model of noises beside the user's, whose names are likely to be others: those of the noises of a chain.
-_NOISE, _LOG_WEIGHT = "amortized/chain_noise", "amortized/log_weight"
 _FEWEST_EFFECTIVE = 50.0
 _LARGEST_R_HAT = 1.05
 _CURES = "train longer or on more simulations, or correct by method='hmc' or 'tempered'"
@@ -136,27 +132,10 @@ class Corrected:
         return {name: draws[name] for name in self.importance.samples}
 
 
-def correct(
-    simulator: Simulator,
-    bounds: tuple[Bound, ...],
-    y: Data,
-    rng_key: jax.Array,
-    *,
-    method: Method,
-    num_samples: int,
-    num_paths: int,
-    num_warmup: int,
-    num_chains: int,
-    num_islands: int,
-    progress_bar: bool,
-) -> Corrected:
-    """Correct by the method, see the module's text.
+class Settings(NamedTuple):
+    """How draws are corrected.
 
-    Args:
-        simulator: of the model whose posterior is wanted.
-        bounds: the amortised posterior's parts given y.
-        y: the data.
-        rng_key: randomness.
+    Attributes:
         method: see the module's text.
         num_samples: draws, of chains all together.
         num_paths: K of the weights.
@@ -165,45 +144,34 @@ def correct(
         num_islands: of tempered.
         progress_bar: show one.
     """
-    simulator.check_likelihood()
-    if y.seen is not None:
-        simulator.check_seen({name: np.asarray(seen) for name, seen in y.seen.items()})
-    discrete = [name for bound in bounds if bound.part.kernel.is_discrete for name, _ in bound.part.sites]
-    if discrete and method in ("hmc", "tempered"):
-        cure = "Bits and classes are no function of normal noises: use method='importance', or sum them out."
-        raise ValueError(expected(f"real sites alone for method={method!r}", f"discrete sites {discrete}", cure))
-    key_draws, key_start, key_engine = jax.random.split(rng_key, 3)
-    keys = jax.random.split(key_draws, num_samples)
-    samples, log_weights = weighted_values(simulator, bounds, y, keys, num_paths)
+
+    method: Method
+    num_samples: int
+    num_paths: int
+    num_warmup: int
+    num_chains: int
+    num_islands: int
+    progress_bar: bool
+
+
+def correct(target: Target, bounds: tuple[Bound, ...], y: Data, rng_key: jax.Array, settings: Settings) -> Corrected:
+    """Draws of a posterior.
+
+    Args:
+        target: the posterior that is wanted.
+        bounds: the amortised posterior's parts given y.
+        y: the data.
+        rng_key: randomness.
+        settings: see there.
+    """
+    _check(target, bounds, y, settings)
+    keys = _Keys.of(rng_key, settings)
+    samples, log_weights = weighted_values(target.simulator, bounds, y, keys.draws, settings.num_paths)
     result = importance_result(samples, log_weights, None)
-    is_poor = result.pareto_k > TRUSTED or float(result.effective_sample_size) < _FEWEST_EFFECTIVE
-    if method == "importance" or (method == "auto" and (discrete or not is_poor)):
+    corrected = _followed(target, bounds, y, keys, result, settings)
+    if corrected.method == "importance":
         _warn_of_poor(result)
-        return Corrected("importance", result)
-    model = partial(_noise_model, simulator, bounds[0], y)
-    if method == "tempered":
-        smc = TemperedSMC(
-            model,
-            guidance=None,
-            num_particles=max(2, num_samples // num_islands),
-            num_islands=num_islands,
-            progress_bar=progress_bar,
-        )
-        smc.run(key_engine)
-        return Corrected("tempered", result, smc)
-    mcmc = MCMC(
-        DiffusionHMC(model, guidance=None),
-        num_warmup=num_warmup,
-        num_samples=-(-num_samples // num_chains),
-        num_chains=num_chains,
-        chain_method="vectorized",
-        progress_bar=progress_bar,
-    )
-    chosen = systematic(host_generator(key_start), on_host(log_weights, np.float64), num_chains)
-    starts = jnp.stack([_noise_of(bounds[0], keys[index]) for index in chosen])
-    mcmc.run(key_engine, init_params={_NOISE: starts if num_chains > 1 else starts[0]})
-    corrected = Corrected("hmc", result, mcmc)
-    if num_chains > 1 and not corrected.largest_r_hat <= _LARGEST_R_HAT:
+    elif corrected.method == "hmc" and settings.num_chains > 1 and not corrected.largest_r_hat <= _LARGEST_R_HAT:
         cure = "The chains disagree: draw more, or use method='tempered', which weighs modes that are far apart."
         warnings.warn(
             expected(f"R-hat <= {_LARGEST_R_HAT} of all sites", f"{corrected.largest_r_hat:.3f}", cure), stacklevel=3
@@ -211,14 +179,95 @@ def correct(
     return corrected
 
 
-def _noise_model(simulator: Simulator, bound: Bound, y: Data) -> None:
-    """The posterior as a model of noises, for the engines on noises."""
-    shape = bound.chain(bound.embedded[:0]).event_shape
-    noise = numpyro.sample(_NOISE, ChainNoise(0.0, 1.0).expand(shape).to_event(len(shape)))
-    values, log_weight = log_weight_of_noise(simulator, bound, y, noise)
-    for name, value in values.items():
-        numpyro.deterministic(name, value)
-    numpyro.factor(_LOG_WEIGHT, log_weight)
+def correct_each(
+    target: Target, bounds: tuple[Bound, ...], y: Data, keys: Sequence[jax.Array], settings: Settings
+) -> list[Corrected]:
+    """Draws of the posteriors of several data sets, all weighted at once; those that need moves one after the other.
+
+    Args:
+        target: as of :func:`correct`.
+        bounds: of the data sets, which lead.
+        y: the data sets.
+        keys: randomness of each.
+        settings: see there.
+    """
+    _check(target, bounds, y, settings)
+    keys_of = [_Keys.of(key, settings) for key in keys]
+    stacked = jnp.stack([each.draws for each in keys_of])
+    samples, log_weights = weighted_values_of_each(target.simulator, bounds, y, stacked, settings.num_paths)
+    samples, log_weights = jax.tree.map(np.asarray, (samples, log_weights))
+    found = []
+    for index, each in enumerate(tqdm(keys_of, desc="data sets", disable=not settings.progress_bar)):
+        mine = {name: jnp.asarray(values[index]) for name, values in samples.items()}
+        result = importance_result(mine, jnp.asarray(log_weights[index]), None)
+        bound, data = data_set(bounds, y, index)
+        found.append(_followed(target, bound, data, each, result, settings._replace(progress_bar=False)))
+    return found
+
+
+def is_poor(result: ImportanceResult) -> bool:
+    """Whether weights are not to be trusted."""
+    return result.pareto_k > TRUSTED or float(result.effective_sample_size) < _FEWEST_EFFECTIVE
+
+
+class _Keys(NamedTuple):
+    """Of the draws that are weighted, of where chains start, and of an engine."""
+
+    draws: Array
+    start: jax.Array
+    engine: jax.Array
+
+    @classmethod
+    def of(cls, rng_key: jax.Array, settings: Settings) -> "_Keys":
+        key_draws, key_start, key_engine = jax.random.split(rng_key, 3)
+        return cls(jax.random.split(key_draws, settings.num_samples), key_start, key_engine)
+
+
+def _check(target: Target, bounds: tuple[Bound, ...], y: Data, settings: Settings) -> None:
+    """Refuse a model without a likelihood of what is seen, and moves of discrete sites."""
+    target.simulator.check_likelihood()
+    if y.seen is not None:
+        target.simulator.check_seen({name: np.asarray(seen) for name, seen in y.seen.items()})
+    discrete, method = _discrete(bounds), settings.method
+    if discrete and method in ("hmc", "tempered"):
+        cure = "Bits and classes are no function of normal noises: use method='importance', or sum them out."
+        raise ValueError(expected(f"real sites alone for method={method!r}", f"discrete sites {discrete}", cure))
+
+
+def _followed(
+    target: Target, bounds: tuple[Bound, ...], y: Data, keys: _Keys, result: ImportanceResult, settings: Settings
+) -> Corrected:
+    """The weighted draws, or what the method does where they are not to be trusted."""
+    method, num_chains = settings.method, settings.num_chains
+    if method == "importance" or (method == "auto" and (_discrete(bounds) or not is_poor(result))):
+        return Corrected("importance", result)
+    if method == "tempered":
+        num_islands = settings.num_islands
+        smc = target.tempered(
+            bounds[0],
+            y,
+            keys.engine,
+            num_particles=max(2, settings.num_samples // num_islands),
+            num_islands=num_islands,
+            progress_bar=settings.progress_bar,
+        )
+        return Corrected("tempered", result, smc)
+    chosen = systematic(host_generator(keys.start), on_host(result.log_weights, np.float64), num_chains)
+    mcmc = target.hmc(
+        bounds[0],
+        y,
+        keys.engine,
+        jnp.stack([_noise_of(bounds[0], keys.draws[index]) for index in chosen]),
+        num_warmup=settings.num_warmup,
+        num_samples=-(-settings.num_samples // num_chains),
+        num_chains=num_chains,
+        progress_bar=settings.progress_bar,
+    )
+    return Corrected("hmc", result, mcmc)
+
+
+def _discrete(bounds: tuple[Bound, ...]) -> list[str]:
+    return [name for bound in bounds if bound.part.kernel.is_discrete for name, _ in bound.part.sites]
 
 
 def _noise_of(bound: Bound, key: Array) -> Array:

@@ -80,6 +80,10 @@ class Bound(NamedTuple):
     embedded: Array
     features: Array
 
+    def at(self, index: Array) -> "Bound":
+        """Of one data set, where y has several."""
+        return self._replace(embedded=self.embedded[index], features=self.features[index])
+
     def chain(self, before: Array) -> ReverseChain:
         """Given what the parts before it drew, as numbers, shape (rest,)."""
         context = jnp.concatenate([self.embedded, before.astype(self.embedded.dtype)])
@@ -104,7 +108,7 @@ class Bound(NamedTuple):
 
 @jax.jit
 def bind(parts: tuple[Part, ...], codes: Array) -> tuple[Bound, ...]:
-    """All parts given one y."""
+    """All parts given y, one data set or several."""
     return tuple(part.bound_to(codes) for part in parts)
 
 

@@ -1,7 +1,7 @@
 """The amortised posterior of one data set: draws, named estimates of its density, and its correction."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,14 @@ from ..._checks import check_choice, check_integer_at_least, check_trailing_shap
 from ..._typing import Array, ArrayLike
 from ...estimates import Estimator, ImportanceWeighted
 from ...model.simulator import Simulator
-from .correction import Corrected, Method, correct
+from .correction import Corrected, Method, Settings, correct
 from .parts import Bound
+from .targets import Targets
 from .weights import Data, draw_values, estimate_log_prob
 
-__all__ = ["ConditionedPosterior"]
+__all__ = ["CheckedData", "ConditionedPosterior", "checked_data", "checked_settings"]
+
+CheckedData: TypeAlias = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # values by site, and what is seen
 
 
 class ConditionedPosterior:
@@ -26,8 +29,9 @@ class ConditionedPosterior:
             like none of them.
     """
 
-    def __init__(self, simulator: Simulator, bounds: tuple[Bound, ...], y: Data, share_farther: float) -> None:
-        self._simulator, self._bounds, self._y = simulator, bounds, y
+    def __init__(self, targets: Targets, bounds: tuple[Bound, ...], y: Data, share_farther: float) -> None:
+        self._targets, self._bounds, self._y = targets, bounds, y
+        self._simulator = targets.own.simulator
         self.share_farther = share_farther
 
     def sample(self, rng_key: jax.Array, num_samples: int = 1000) -> dict[str, Array]:
@@ -110,42 +114,38 @@ class ConditionedPosterior:
             ValueError: for a model without a likelihood, or of other sites; for ``"hmc"`` and ``"tempered"`` of
                 discrete sites; for weights that are NaN or all zero; for a part of an event that is missing.
         """
-        check_choice("method", method, Method)
-        for name, value, least in (
-            ("num_samples", num_samples, 2),
-            ("num_paths", num_paths, 1),
-            ("num_warmup", num_warmup, 0),
-            ("num_chains", num_chains, 1),
-            ("num_islands", num_islands, 1),
-        ):
-            check_integer_at_least(name, value, least, "It is a number of draws, paths, chains or islands.")
-        simulator = self._simulator
-        if model is not None or model_args is not None or model_kwargs is not None:
-            simulator = Simulator(
-                model or simulator.model,
-                simulator.args if model_args is None else model_args,
-                simulator.kwargs if model_kwargs is None else model_kwargs,
-                [site.name for site in simulator.observed],
-            )
-            self._simulator.check_alike(simulator)
-        return correct(
-            simulator,
-            self._bounds,
-            self._y,
-            rng_key,
-            method=method,
-            num_samples=num_samples,
-            num_paths=num_paths,
-            num_warmup=num_warmup,
-            num_chains=num_chains,
-            num_islands=num_islands,
-            progress_bar=progress_bar,
-        )
+        settings = checked_settings(method, num_samples, num_paths, num_warmup, num_chains, num_islands, progress_bar)
+        target = self._targets.of(model, model_args, model_kwargs)
+        return correct(target, self._bounds, self._y, rng_key, settings)
 
 
-def checked_data(
-    simulator: Simulator, y: Any, *, may_lack: bool
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def checked_settings(
+    method: Method,
+    num_samples: int,
+    num_paths: int,
+    num_warmup: int,
+    num_chains: int,
+    num_islands: int,
+    progress_bar: bool,
+) -> Settings:
+    """Settings of a correction.
+
+    Raises:
+        ValueError: for another method, or numbers that are too small.
+    """
+    check_choice("method", method, Method)
+    for name, value, least in (
+        ("num_samples", num_samples, 2),
+        ("num_paths", num_paths, 1),
+        ("num_warmup", num_warmup, 0),
+        ("num_chains", num_chains, 1),
+        ("num_islands", num_islands, 1),
+    ):
+        check_integer_at_least(name, value, least, "It is a number of draws, paths, chains or islands.")
+    return Settings(method, num_samples, num_paths, num_warmup, num_chains, num_islands, progress_bar)
+
+
+def checked_data(simulator: Simulator, y: Any, *, may_lack: bool) -> CheckedData:
     """The data by site, in the shapes and dtypes of the simulations, and booleans of what is seen.
 
     Args:

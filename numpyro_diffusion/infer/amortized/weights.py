@@ -33,14 +33,24 @@ from ...estimates.importance import log_path_ratio, log_trajectory_weight
 from ...model.simulator import Simulator
 from .parts import Bound, split_by_site, told
 
-__all__ = ["Data", "draw_noise", "draw_values", "estimate_log_prob", "log_weight_of_noise", "weighted_values"]
+__all__ = [
+    "Data",
+    "data_set",
+    "draw_noise",
+    "draw_values",
+    "draw_values_of_each",
+    "estimate_log_prob",
+    "log_weight_of_noise",
+    "weighted_values",
+    "weighted_values_of_each",
+]
 
 _DRAWS_AT_ONCE = 500
 Values = dict[str, Array]
 
 
 class Data(NamedTuple):
-    """A data set.
+    """A data set; several have one more axis in front.
 
     Attributes:
         values: by site.
@@ -54,14 +64,18 @@ class Data(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 def draw_values(simulator: Simulator, bounds: tuple[Bound, ...], keys: Array) -> Values:
     """Values by site, as many as keys."""
+    return _in_batches(partial(_draw, simulator, bounds), keys, _DRAWS_AT_ONCE)
 
-    def draw(key: Array) -> Values:
-        walk = _Walk(bounds)
-        for index, bound in enumerate(bounds):
-            walk.add(bound, bound.chain(walk.before).sample_last(jax.random.fold_in(key, index)))
-        return simulator.values_and_log_volume(walk.coordinates)[0]
 
-    return _in_batches(draw, keys, _DRAWS_AT_ONCE)
+@partial(jax.jit, static_argnums=0)
+def draw_values_of_each(simulator: Simulator, bounds: tuple[Bound, ...], keys: Array) -> Values:
+    """Values by site for each of n data sets, which lead in what is bound and in the keys; shape (n, keys, ...)."""
+
+    def draw(row: tuple[Array, Array]) -> Values:
+        index, key = row
+        return _draw(simulator, tuple(bound.at(index) for bound in bounds), key)
+
+    return _of_each(draw, keys, _DRAWS_AT_ONCE)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -69,23 +83,28 @@ def weighted_values(
     simulator: Simulator, bounds: tuple[Bound, ...], y: Data, keys: Array, num_paths: int
 ) -> tuple[Values, Array]:
     """Values by site and log w, as many as keys; K = ``num_paths`` for each."""
+    weigh = partial(_weigh, simulator, bounds, y, num_paths=num_paths)
+    return _in_batches(weigh, keys, max(1, _DRAWS_AT_ONCE // num_paths))
 
-    def draw(key: Array) -> tuple[Values, Array]:
-        walk = _Walk(bounds)
-        for index, bound in enumerate(bounds):
-            part_key = jax.random.fold_in(key, index)
-            chain = bound.chain(walk.before)
-            if chain.kernel.is_discrete:
-                path = chain.sample(part_key)
-            else:
-                path = chain.path_from_noise(draw_noise(part_key, chain))
-            walk.add(bound, path[0])
-            walk.log_ratio += _log_ratio(jax.random.fold_in(part_key, 1), chain, path, num_paths)
-        values, log_volume = simulator.values_and_log_volume(walk.coordinates)
-        log_weight = simulator.log_joint(values, *y) + log_volume + walk.log_volume - walk.log_ratio
-        return values, log_weight
 
-    return _in_batches(draw, keys, max(1, _DRAWS_AT_ONCE // num_paths))
+@partial(jax.jit, static_argnums=(0, 4))
+def weighted_values_of_each(
+    simulator: Simulator, bounds: tuple[Bound, ...], y: Data, keys: Array, num_paths: int
+) -> tuple[Values, Array]:
+    """Values by site and log w for each of n data sets, which lead in what is bound, in y and in the keys."""
+
+    def weigh(row: tuple[Array, Array]) -> tuple[Values, Array]:
+        index, key = row
+        bound, data = data_set(bounds, y, index)
+        return _weigh(simulator, bound, data, key, num_paths=num_paths)
+
+    return _of_each(weigh, keys, max(1, _DRAWS_AT_ONCE // num_paths))
+
+
+@jax.jit
+def data_set(bounds: tuple[Bound, ...], y: Data, index: Array) -> tuple[tuple[Bound, ...], Data]:
+    """One of several data sets."""
+    return tuple(bound.at(index) for bound in bounds), jax.tree.map(lambda leaf: leaf[index], y)
 
 
 def draw_noise(key: Array, chain: ReverseChain) -> Array:
@@ -93,6 +112,7 @@ def draw_noise(key: Array, chain: ReverseChain) -> Array:
     return jax.random.normal(key, chain.event_shape)
 
 
+@partial(jax.jit, static_argnums=0)  # engines look at a model many times: it is traced once
 def log_weight_of_noise(simulator: Simulator, bound: Bound, y: Data, noise: Array) -> tuple[Values, Array]:
     """Values by site and log w(z), for a posterior of one part, of real numbers."""
     walk = _Walk((bound,))
@@ -127,6 +147,39 @@ def estimate_log_prob(
         return jnp.where(jnp.stack(is_inside).all(), total, -jnp.inf)
 
     return _in_batches(lambda both: of_one(*both), (values, keys), _DRAWS_AT_ONCE)
+
+
+def _draw(simulator: Simulator, bounds: tuple[Bound, ...], key: Array) -> Values:
+    walk = _Walk(bounds)
+    for index, bound in enumerate(bounds):
+        walk.add(bound, bound.chain(walk.before).sample_last(jax.random.fold_in(key, index)))
+    return simulator.values_and_log_volume(walk.coordinates)[0]
+
+
+def _weigh(
+    simulator: Simulator, bounds: tuple[Bound, ...], y: Data, key: Array, *, num_paths: int
+) -> tuple[Values, Array]:
+    walk = _Walk(bounds)
+    for index, bound in enumerate(bounds):
+        part_key = jax.random.fold_in(key, index)
+        chain = bound.chain(walk.before)
+        if chain.kernel.is_discrete:
+            path = chain.sample(part_key)
+        else:
+            path = chain.path_from_noise(draw_noise(part_key, chain))
+        walk.add(bound, path[0])
+        walk.log_ratio += _log_ratio(jax.random.fold_in(part_key, 1), chain, path, num_paths)
+    values, log_volume = simulator.values_and_log_volume(walk.coordinates)
+    log_weight = simulator.log_joint(values, *y) + log_volume + walk.log_volume - walk.log_ratio
+    return values, log_weight
+
+
+def _of_each(function: Callable[[Any], PyTree], keys: Array, size: int) -> PyTree:
+    """A function of a data set's number and a key, for keys with both in front, so many at once."""
+    num_sets, num_draws = keys.shape[:2]
+    rows = jnp.repeat(jnp.arange(num_sets), num_draws), keys.reshape((-1, *keys.shape[2:]))
+    found = _in_batches(function, rows, size)
+    return jax.tree.map(lambda leaf: leaf.reshape((num_sets, num_draws, *leaf.shape[1:])), found)
 
 
 def _in_batches(function: Callable[[Any], PyTree], rows: PyTree, size: int) -> PyTree:
