@@ -93,6 +93,7 @@ def learned(task: Task, name: str, budget: str, seed: int, networks: Path | None
     is_online = budget == "online"
     count = 30_000 if is_online else int(budget)
     amortized.fit(jax.random.key(seed), count, online=is_online, progress_bar=False)
+    print(f"{name} {budget} {seed}: {len(amortized.fit_result.losses)} steps in {amortized.seconds:.0f} s", flush=True)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         amortized.save(path)
@@ -133,7 +134,7 @@ def run(task: Task, name: str, budget: str, seed: int, networks: Path | None) ->
             row["log_evidence_error_of_truth"] = error
             row["log_evidence_error"] = corrected.log_evidence_error
             difference = corrected.log_evidence - truth
-            row["log_evidence_in_errors"] = abs(difference) / np.hypot(error, corrected.log_evidence_error)
+            row["log_evidence_in_errors"] = float(abs(difference) / np.hypot(error, corrected.log_evidence_error))
         print(name, budget, seed, index + 1, {key: round(value, 3) for key, value in row.items()}, flush=True)
         for key, value in row.items():
             columns.setdefault(key, []).append(value)
