@@ -88,15 +88,16 @@ def learned(task: Task, name: str, budget: str, seed: int, networks: Path | None
     """(a trained posterior, seconds), from a file if ``networks`` has it."""
     path = networks / f"{name}.{budget}.{seed}" if networks else None
     if path and path.exists():
-        return AmortizedPosterior.load(path, task.model), float(path.with_suffix(".seconds").read_text())
+        return AmortizedPosterior.load(path, task.model), float(path.with_name(f"{path.name}.seconds").read_text())
     amortized = AmortizedPosterior(task.model, observed="y")
     is_online = budget == "online"
     count = 30_000 if is_online else int(budget)
     amortized.fit(jax.random.key(seed), count, online=is_online, progress_bar=False)
+    print(f"{name} {budget} {seed}: {len(amortized.fit_result.losses)} steps in {amortized.seconds:.0f} s", flush=True)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         amortized.save(path)
-        path.with_suffix(".seconds").write_text(str(amortized.seconds))
+        path.with_name(f"{path.name}.seconds").write_text(str(amortized.seconds))
     return amortized, float(amortized.seconds or 0.0)
 
 
@@ -117,7 +118,8 @@ def run(task: Task, name: str, budget: str, seed: int, networks: Path | None) ->
             corrected = posterior.correct(key_correct, "importance", num_samples=NUM_WEIGHTED)
             weights = corrected.importance
             if weights.pareto_k > TRUSTED:  # what method="auto" does, with as many draws as the test takes
-                corrected = posterior.correct(key_correct, "hmc", num_samples=NUM_DRAWS, progress_bar=False)
+                settings = {"num_samples": NUM_DRAWS, "num_chains": 100, "num_warmup": 200, "progress_bar": False}
+                corrected = posterior.correct(key_correct, "hmc", **settings)
         row["correct_seconds"] = time.perf_counter() - began
         row["is_hmc"] = float(corrected.method == "hmc")
         row["pareto_k"] = weights.pareto_k
@@ -132,7 +134,7 @@ def run(task: Task, name: str, budget: str, seed: int, networks: Path | None) ->
             row["log_evidence_error_of_truth"] = error
             row["log_evidence_error"] = corrected.log_evidence_error
             difference = corrected.log_evidence - truth
-            row["log_evidence_in_errors"] = abs(difference) / np.hypot(error, corrected.log_evidence_error)
+            row["log_evidence_in_errors"] = float(abs(difference) / np.hypot(error, corrected.log_evidence_error))
         print(name, budget, seed, index + 1, {key: round(value, 3) for key, value in row.items()}, flush=True)
         for key, value in row.items():
             columns.setdefault(key, []).append(value)

@@ -85,13 +85,13 @@ class Amortized(abc.ABC):
         *,
         simulations: Mapping[str, Any] | None = None,
         online: bool = False,
-        max_steps: int = 10_000,
+        max_steps: int = 30_000,
         batch_size: int = 256,
         optimizer: Any = None,
         ema_decay: float = 0.995,
         validation: float = 0.1,
         every: int = 200,
-        patience: int | None = 15,
+        patience: int | None = 30,
         progress_bar: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1000,
@@ -106,7 +106,7 @@ class Amortized(abc.ABC):
                 in front, as of ``numpyro.infer.Predictive``.
             online: simulate anew for every batch: the first ``num_simulations`` make the coordinates and stop the
                 training, and no network memorises what it sees once.
-            max_steps: of training.
+            max_steps: of training, at most; minutes for a few unknowns on two cores.
             batch_size: rows in a batch.
             optimizer: an optax optimiser; by default Adam whose rate falls from 1e-3 to 0 along a cosine, gradients
                 clipped.
