@@ -217,6 +217,7 @@ ROWS = {
             ),
             digits=1,
         ),
+        Row("the same, 2x2 block means with noise .1", ("digits_blocks_ess_per_1000",), digits=1),
         Row(
             "784 pixels, `DiffusionHMC` as it comes, likewise: a Gaussian with a power law for spectrum, noise .3; "
             "MNIST, the lower half unseen (100 draws of each chain)",

@@ -32,10 +32,10 @@ import numpyro_diffusion as nd
 PIXELS = 64
 SHOWN = [0, 7, 21, 40]  # held-out digits
 BLOCKS = np.kron(np.eye(4), np.kron(np.ones((1, 2)), np.kron(np.eye(4), np.full((1, 2), 0.25)))).astype(np.float32)
-QUESTIONS = {  # the lens, a matrix of what is seen by pixels, and the noise
-    "denoise": (np.eye(PIXELS, dtype=np.float32), 1.0),
-    "inpaint": (np.eye(PIXELS, dtype=np.float32)[:32], 0.5),
-    "zoom": (BLOCKS, 0.1),
+QUESTIONS = {  # the lens, a matrix of what is seen by pixels; the noise; how far DPS moves
+    "denoise": (np.eye(PIXELS, dtype=np.float32), 1.0, 0.5),
+    "inpaint": (np.eye(PIXELS, dtype=np.float32)[:32], 0.5, 0.5),
+    "zoom": (BLOCKS, 0.1, 0.1),
 }
 
 
@@ -88,7 +88,7 @@ def engine(num_samples: int, progress_bar: bool) -> MCMC:
     return MCMC(nd.infer.DiffusionHMC(model), num_chains=4, chain_method="vectorized", **settings)
 
 
-# %% [markdown] Guidance, for comparison, told how strong the noise was. Some of its pictures run away to infinity.
+# %% [markdown] Guidance, for comparison, told how strong the noise was; at twice the strength some pictures run away.
 
 
 # %%
@@ -97,9 +97,9 @@ def log_r(y, lens, sigma, x):
 
 
 @partial(jax.jit, static_argnames="num_draws")
-def guided(prior, y, lens, sigma, num_draws: int = 200) -> jax.Array:
+def guided(prior, y, lens, sigma, strength, num_draws: int = 200) -> jax.Array:
     def one(key, y):
-        tilt = nd.ReconstructionGuidance(jax.tree_util.Partial(log_r, y, lens, sigma), strength=0.5)
+        tilt = nd.ReconstructionGuidance(jax.tree_util.Partial(log_r, y, lens, sigma), strength=strength)
         return nd.TiltedChain(prior.chain, tilt).sample_last(key, (num_draws,))
 
     return jax.vmap(one, out_axes=1)(jax.random.split(jax.random.key(4), len(y)), y)
@@ -124,7 +124,7 @@ def summary(name: str, draws: np.ndarray, truth: jax.Array, y: jax.Array, lens: 
 def shown(y: jax.Array, lens: np.ndarray) -> np.ndarray:
     """What was seen as a picture: each pixel by what sees it, light where nothing does."""
     weights = lens.sum(0)
-    return np.where(weights > 0, (np.asarray(y) @ lens) / np.where(weights > 0, (lens**2).sum(0), 1), -1.0)
+    return np.where(weights > 0, (np.asarray(y) @ lens) / np.where(weights > 0, weights, 1), -1.0)
 
 
 def show(rows: list[list[np.ndarray]], titles: list[str], path: Path) -> None:
@@ -152,12 +152,12 @@ def main(output: Path, svi_steps: int = 3000, num_samples: int = 200, progress_b
     rows = []
     titles = ["truth", "seen", "mean", "draw", "draw", "sd", "DPS mean", "DPS draw", "sd, DPS"]
     mcmc = engine(num_samples, progress_bar)
-    for question, (lens, noise) in QUESTIONS.items():
+    for question, (lens, noise, strength) in QUESTIONS.items():
         mcmc = engine(num_samples, progress_bar)
         y = truth @ lens.T + noise * jax.random.normal(jax.random.key(2), (len(truth), len(lens)))
         mcmc.run(jax.random.key(3), prior, y, lens)
         draws, sigma = (np.asarray(mcmc.get_samples()[name]) for name in ("x", "sigma"))
-        other = np.asarray(guided(prior, y, lens, noise, num_samples))
+        other = np.asarray(guided(prior, y, lens, noise, strength, num_samples))
         r_hat = split_gelman_rubin(np.asarray(mcmc.get_samples(group_by_chain=True)["x"]))
         share = summary(question, draws, truth, y, lens, noise)
         print(f"{'':13} noise {sigma.mean():.2f} +- {sigma.std():.2f}, in truth {noise}; R-hat {np.median(r_hat):.2f}")
