@@ -21,6 +21,6 @@ if __name__ == "__main__":
     prior = swiss_roll.main(output)
     print("\n2. Use it as the prior of a point that is seen in part, with noise of unknown size (DiffusionGibbs)")
     prior_in_a_model.main(output, prior)
-    print("\n3. The same with pictures: digits under noise of unknown strength, whole and by half")
+    print("\n3. The same with pictures: digits under noise of unknown strength, whole, by half and coarse")
     digits.main(output)
     print(f"\nDone in {time.perf_counter() - start:.0f} s. The pictures are in {output.resolve()}")

@@ -84,7 +84,7 @@ def model(prior, y, lens):
 
 
 def engine(num_samples: int, progress_bar: bool) -> MCMC:
-    settings = {"num_warmup": num_samples // 2, "num_samples": num_samples, "progress_bar": progress_bar}
+    settings = {"num_warmup": num_samples, "num_samples": num_samples, "progress_bar": progress_bar}
     return MCMC(nd.infer.DiffusionHMC(model), num_chains=4, chain_method="vectorized", **settings)
 
 
@@ -141,7 +141,7 @@ def show(rows: list[list[np.ndarray]], titles: list[str], path: Path) -> None:
     print(f"{path}")
 
 
-def main(output: Path, svi_steps: int = 3000, num_samples: int = 200, progress_bar: bool = True) -> None:
+def main(output: Path, svi_steps: int = 3000, num_samples: int = 100, progress_bar: bool = True) -> None:
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     prior, held_out = learn(svi_steps, progress_bar)
@@ -177,5 +177,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Posteriors of pictures: denoise, inpaint, zoom, find the noise.")
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     parser.add_argument("--svi-steps", type=int, default=3000)
-    parser.add_argument("--num-samples", type=int, default=200, help="posterior draws of each chain and question")
+    parser.add_argument("--num-samples", type=int, default=100, help="posterior draws of each chain and question")
     main(**vars(parser.parse_args()))
