@@ -260,6 +260,57 @@ ROWS = {
             digits=3,
         ),
     ),
+    "Amortised posteriors: public tasks of sbibm, 30,000 simulations, ten observations (two moons; Gaussian mixture; "
+    "linear Gaussian, d = 10)": (
+        Row(
+            "share that a classifier tells from 10,000 reference draws (C2ST, .5 at best): as the network draws",
+            (
+                "sbi_two_moons_30000_c2st",
+                "sbi_gaussian_mixture_30000_c2st",
+                "sbi_gaussian_linear_30000_c2st",
+            ),
+            digits=3,
+        ),
+        Row(
+            "the same, corrected by weights on paths",
+            (
+                "sbi_two_moons_30000_c2st_corrected",
+                "sbi_gaussian_mixture_30000_c2st_corrected",
+                "sbi_gaussian_linear_30000_c2st_corrected",
+            ),
+            digits=3,
+        ),
+        Row(
+            "effective size of these weights over draws, median",
+            (
+                "sbi_two_moons_30000_efficiency",
+                "sbi_gaussian_mixture_30000_efficiency",
+                "sbi_gaussian_linear_30000_efficiency",
+            ),
+        ),
+        Row(
+            "seconds of 10,000 draws, beside other work",
+            (
+                "sbi_two_moons_30000_draw_seconds",
+                "sbi_gaussian_mixture_30000_draw_seconds",
+                "sbi_gaussian_linear_30000_draw_seconds",
+            ),
+            digits=1,
+        ),
+        Row(
+            "log evidence of the linear Gaussian, largest error in standard errors; largest standard error, nats",
+            ("sbi_gaussian_linear_30000_log_evidence_in_errors", "sbi_gaussian_linear_30000_log_evidence_error"),
+            digits=4,
+        ),
+        Row(
+            "calibration by 300 simulated data sets, corrected: least p-value of all unknowns times their number",
+            (
+                "sbi_two_moons_30000_sbc_p_corrected",
+                "sbi_gaussian_mixture_30000_sbc_p_corrected",
+                "sbi_gaussian_linear_30000_sbc_p_corrected",
+            ),
+        ),
+    ),
     "Speed and memory, over the baseline": (
         Row("SVI step on `Diffusion`", ("svi_step_ratio",), "seconds, hand-written JAX and optax"),
         Row(
