@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import block
 
-from .._checks import expected
+from .._checks import expected, first_index
 from .._typing import Array
 from ..chains import ReverseChain
 from ..model.observations import check_observed
@@ -125,6 +125,10 @@ def _data(model: Callable, args: tuple, kwargs: dict) -> Iterator[Finding]:
         cure = "Pass obs= at a sample site: without data the posterior is the prior."
         yield Finding("data", None, "no numbers are observed", cure)
     for name, (value, seen) in observed.items():
+        if np.issubdtype(value.dtype, np.floating) and (bad := seen & np.isinf(value)).any():
+            told = f"of site {name!r}: infinite at index {first_index(bad)}, {int(bad.sum())} of {value.size}"
+            yield Finding("data", False, told, "Mend the file, or mask what was not measured.")
+            continue
         hidden = f", {int((~seen).sum())} of them hidden by a mask" if not seen.all() else ""
         yield Finding("data", True, f"of site {name!r}: {value.size} numbers, shape {value.shape}{hidden}")
 

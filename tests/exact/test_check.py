@@ -107,6 +107,21 @@ def test_missing_number_ends_the_list_with_its_index():
     assert "NaN at index (1,)" in repr(found)
 
 
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_infinite_number_among_many_is_named_unless_it_is_hidden(is_hidden):
+    prior = gaussian(8)
+    y = np.zeros(8)
+    y[5] = np.inf
+
+    def model(y):
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(x, 1.0).mask(jnp.isfinite(y) | (not is_hidden)).to_event(1), obs=y)
+
+    found = check(model, y)
+    assert ("infinite at index (5,), 1 of 8" in repr(found)) is not is_hidden
+    assert ("data" in failed(found)) is not is_hidden
+
+
 def test_model_that_does_not_run_is_told_with_its_error():
     def model(y):
         raise KeyError("no such column")
