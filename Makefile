@@ -13,10 +13,12 @@ endif
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: help demo test test-slow test-lowest calibration lint types docs bench clean
+.PHONY: help setup demo test test-slow test-lowest calibration lint types docs bench release clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMPS)/test  ## an environment with all that the tests need
 
 demo: $(STAMPS)/examples  ## learn a swiss roll and digits, use them as priors, draw the posteriors (under five minutes)
 	$(BIN)/python examples/demo.py --output demo_output
@@ -59,6 +61,9 @@ bench: $(STAMPS)/test  ## all benchmarks, into benchmarks/results (more than an 
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/image_posteriors.py
 	$(BIN)/python benchmarks/texture_inpainting.py
+
+release: $(STAMPS)/test  ## sdist and wheel in dist/, tried in a clean environment
+	$(BIN)/python tools/try_release.py
 
 clean:  ## remove the environments and what was built
 	rm -rf .venv .venv-* build dist *.egg-info docs/_build demo_output
