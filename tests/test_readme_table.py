@@ -1,4 +1,4 @@
-"""The README's table of figures is that of the records, with their limits, and leaves no miss out."""
+"""The tables of figures are those of the records, with their limits, and leave no miss out."""
 
 import re
 import subprocess
@@ -15,22 +15,35 @@ def records(value, limit, baseline=None):
     return {"file/a": entry}, [{"date": "2026-01-01", "machine": {"cores": 2, "cpu": "AMD"}}]
 
 
-def test_the_readme_has_the_table_of_the_records():
-    readme = (figures.ROOT / "README.md").read_text()
-    assert figures.with_table(readme, figures.table(*figures.load(), figures.ROWS)) == readme
+@pytest.mark.parametrize("name", ["README.md", "docs/figures.md"])
+def test_a_page_has_the_table_of_the_records(name):
+    page = (figures.ROOT / name).read_text()
+    assert figures.with_table(page, figures.tables()[name]) == page
 
 
-def test_check_exits_with_1_where_the_readme_differs(tmp_path, monkeypatch, capsys):
-    readme = (figures.ROOT / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "docs/figures.md"])
+def test_check_exits_with_1_where_a_page_differs(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    pages = {each: (figures.ROOT / each).read_text() for each in figures.tables()}
     added = f"| a figure without a record | 9 | |\n{figures.END}"
-    (tmp_path / "README.md").write_text(readme.replace(figures.END, added))
+    for each, text in pages.items():
+        (tmp_path / each).write_text(text.replace(figures.END, added) if each == name else text)
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     check, write = (figures.argparse.Namespace(check=check) for check in (True, False))
     assert figures.main(check) == 1
-    assert "run python benchmarks/readme_table.py" in capsys.readouterr().out
+    assert (
+        f"{name} have another table than the records: run python benchmarks/readme_table.py" in capsys.readouterr().out
+    )
     assert figures.main(write) == 0
     assert figures.main(check) == 0
-    assert (tmp_path / "README.md").read_text() == readme
+    assert (tmp_path / name).read_text() == pages[name]
+
+
+def test_the_readme_counts_the_limits_and_the_misses():
+    entries = [{"limit": limit, "value": 2.0} for limit in ("<= 1", "<= 3", ">= 1", "")]
+    found = figures.count(dict(enumerate(entries)))
+    assert found.startswith("Of 3 figures with a limit 2 reach it.")
+    assert found.endswith("with the 1 that do not.")
 
 
 def test_it_runs_as_a_script():
@@ -46,7 +59,7 @@ def test_values_come_with_limit_and_baseline_and_misses_are_marked(value, shown)
 
 def test_a_miss_in_no_row_and_a_row_of_no_record_are_refused():
     with pytest.raises(LookupError, match=r"misses its limit; got none for \['file/a'\]"):
-        figures.table(*records(2.0, "<= 1"), {})
+        figures.check_misses(records(2.0, "<= 1")[0], {})
     with pytest.raises(LookupError, match=r"Expected one record 'b' .* got \[\]"):
         figures.table(*records(2.0, ""), {"group": (figures.Row("words", ("b",)),)})
 

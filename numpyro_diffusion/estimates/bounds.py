@@ -93,6 +93,11 @@ def paper_bound(rng_key: jax.Array, chain: ReverseChain, x_0: Array) -> Array:
     they cancel for data of zero mean and unit variance (Gaussian), or with mean equal to the rate (binomial).
     Elsewhere it is no bound: use :class:`AllSteps`.
 
+    Args:
+        rng_key: of the draws of x^t.
+        chain: the reverse chain, from T to 0.
+        x_0: data, shape (batch..., event...).
+
     Returns:
         Shape (batch...), nats, with one draw of x^t a step.
 

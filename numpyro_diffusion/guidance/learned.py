@@ -28,7 +28,14 @@ __all__ = ["LearnedGuidance", "StepCorrection"]
 
 
 class StepCorrection(NamedTuple):
-    """What the guide learns of the steps, each of shape (batch..., T, event...); index t - 1 belongs to step t."""
+    """What the guide learns of the steps, each of shape (batch..., T, event...); index t - 1 belongs to step t.
+
+    Attributes:
+        gain: factor of the step's own mean in the noise's mean.
+        inflation: factor of the variance that the step does not owe to the bridge.
+        shift: added to the noise's mean, in units of the step's standard deviation.
+        scale: factor of the noise's standard deviation, > 0.
+    """
 
     gain: Array
     inflation: Array
