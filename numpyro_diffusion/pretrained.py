@@ -30,6 +30,7 @@ References: Song et al. 2021, Section 3.4; Karras et al. 2022, Table 1; Ho et al
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -113,9 +114,10 @@ class _FromZero:
 def from_denoiser(
     network: TransitionFunction,
     params: PyTree,
-    sigmas: ArrayLike,
+    sigmas: ArrayLike | Sequence[float],
     *,
     event_shape: Shape,
+    context: ArrayLike | None = None,
     context_shape: Shape | None = None,
     output: Exploding = "x0",
     variance: Fixed = "upper",
@@ -130,7 +132,8 @@ def from_denoiser(
         sigmas: sigma_1..sigma_T, rising, shape (T,): the steps of the chain. Take sigma_T at 10 times the data's scale
             or more, sigma_1 as the finest scale that matters.
         event_shape: the shape of one x.
-        context_shape: the shape of one context, for a conditional network.
+        context: of a conditional network: shape (batch..., context...), as for a :class:`~numpyro_diffusion.Diffusion`.
+        context_shape: the shape of one context.
         output: what the network returns: ``"x0"``, a denoiser; ``"noise"``; or ``"score"``.
         variance: the reverse variance, see :class:`~numpyro_diffusion.GaussianKernel`.
         data_scale: the data's standard deviation per coordinate, > 0; enters ``"upper"``. EDM's ``sigma_data``.
@@ -154,7 +157,7 @@ def from_denoiser(
     table = np.concatenate([[0.0], np.asarray(sigmas, np.float64)])
     function = _Exploding(network, output, len(event_shape))
     transition = Transition(function, params, event_shape, context_shape, {"sigmas": table})
-    return _diffusion(schedule, transition, output, variance, data_scale)
+    return _diffusion(schedule, transition, context, output, variance, data_scale)
 
 
 def from_ddpm(
@@ -163,6 +166,7 @@ def from_ddpm(
     schedule: Schedule,
     *,
     event_shape: Shape,
+    context: ArrayLike | None = None,
     context_shape: Shape | None = None,
     output: Preserving = "noise",
     variance: Fixed = "upper",
@@ -180,7 +184,8 @@ def from_ddpm(
         params: its parameters.
         schedule: b_1..b_T of its training.
         event_shape: the shape of one x.
-        context_shape: the shape of one context, for a conditional network.
+        context: of a conditional network: shape (batch..., context...), as for a :class:`~numpyro_diffusion.Diffusion`.
+        context_shape: the shape of one context.
         output: what the network returns: ``"noise"``, ``"x0"``, ``"v"`` or ``"score"``.
         variance: the reverse variance; DDPM's two choices are ``"upper"`` (b_t, with ``data_scale`` 1) and ``"lower"``.
         data_scale: the data's standard deviation per coordinate, > 0; enters ``"upper"``.
@@ -193,16 +198,21 @@ def from_ddpm(
     """
     check_choice("output", output, Preserving)
     transition = Transition(_FromZero(network, len(event_shape)), params, event_shape, context_shape)
-    return _diffusion(schedule, transition, output, variance, data_scale)
+    return _diffusion(schedule, transition, context, output, variance, data_scale)
 
 
 def _diffusion(
-    schedule: Schedule, transition: Transition, output: Preserving, variance: Fixed, data_scale: float
+    schedule: Schedule,
+    transition: Transition,
+    context: ArrayLike | None,
+    output: Preserving,
+    variance: Fixed,
+    data_scale: float,
 ) -> Diffusion:
     check_choice("variance", variance, Fixed)
     kernel = GaussianKernel(schedule, parameterization=output, variance=variance, data_scale=data_scale)
     check_call(kernel, transition, "a network", _CURE)
-    return Diffusion(kernel, transition)
+    return Diffusion(kernel, transition, context=context)
 
 
 def _on_one_axis(network: Any, event_dim: int, params: PyTree, x: Array, level: Array, context: Array | None) -> Array:
