@@ -266,7 +266,7 @@ def test_a_pytorch_network_draws_what_it_was_trained_on():
         ([1.0, 1.0], r"got sigma_2 = 1\.0, after sigma_1 = 1\.0"),
         ([1.0, np.inf], r"got sigma_2 = inf"),
         ([1.0, np.nan, 2.0], r"got sigma_2 = nan"),
-        ([[1.0]], r"of shape \(T,\) with T >= 1; got shape \(1, 1\)"),
+        (np.ones((1, 1)), r"of shape \(T,\) with T >= 1; got shape \(1, 1\)"),
         ([], r"of shape \(T,\) with T >= 1; got shape \(0,\)"),
     ],
 )
