@@ -156,6 +156,11 @@ def eqx_network(module: Any, *, event_dim: int = 1) -> tuple[Any, PyTree]:
         ImportError: without Equinox.
         TypeError: for what is no module of Equinox, for one with an ``eqx.nn.State``, or for one whose settings
             cannot be compared.
+
+    >>> import equinox as eqx
+    >>> function, params = eqx_network(eqx.nn.Linear(2, 2, key=jax.random.key(0)))
+    >>> sorted(params)
+    ['bias', 'weight']
     """
     eqx = _imported("equinox")
     if not isinstance(module, eqx.Module):
