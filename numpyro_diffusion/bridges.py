@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 
-from ._checks import expected
+from ._checks import check_shape, expected
 from ._typing import Array, PyTree, Shape
 from .kernels import Kernel
 from .transition import Transition, check_call, example_inputs
@@ -261,7 +261,7 @@ def eqx_module(
         TypeError, ValueError: if the module cannot be called so, has an ``eqx.nn.State``, or returns the wrong
             structure, shape or dtype.
     """
-    event_dim = len(event_shape)
+    event_dim = len(check_shape("event_shape", event_shape, "It is the shape of one data point."))
     function, params = eqx_network(module, event_dim=event_dim)
     transition = _transition(function, params, event_shape, context_shape)
     check_call(kernel, transition, "a module of equinox", _EQX_CURE)

@@ -36,7 +36,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_choice, expected
+from ._checks import check_choice, check_shape, expected
 from ._typing import Array, ArrayLike, PyTree, Shape, TransitionFunction
 from .diffusion import Diffusion
 from .kernels import GaussianKernel
@@ -155,7 +155,7 @@ def from_denoiser(
     check_choice("output", output, Exploding)
     schedule = from_sigmas(sigmas)
     table = np.concatenate([[0.0], np.asarray(sigmas, np.float64)])
-    function = _Exploding(network, output, len(event_shape))
+    function = _Exploding(network, output, _event_dim(event_shape))
     transition = Transition(function, params, event_shape, context_shape, {"sigmas": table})
     return _diffusion(schedule, transition, context, output, variance, data_scale)
 
@@ -197,7 +197,7 @@ def from_ddpm(
         TypeError, ValueError: if the network cannot be called so, or returns the wrong shape or dtype.
     """
     check_choice("output", output, Preserving)
-    transition = Transition(_FromZero(network, len(event_shape)), params, event_shape, context_shape)
+    transition = Transition(_FromZero(network, _event_dim(event_shape)), params, event_shape, context_shape)
     return _diffusion(schedule, transition, context, output, variance, data_scale)
 
 
@@ -213,6 +213,10 @@ def _diffusion(
     kernel = GaussianKernel(schedule, parameterization=output, variance=variance, data_scale=data_scale)
     check_call(kernel, transition, "a network", _CURE)
     return Diffusion(kernel, transition, context=context)
+
+
+def _event_dim(event_shape: Shape) -> int:
+    return len(check_shape("event_shape", event_shape, "It is the shape of one data point."))
 
 
 def _on_one_axis(network: Any, event_dim: int, params: PyTree, x: Array, level: Array, context: Array | None) -> Array:

@@ -353,6 +353,12 @@ def test_a_wrong_output_is_refused(bridge, module):
         bridge("net", module(lambda x: x @ jnp.ones((3, 2))), **SHAPE)
 
 
+@either
+def test_an_empty_event_is_refused(library):
+    with pytest.raises(ValueError, match=r"Expected event_shape to be a tuple of positive integers; got \(0,\)"):
+        BRIDGES[library]("net", MODULES[library](), kernel=KERNEL, event_shape=(0,))
+
+
 def test_a_module_of_another_library_is_refused():
     with pytest.raises(TypeError, match=r"Expected a module of flax\.nnx; got a EqxNetwork.*eqx_module"):
         nd.nnx_module("net", EqxNetwork(), **SHAPE)
