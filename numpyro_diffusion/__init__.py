@@ -7,7 +7,8 @@ pictures) when it is first asked for, which keeps the import short.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import analytic, infer, networks, schedules, transforms
+from . import analytic, bridges, infer, networks, pretrained, schedules, transforms
+from .bridges import eqx_module, nnx_module
 from .chains import ForwardChain, ReverseChain
 from .diffusion import Diffusion
 from .estimates import AllSteps, AsDensity, ImportanceWeighted, RandomStep, paper_bound
@@ -45,7 +46,9 @@ __all__ = [
     "Transition",
     "Validation",
     "analytic",
+    "bridges",
     "datasets",
+    "eqx_module",
     "evaluation",
     "fit",
     "haiku_module",
@@ -55,8 +58,10 @@ __all__ = [
     "learning",
     "load",
     "networks",
+    "nnx_module",
     "paper_bound",
     "plots",
+    "pretrained",
     "random_haiku_module",
     "save",
     "schedules",

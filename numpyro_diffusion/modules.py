@@ -25,7 +25,7 @@ from ._checks import expected
 from ._compat.numpyro import mutable
 from ._typing import Array, ArrayLike, PyTree, Shape
 from .kernels import Kernel
-from .transition import Transition, check_output
+from .transition import Transition, call_refused, check_output, example_inputs
 
 __all__ = ["HaikuFunction", "haiku_module", "learned_schedule", "random_haiku_module", "update_state"]
 
@@ -209,28 +209,16 @@ def _inspect(
 ) -> tuple[HaikuFunction, tuple[Array, Array, Array | None], tuple[PyTree, PyTree]]:
     """The network as a function, inputs to initialise it, and the shapes of its parameters and state."""
     function = HaikuFunction(network)
-    prototype = Transition(function, None, event_shape, context_shape)  # checks the shapes
-    context = None if context_shape is None else jnp.zeros((1, *context_shape))
-    x_t = kernel.encode(kernel.stationary((1, *prototype.event_shape)).sample(jax.random.key(0)))
-    example = (x_t, jnp.ones((1,), int), context)
+    example = example_inputs(kernel, Transition(function, None, event_shape, context_shape))  # checks the shapes
     try:
         shapes = jax.eval_shape(lambda key: function.init(key, *example, **init_kwargs), jax.random.key(0))
         output = jax.eval_shape(lambda params, state: function((params, state), *example), *shapes)
     except (TypeError, ValueError) as error:
-        inputs = ", ".join(
-            f"{label} of shape {jnp.shape(value)}"
-            for label, value in zip(("x_t", "t", "context"), example, strict=True)
-            if value is not None
+        cure = (
+            "Write it as network(x_t, t), or network(x_t, t, context) together with context_shape; leave dropout out."
         )
-        raise TypeError(
-            expected(
-                f"a Haiku network that can be called with ({inputs}) and no random key",
-                f"{type(error).__name__}: {error}",
-                "Write it as network(x_t, t), or network(x_t, t, context) together with context_shape; leave dropout "
-                "out.",
-            )
-        ) from error
-    check_output(kernel, output, x_t)
+        raise call_refused("a Haiku network", example, error, cure) from error
+    check_output(kernel, output, example[0])
     return function, example, shapes
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "check_signal_erased",
     "constant_fraction",
     "cosine",
+    "from_sigmas",
     "learned",
     "learned_initial",
     "linear",
@@ -253,7 +254,42 @@ def log_snr(num_steps: int, sigma_min: float = 0.01, sigma_max: float = 100.0) -
                 "They are noise-to-signal ratios of the first and the last step.",
             )
         )
-    sigma = np.geomspace(sigma_max, sigma_min, num_steps)[::-1]
+    return from_sigmas(np.geomspace(sigma_max, sigma_min, num_steps)[::-1])
+
+
+def from_sigmas(sigmas: ArrayLike | Sequence[float]) -> Schedule:
+    """The schedule of given noise-to-signal ratios: abar_t = 1 / (1 + sigma_t^2).
+
+    sigma_t is the noise of x^0 + sigma_t n, the variance-exploding form of the same chain:
+    x^t = sqrt(abar_t) (x^0 + sigma_t n). Of a table of abar, it is sqrt(1 / abar - 1).
+
+    Args:
+        sigmas: sigma_1..sigma_T, concrete, shape (T,), in units of the data, each > 0 and above the one before.
+
+    Raises:
+        ValueError: for a wrong shape, or a table that does not rise from above 0 to a finite number.
+
+    >>> from_sigmas([0.5, 1.0, 2.0]).alpha_bar
+    array([1. , 0.8, 0.5, 0.2])
+
+    References: Song et al. 2021, Section 3.4; Karras et al. 2022, Section 2.
+    """
+    sigma = np.asarray(sigmas, np.float64)
+    if sigma.ndim != 1 or len(sigma) < 1:
+        raise ValueError(
+            expected("sigmas of shape (T,) with T >= 1", f"shape {sigma.shape}", "Pass sigma_1..sigma_T as one vector.")
+        )
+    rises = np.isfinite(sigma) & (np.diff(sigma, prepend=0.0) > 0)
+    if not rises.all():
+        t = int(np.argmin(rises))
+        before = f", after sigma_{t} = {sigma[t - 1]}" if t else ""
+        raise ValueError(
+            expected(
+                "sigmas that rise from above 0 to a finite number",
+                f"sigma_{t + 1} = {sigma[t]}{before}",
+                "Sigma_1 is the smallest noise, not 0; turn a table that falls with sigmas[::-1].",
+            )
+        )
     return _from_log_alpha_bar(np.concatenate([[0.0], -np.log1p(sigma**2)]))
 
 

@@ -20,7 +20,7 @@ from ._pytree import register_pytree
 from ._typing import Array, ArrayLike, PyTree, Shape, TransitionFunction
 from .kernels import Kernel
 
-__all__ = ["Transition", "check_output"]
+__all__ = ["Transition", "call_refused", "check_call", "check_output", "example_inputs"]
 
 
 @register_pytree(data=("params", "state"), static=("function", "event_shape", "context_shape", "levels"))
@@ -97,6 +97,45 @@ class Transition:
         levels = "" if self.levels is None else f", levels={self.levels}"
         shapes = f"event_shape={self.event_shape}, context_shape={self.context_shape}"
         return f"Transition({self.function!r}, {shapes}{levels})"
+
+
+def example_inputs(kernel: Kernel, transition: Transition) -> tuple[Array, Array, Array | None]:
+    """x_t, t and context of a batch of one, as a chain of this kernel calls the transition."""
+    context = None if transition.context_shape is None else jnp.zeros((1, *transition.context_shape))
+    x_t = kernel.encode(kernel.stationary((1, *transition.event_shape)).sample(jax.random.key(0)))
+    return x_t, jnp.ones((1,), int), context
+
+
+def check_call(kernel: Kernel, transition: Transition, wanted: str, cure: str) -> None:
+    """Call a transition on shapes alone, and compare its output with what the kernel needs.
+
+    Args:
+        kernel: whose reverse step the transition serves.
+        transition: with its parameters bound.
+        wanted: what was to be called, for the message.
+        cure: what to do where the call fails.
+
+    Raises:
+        TypeError: if the call fails, or for a wrong structure or dtype of the output.
+        ValueError: for a wrong shape of the output.
+    """
+    example = example_inputs(kernel, transition)
+    try:
+        output = jax.eval_shape(lambda bound: bound(*example), transition)
+    except Exception as error:  # the caller's network may raise anything
+        raise call_refused(wanted, example, error, cure) from error
+    check_output(kernel, output, example[0])
+
+
+def call_refused(wanted: str, example: tuple[Array | None, ...], error: Exception, cure: str) -> TypeError:
+    """The error for a network that cannot be called with ``example``."""
+    inputs = ", ".join(
+        f"{label} of shape {jnp.shape(value)}"
+        for label, value in zip(("x_t", "t", "context"), example, strict=True)
+        if value is not None
+    )
+    got = f"{type(error).__name__}: {error}"
+    return TypeError(expected(f"{wanted} that can be called with ({inputs}) and no random key", got, cure))
 
 
 def check_output(kernel: Kernel, output: PyTree, x_t: Array) -> None:

@@ -11,7 +11,19 @@ import pytest
 import numpyro_diffusion as nd
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("", "analytic", "datasets", "evaluation", "infer", "networks", "plots", "schedules", "transforms")
+MODULES = (
+    "",
+    "analytic",
+    "bridges",
+    "datasets",
+    "evaluation",
+    "infer",
+    "networks",
+    "plots",
+    "pretrained",
+    "schedules",
+    "transforms",
+)
 
 
 def objects():
