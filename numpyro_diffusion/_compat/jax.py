@@ -84,7 +84,9 @@ def num_operations(jaxpr: Any) -> int:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    for leaf in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "jaxpr") or hasattr(value, "eqns")):
+    for leaf in jax.tree.leaves(
+        equation.params, is_leaf=lambda value: hasattr(value, "jaxpr") or hasattr(value, "eqns")
+    ):
         jaxpr = getattr(leaf, "jaxpr", leaf)
         if hasattr(jaxpr, "eqns"):
             yield jaxpr

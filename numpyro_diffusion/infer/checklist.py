@@ -1,4 +1,4 @@
-"""What was found of a model before a run, or of a run, as lines that a person reads and attributes that a program does."""
+"""What was found of a model, or of a run, as lines that a person reads and attributes that a program does."""
 
 import dataclasses
 import textwrap

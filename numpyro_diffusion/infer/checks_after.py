@@ -9,7 +9,7 @@ Of chains, for every number of every site, its noises left out where the diffusi
     divergences         where ``extra_fields`` kept them
     programs            how often ``MCMC`` has compiled its kernel: once for each set of arguments
 
-The first two limits are those of Vehtari et al., for chains that are compared by ranks; here they are compared by values.
+The first two limits are those of Vehtari et al., who compare chains by ranks; here it is by values.
 
 Of a training: whether the loss fell at all, and what a loss below 0 means.
 
@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC
@@ -126,7 +125,9 @@ def _mixing(kept: dict[str, np.ndarray]) -> Iterator[Finding]:
     value = r_hat[name][index]
     means = ", ".join(f"{mean:.3g}" for mean in kept[name].reshape(chains, draws, -1)[:, :, index].mean(1)[:8])
     where = _number(name, index, kept[name].shape[2:])
-    told = f"{value:.3g}, of {where}" + (f"; means of chains there: {means}" if chains > 1 else ", of one chain's halves")
+    told = f"{value:.3g}, of {where}" + (
+        f"; means of chains there: {means}" if chains > 1 else ", of one chain's halves"
+    )
     cure = (
         "Longer chains: num_warmup, num_samples. If their means are of two or more kinds however long they are, "
         "modes lie far apart: TwistedSMC (few coordinates), TemperedSMC, DiffusionGibbs(independence=True)."
@@ -139,7 +140,10 @@ def _mixing(kept: dict[str, np.ndarray]) -> Iterator[Finding]:
         "that infer.check(model, *arguments) recommends."
     )
     yield Finding(
-        "effective size", bool(value >= _LEAST_SIZE * chains), f"{value:.0f} of {chains * draws} draws, of {where}", cure
+        "effective size",
+        bool(value >= _LEAST_SIZE * chains),
+        f"{value:.0f} of {chains * draws} draws, of {where}",
+        cure,
     )
 
 
@@ -154,8 +158,8 @@ def _divergences(mcmc: MCMC) -> Iterator[Finding]:
 def _programs(mcmc: MCMC) -> Iterator[Finding]:
     count = num_compiled(mcmc)
     cure = (
-        "MCMC takes its arguments for constants, and compiles again for new data: MCMC(..., jit_model_args=True) takes "
-        "any data of the same shapes."
+        "MCMC takes its arguments for constants, and compiles again for new data: MCMC(..., jit_model_args=True), "
+        "with its progress bar on, runs data of the same shapes again at once."
     )
     told = f"compiled for {count} sets of arguments" if count > 1 else "compiled once"
     yield Finding("programs", count <= 1, told, cure)

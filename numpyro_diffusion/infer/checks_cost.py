@@ -1,7 +1,7 @@
 """What of a model makes programs that compile for ever, again and again, or need more memory than there is.
 
-The number of operations is that of the traced program, a loop of JAX counted once: what XLA compiles, for which it takes
-about 10 ms an operation on a CPU, gradients included. The U-Net of this package has 500. A Python loop is one copy of
+The number of operations is that of the traced program, a loop of JAX counted once: what XLA compiles, for which it
+takes about 10 ms an operation on a CPU, gradients included. The U-Net of this package has 500. A Python loop is one copy of
 its body for each round.
 
 A transition's function is static: it belongs to a program's name. If two runs of the model make functions that are not
@@ -39,7 +39,9 @@ def program(split: SplitModel, chains: Mapping[str, ReverseChain], again: Mappin
     """
     of_model = num_operations(split.program.given.jaxpr)
     of_steps = {name: num_operations(jax.make_jaxpr(chain.sample_last)(_key()).jaxpr) for name, chain in chains.items()}
-    told = f"{of_model} operations of the model" + "".join(f", {n} of a draw of {name!r}" for name, n in of_steps.items())
+    told = f"{of_model} operations of the model" + "".join(
+        f", {n} of a draw of {name!r}" for name, n in of_steps.items()
+    )
     changed = [name for name, chain in chains.items() if jax.tree.structure(chain) != jax.tree.structure(again[name])]
     if max(of_model, *of_steps.values()) > _MOST_OPERATIONS:
         cure = (
@@ -68,7 +70,9 @@ def memory(reference: NormalReference, gradient: Any, num_chains: int, num_draws
     analysis = gradient.memory_analysis()
     at_once = analysis.temp_size_in_bytes if analysis is not None else 0
     there_is = device_memory()
-    told = f"{_bytes(at_once)} for gradients of {num_chains} chains, {_bytes(kept)} for {num_chains} x {num_draws} draws"
+    told = (
+        f"{_bytes(at_once)} for gradients of {num_chains} chains, {_bytes(kept)} for {num_chains} x {num_draws} draws"
+    )
     told += f" with their noises, of {_bytes(there_is)}" if there_is else " with their noises"
     cure = (
         'Keep no noises, extra_fields=("~z.x_noise",), or every tenth draw, thinning=10; chain_method="sequential"; a '
@@ -82,6 +86,6 @@ def _key() -> jax.Array:
     return jax.random.key(0)
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     power = min(int(math.log10(max(count, 1)) // 3), len(_UNITS) - 1)
     return f"{count / 1000**power:.3g} {_UNITS[power]}"

@@ -96,7 +96,6 @@ class Losses(NamedTuple):
         windows = _windows(self.steps)
         return windows.last - windows.best > 2 * windows.range + 0.1 * (abs(windows.best) + 1)
 
-
     @property
     def fewest_to_judge(self) -> int:
         """Steps, below which nothing is flat or suspicious."""
