@@ -92,9 +92,9 @@ def test_nan():
         train(jnp.ones((8, 1)).at[3].set(jnp.nan), learning_rate=1e-3)
 
 
-def train(data, learning_rate, num_steps=80):
-    network = nd.networks.MLP(4, 1, width=8, depth=1)
-    kernel = nd.GaussianKernel(SCHEDULE, variance="upper")
+def train(data, learning_rate, num_steps=150):
+    kernel = nd.GaussianKernel(nd.schedules.log_snr(10, 0.03, 100.0))
+    network = nd.networks.MLP(10, kernel.num_outputs, width=8, depth=1)
 
     def train_model(x, size):
         transition = nd.haiku_module("net", network, kernel=kernel, event_shape=(1,))
@@ -148,7 +148,7 @@ def test_memory_runs_out(monkeypatch):
     found = check(squared, 1.0)
     told = finding(found, "memory")
     assert told.passed is False
-    assert "96 kB for 4 x 1500 draws with their noises, of 50 kB" in told.told
+    assert "120 kB for 4 x 1500 draws with their noises, of 50 kB" in told.told
     assert '"~z.x_noise"' in told.cure
 
 

@@ -1,8 +1,8 @@
 """What of a model makes programs that compile for ever, again and again, or need more memory than there is.
 
 The number of operations is that of the traced program, a loop of JAX counted once: what XLA compiles, for which it
-takes about 10 ms an operation on a CPU, gradients included. The U-Net of this package has 500. A Python loop is one copy of
-its body for each round.
+takes about 10 ms an operation on a CPU, gradients included. The U-Net of this package has 500. A Python loop is one
+copy of its body for each round.
 
 A transition's function is static: it belongs to a program's name. If two runs of the model make functions that are not
 equal, whoever compiles the model compiles it each time.
