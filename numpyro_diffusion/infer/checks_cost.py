@@ -42,7 +42,7 @@ def program(split: SplitModel, chains: Mapping[str, ReverseChain], again: Mappin
     told = f"{of_model} operations of the model" + "".join(
         f", {n} of a draw of {name!r}" for name, n in of_steps.items()
     )
-    changed = [name for name, chain in chains.items() if jax.tree.structure(chain) != jax.tree.structure(again[name])]
+    changed = [name for name, chain in chains.items() if _static(chain) != _static(again[name])]
     if max(of_model, *of_steps.values()) > _MOST_OPERATIONS:
         cure = (
             f"Above {_MOST_OPERATIONS} XLA compiles for minutes. Write Python loops as plates or arrays, in a network "
@@ -79,6 +79,11 @@ def memory(reference: NormalReference, gradient: Any, num_chains: int, num_draws
         "chain of fewer steps, respaced; DiffusionReparam(checkpoint=True) and NUTS."
     )
     return Finding("memory", at_once + kept <= there_is if there_is else None, told, cure)
+
+
+def _static(chain: ReverseChain) -> Any:
+    """What JAX compares to know a program again."""
+    return jax.tree.structure(chain)
 
 
 def _key() -> jax.Array:
