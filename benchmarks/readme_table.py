@@ -4,7 +4,7 @@
     python benchmarks/readme_table.py --check    exit with 1 if one of them has another table
 
 ``ROWS`` says which records the docs show and in which words; no figure stands in it. A record that misses its limit
-must be in a row. ``README_ROWS`` are the few that a reader needs to decide; how many limits are missed is counted there.
+must be in a row. ``README_ROWS`` are the few that a reader needs to decide, with a count of the limits that are missed.
 Values of one row are joined by semicolons, in the order of its records.
 """
 
@@ -389,8 +389,8 @@ README_ROWS = {
             ("mixture_8_1_log_evidence_abs_error", "mixture_80_1_log_evidence_abs_error"),
         ),
         Row(
-            "784 pixels, `DiffusionHMC` as it comes, a Gaussian with a power law for spectrum: effective draws per 1000 "
-            "network calls, slowest direction; largest R-hat",
+            "784 pixels, `DiffusionHMC` as it comes, a Gaussian with a power law for spectrum: effective draws per "
+            "1000 network calls, slowest direction; largest R-hat",
             ("powerlaw_784_ess_per_1000", "powerlaw_784_rhat"),
         ),
         Row(

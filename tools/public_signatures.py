@@ -22,12 +22,14 @@ RELEASED = ROOT / "tools" / "public_signatures.txt"
 MODULES = (
     "",
     "analytic",
+    "bridges",
     "datasets",
     "evaluation",
     "guidance",
     "infer",
     "networks",
     "plots",
+    "pretrained",
     "schedules",
     "transforms",
 )

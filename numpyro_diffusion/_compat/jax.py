@@ -1,6 +1,7 @@
 """Names of JAX that are bound to its version."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,17 @@ import jax.extend
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
-__all__ = ["Origin", "evaluate_jaxpr", "has_primitive", "is_tracer", "origins", "scan_parts", "used_inputs"]
+__all__ = [
+    "Origin",
+    "device_memory",
+    "evaluate_jaxpr",
+    "has_primitive",
+    "is_tracer",
+    "num_operations",
+    "origins",
+    "scan_parts",
+    "used_inputs",
+]
 
 
 def is_tracer(value: Any) -> bool:
@@ -65,3 +76,28 @@ def scan_parts(equation: Any) -> tuple[int, int]:
 def has_primitive(function: Callable[..., Any], name: str, *args: Any) -> bool:
     """Whether the program of ``function(*args)`` calls a primitive, inside of loops and calls too."""
     return name in str(jax.make_jaxpr(function)(*args))
+
+
+def num_operations(jaxpr: Any) -> int:
+    """How many operations a program has, those of its loops, branches and calls each counted once."""
+    return sum(1 + sum(map(num_operations, _inner(equation))) for equation in jaxpr.eqns)
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    for leaf in jax.tree.leaves(
+        equation.params, is_leaf=lambda value: hasattr(value, "jaxpr") or hasattr(value, "eqns")
+    ):
+        jaxpr = getattr(leaf, "jaxpr", leaf)
+        if hasattr(jaxpr, "eqns"):
+            yield jaxpr
+
+
+def device_memory() -> int | None:
+    """Bytes of memory of the first device, of this machine where the device is its CPU; None where nobody says."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None

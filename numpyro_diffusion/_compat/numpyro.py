@@ -50,6 +50,7 @@ __all__ = [
     "mask_of",
     "model_arguments",
     "mutable",
+    "num_compiled",
     "potential_energy",
     "promote_batch_shape",
     "reparam_sample_shape",
@@ -171,6 +172,11 @@ def has_inverse(transform: Transform) -> bool:
 def model_arguments(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
     """The arguments with which ``mcmc.run`` was called."""
     return mcmc._args, mcmc._kwargs
+
+
+def num_compiled(mcmc: MCMC) -> int:
+    """For how many sets of arguments ``mcmc.run`` has compiled its kernel."""
+    return len(mcmc._cache)
 
 
 def compiled_run(mcmc: MCMC) -> Callable[..., MCMC]:

@@ -1,4 +1,4 @@
-"""What was found of a model before a run, as lines that a person reads and attributes that a program does."""
+"""What was found of a model, or of a run, as lines that a person reads and attributes that a program does."""
 
 import dataclasses
 import textwrap
@@ -40,12 +40,13 @@ class Checklist:
 
     Attributes:
         findings: in the order in which they were looked at. The first that fails may end the list.
-        engine: the name in ``infer`` of the engine that is recommended; None where no engine would start.
+        engine: the name in ``infer`` of the engine that is recommended; None where something is to be mended first.
         reason: why this one.
         network_calls: of the run that ``reason`` names; None without an engine.
         seconds: of that run on this machine, roughly, compilation left out; None where it was not measured.
         log_weight_sd: the standard deviation of log w, nats, in the noises of the chain that guidance makes of the
             model; None where it was not measured.
+        is_of_run: whether a run was looked at: then no engine is recommended.
     """
 
     findings: tuple[Finding, ...]
@@ -54,6 +55,7 @@ class Checklist:
     network_calls: int | None = None
     seconds: float | None = None
     log_weight_sd: float | None = None
+    is_of_run: bool = False
 
     @property
     def passed(self) -> bool:
@@ -71,6 +73,8 @@ class Checklist:
             cost = f"{self.network_calls:,} network calls" if self.network_calls else ""
             cost += f", about {self.seconds:.0f} s here" if self.seconds is not None else ""
             lines += textwrap.wrap(f"→ {self.engine}: {self.reason}; {cost}", _WIDTH, subsequent_indent="    ")
+        elif self.is_of_run:
+            lines.append("→ nothing wrong was found" if self.passed else "→ not to be trusted: mend the first ✗")
         else:
-            lines.append("→ no engine would start: mend the first ✗")
+            lines.append("→ no engine is recommended: mend the first ✗")
         return "\n".join(lines)

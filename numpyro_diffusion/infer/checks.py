@@ -7,6 +7,8 @@ Each check is one that the engines have as well, or would suffer from in silence
     signal erased       sqrt(abar_T) times the root mean square of draws
     reverse steps       -log p(x^{t-1} | x^t) on paths that the forward chain makes of draws, less its entropy: 0 where
                         the two chains agree, .1 where the squared errors of a Gaussian step are a fifth too large
+    programs            how many operations are compiled, and whether they are the same at each run of the model
+    memory              of gradients and draws of a run
     likelihood          finite at draws of the prior, with a finite gradient that is not 0
     log w               its standard deviation over the noises of the guided chain: below 2 nats weights alone do,
                         at tens of nats chains move by small steps
@@ -25,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.handlers import block
+from numpyro.infer import MCMC
 
 from .._checks import expected, first_index
 from .._typing import Array
@@ -35,8 +38,11 @@ from ..model.sites import chain_of_one, latent_diffusion
 from ..model.split import SplitModel, split_model
 from ..model.trace import trace_model
 from ..schedules import check_signal_erased
+from ..training.result import FitResult
 from ..wrappers import unmask
 from .checklist import Checklist, Finding
+from .checks_after import check_chains, check_training
+from .checks_cost import gradient_of_chains, memory, program
 
 __all__ = ["check"]
 
@@ -55,22 +61,26 @@ _NUM_PARTICLES, _NUM_ISLANDS, _GIBBS_PARTICLES = 1000, 4, 16
 _OF_GRADIENT = 3  # network calls that a gradient through one costs
 
 
-def check(model: Callable, *args: Any, **kwargs: Any) -> Checklist:
+def check(model: Callable | MCMC | FitResult, *args: Any, **kwargs: Any) -> Checklist:
     """Look at a model with its data before an engine runs: a list of what is right, what is wrong, and the cure.
+
+    Of an ``MCMC`` that has run it looks at the draws, of what ``fit`` returned at the losses: see
+    :mod:`.checks_after`.
 
     Nothing is changed, and no posterior is drawn. It takes seconds; more where the covariance of a prior's errors has
     to be computed first, as :class:`DiffusionHMC` would.
 
     Args:
-        model: a NumPyro model with a latent :class:`Diffusion` site.
-        args: its arguments, data among them.
-        kwargs: its keyword arguments.
+        model: a NumPyro model with a latent :class:`Diffusion` site; or a finished run.
+        args: the model's arguments, data among them.
+        kwargs: the model's keyword arguments.
 
     Returns:
         The list; print it. ``.passed``, ``.failed`` and ``.engine`` are for programs.
 
     Raises:
-        TypeError: for a model that cannot be called.
+        TypeError: for a model that cannot be called; for arguments beside a finished run.
+        ValueError: for an ``MCMC`` that has not run.
 
     >>> import numpyro
     >>> import numpyro.distributions as dist
@@ -84,6 +94,10 @@ def check(model: Callable, *args: Any, **kwargs: Any) -> Checklist:
     >>> found.engine is None, found.failed[0].name
     (True, 'data')
     """
+    if isinstance(model, MCMC | FitResult):
+        if args or kwargs:
+            raise TypeError(expected("a finished run alone", "arguments beside it", "It has its own."))
+        return check_chains(model) if isinstance(model, MCMC) else check_training(model)
     if not callable(model) or isinstance(model, type):
         raise TypeError(expected("a NumPyro model", repr(model), "Pass the model function itself."))
     with block():  # handlers around the caller, which may be a model, see nothing of it
@@ -96,9 +110,12 @@ def _check(model: Callable, args: tuple, kwargs: dict) -> Checklist:
         findings += look(model, args, kwargs)
         if any(finding.passed is False for finding in findings):
             return Checklist(tuple(findings))
-    split = split_model(model, args, kwargs)
+    split, chains = split_model(model, args, kwargs), _chains(model, args, kwargs)
+    findings.append(program(split, chains, _chains(model, args, kwargs)))
+    if not findings[-1].passed:
+        return Checklist(tuple(findings))  # what comes next would have to compile it
     findings += _within_reach(model, args, kwargs)
-    for name, chain in _chains(model, args, kwargs).items():
+    for name, chain in chains.items():
         findings += _of_chain(name, chain)
     return _with_engine(findings, split, model, args, kwargs)
 
@@ -246,6 +263,10 @@ def _with_engine(findings: list[Finding], split: SplitModel, model: Callable, ar
         cure = "DiffusionGibbs and TwistedSMC need no reference normal."
         findings.append(Finding("noises", False, str(error), cure))
         return Checklist(tuple(findings))
+    gradient = gradient_of_chains(reference, _NUM_CHAINS)
+    findings.append(memory(reference, gradient, _NUM_CHAINS, _NUM_TRANSITIONS))
+    if findings[-1].passed is False:
+        return Checklist(tuple(findings))
     likelihood, is_smooth = _likelihood(reference)
     findings.append(likelihood)
     if likelihood.passed is False and is_smooth:
@@ -256,7 +277,7 @@ def _with_engine(findings: list[Finding], split: SplitModel, model: Callable, ar
     spread = _log_weight_sd(reference)
     charts = "; ".join(f"{name!r} {chart}" for name, chart in reference.charts.items())
     findings.append(Finding("log w", None, f"standard deviation {spread:.1f} nats; {charts}"))
-    seconds = _gradient_seconds(reference)
+    seconds = _gradient_seconds(reference, gradient)
     hmc_calls = _NUM_CHAINS * _NUM_TRANSITIONS * _NUM_LEAPS * _OF_GRADIENT * steps
     hmc_seconds = _NUM_TRANSITIONS * _NUM_LEAPS * seconds
     if any("has others" in chart for chart in reference.charts.values()):
@@ -305,10 +326,9 @@ def _log_weight_sd(reference: NormalReference) -> float:
     return float(log_weights.std(ddof=1)) if len(log_weights) > 1 else math.inf
 
 
-def _gradient_seconds(reference: NormalReference) -> float:
+def _gradient_seconds(reference: NormalReference, gradient: Callable) -> float:
     """Of one gradient of as many chains as a run has side by side."""
     z = jax.vmap(reference.prior_draw)(jax.random.split(jax.random.key(3), _NUM_CHAINS))
-    gradient = jax.jit(jax.vmap(reference.terms_and_gradient))
     jax.block_until_ready(gradient(z))
     took = []
     for _ in range(3):

@@ -14,6 +14,7 @@ units.
 Not assumed: that theta is continuous, or independent of x.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,13 @@ from .program import Program, Traced, Values
 from .sites import DiffusionSite
 
 __all__ = ["LogFactor", "Programs", "SplitModel", "split_model"]
+
+
+_MANY = 10  # sets of arguments that one engine is compiled for: more than anyone writes down, as in a loop
+_RECOMPILES = (
+    f"An engine is compiled for the {_MANY}th set of arguments: for every new shape, and every new Python number or "
+    "string. Pass numbers as arrays (jnp.asarray) and data of one shape, masked where they are shorter."
+)
 
 
 class LogFactor(NamedTuple):
@@ -312,6 +320,8 @@ class Programs:
             program = Program(self.model, static, arrays, self.elements)
             if is_concrete((program.given_consts, program.drawn_consts)):
                 self._programs[static, shapes] = program
+                if len(self._programs) == _MANY:
+                    warnings.warn(_RECOMPILES, stacklevel=4)
         split = SplitModel(program, arrays)
         split.check_observed()
         return split

@@ -11,6 +11,10 @@ the run where that is fewer. The best window of a run is the one with the least 
 A run is *lost* when it has diverged and each of its last 500 losses is more than 10^4 (|l_0| + 1) above l_0: it has had
 time to come back. It is not gone on with.
 
+- is *flat* when it has at least 40 steps, its first window's m is no more than r / 10 above the last one's, three
+  standard errors of the difference of two medians of 100 normal losses, and the median of its first 5 losses no more
+  than r / 2, as many of one of 5: what falls at once is not flat.
+
 Where held-out data choose the parameters, their least loss stands for the last 5, and nothing is suspicious. Medians
 do not see single large losses, which random estimates of a bound have. A run of fewer than 20 steps has no windows:
 only its last loss is compared with its first.
@@ -33,7 +37,8 @@ _FEWEST_TO_WARN = 40  # windows of 10, whose range is hardly ever small by chanc
 class _Windows(NamedTuple):
     best: float  # the least median
     range: float  # of that window
-    last: float  # the last window's median
+    first: float  # the first window's median
+    last: float  # the last window's
 
 
 class Losses(NamedTuple):
@@ -91,10 +96,26 @@ class Losses(NamedTuple):
         windows = _windows(self.steps)
         return windows.last - windows.best > 2 * windows.range + 0.1 * (abs(windows.best) + 1)
 
+    @property
+    def fewest_to_judge(self) -> int:
+        """Steps, below which nothing is flat or suspicious."""
+        return _FEWEST_TO_WARN
+
+    def first_and_last(self) -> tuple[float, float]:
+        """The medians of the first 5 losses and of the last window."""
+        return float(np.median(self.steps[:_LAST])), _windows(self.steps).last
+
+    def is_flat(self) -> bool:
+        """Whether the loss did not fall, as far as its noise lets one see."""
+        if len(self.steps) < _FEWEST_TO_WARN:
+            return False
+        windows, start = _windows(self.steps), float(np.median(self.steps[:_LAST]))
+        return windows.first - windows.last <= 0.1 * windows.range and start - windows.last <= 0.5 * windows.range
+
 
 def _windows(steps: list[float]) -> _Windows:
     width = min(_WINDOW, len(steps) // 4)
     windows = np.asarray(steps[len(steps) % width :], np.float64).reshape(-1, width)
     medians = np.median(windows, axis=1)
     best = int(np.argmin(medians))
-    return _Windows(float(medians[best]), float(np.ptp(windows[best])), float(medians[-1]))
+    return _Windows(float(medians[best]), float(np.ptp(windows[best])), float(medians[0]), float(medians[-1]))
