@@ -112,6 +112,36 @@ def test_mlp_uses_its_context():
     np.testing.assert_allclose(output[2], output[0], rtol=1e-6)
 
 
+def test_a_modulated_mlp_scales_and_shifts_each_layer_by_time_and_context():
+    network = MLP(5, 1, width=6, depth=2, modulated=True)
+    function, params = initialised(network, context=jnp.zeros((1, 2)))
+    rng = np.random.default_rng(0)
+    leaves, structure = jax.tree.flatten(params)
+    params = structure.unflatten(jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves)
+    x, t, context = rng.normal(size=(4, 3)), 2, rng.normal(size=(4, 2))
+
+    def linear(name, value):
+        return value @ np.asarray(params[name]["w"]) + np.asarray(params[name]["b"])
+
+    def silu(value):
+        return value / (1 + np.exp(-value))
+
+    time = silu(linear("time", np.asarray(time_features(jnp.asarray(t), 5, 16))))
+    told = silu(linear("told", context) + linear("told_time", time))
+    hidden = linear("input", np.concatenate([x, context], axis=-1))
+    for layer in range(2):
+        inner = hidden * (1 + linear(f"factor_{layer}", told)) + linear(f"time_{layer}", told)
+        hidden = hidden + linear(f"hidden_{layer}", silu(inner))
+    expected = linear("output", silu(hidden))
+    found = function(params, jnp.asarray(x, float), jnp.asarray(t), jnp.asarray(context, float))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_context_nothing_is_modulated():
+    plain, modulated = (initialised(MLP(5, 2, width=8, depth=1, modulated=flag))[1] for flag in (False, True))
+    assert jax.tree.structure(plain) == jax.tree.structure(modulated)
+
+
 def test_features_have_their_documented_shapes_and_values():
     assert time_features(jnp.ones((3, 2), int), 10, 4).shape == (3, 2, 9)
     features = fourier_features(jnp.array([0.5]), 2)

@@ -56,6 +56,8 @@ _ERRORS = ("factor", "diagonal", "scale", "axes")  # the last two where errors a
 OPTIONAL = ("errors", "levels", "first_ratio")
 _TREES = ("params", "state", "context", "rng_key")
 _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
+# Settings that classes have had since a later version: a file without one was written with this value.
+_LATER = {"modulated": False}
 # Networks allocate in proportion to some of their settings before they look at a parameter.
 _MAX_INTEGER = 2**20
 _FOREIGN = "The file was not written by numpyro_diffusion.save."
@@ -215,6 +217,7 @@ def describe_object(instance: Any, classes: dict[str, Any], name: str, tensors: 
         named = instance if hasattr(instance, "__qualname__") else cls
         return {"custom": f"{named.__module__}.{named.__qualname__}"}  # for people to read
     values = {field: getattr(instance, field) for field in _settings(cls)}
+    values = {field: value for field, value in values.items() if field not in _LATER or value != _LATER[field]}
     values = {field: value.item() if isinstance(value, np.generic) else value for field, value in values.items()}
     settings = {field: encode(value, f"{name}/{field}", tensors) for field, value in values.items()}
     return {"class": next(key for key, value in classes.items() if value is cls), "settings": settings}
@@ -229,6 +232,8 @@ def restore_object(what: str, node: Any, classes: dict[str, Any], tensors: Tenso
     name, settings = fields(node, "class", "settings").values()
     require(isinstance(name, str) and name in classes, f"a {what} out of {', '.join(classes)}", name)
     types = _settings(classes[name])
+    if isinstance(settings, dict):
+        settings = {**{key: value for key, value in _LATER.items() if key in types}, **settings}
     values = {key: decode(child, tensors) for key, child in fields(settings, *types).items()}
     for key, value in values.items():
         limit = f" of at most {_MAX_INTEGER}" if types[key] in (int, bool) else ", finite"

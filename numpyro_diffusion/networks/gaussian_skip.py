@@ -53,6 +53,7 @@ class GaussianSkip:
         num_time_features: sines and cosines of t each.
         event_dim: how many trailing dimensions of x are one event (flattened inside).
         context_dim: how many trailing dimensions of the context are one context.
+        modulated: as for :class:`MLP`.
 
     Raises:
         ValueError: for ``log_snr`` that is no vector, or a scale that is not positive.
@@ -76,6 +77,7 @@ class GaussianSkip:
     num_time_features: int = 16
     event_dim: int = 1
     context_dim: int = 1
+    modulated: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_snr", _checked(self.log_snr))
@@ -98,6 +100,7 @@ class GaussianSkip:
             num_time_features=self.num_time_features,
             event_dim=self.event_dim,
             context_dim=self.context_dim,
+            modulated=self.modulated,
         )
         return _around(network, self.log_snr, self.mean, self.scale, x_t, t, context)
 

@@ -162,12 +162,13 @@ def make_plan(
             high = float(np.ceil(max(_LEAST_END, np.abs(x).max())))
             schedule = log_snr(num_steps, _FINEST, high)
             kernel: Kernel = GaussianKernel(schedule, parameterization="x0", variance="denoiser")
-            core: Any = networks.GaussianSkip(kernel.schedule.log_snr[1:], width=width, depth=depth)
+            core: Any = networks.GaussianSkip(kernel.schedule.log_snr[1:], width=width, depth=depth, modulated=True)
         else:
             kernel = _discrete_kernel(num_steps, num_states, values)
             # Classes reach the network one-hot: one more axis.
             event_dim = 1 if num_states == 2 else 2
-            core = networks.MLP(num_steps, kernel.num_outputs, width=width, depth=depth, event_dim=event_dim)
+            sizes = {"width": width, "depth": depth, "event_dim": event_dim}
+            core = networks.MLP(num_steps, kernel.num_outputs, modulated=True, **sizes)
         network = networks.Embedded(core, embedding, shapes)
         transition = Transition(HaikuFunction(network), None, (size,), context_shape)
         parts.append(Part(name, tuple((site.name, site.size) for site in sites), kernel, transition, affine))
