@@ -1,4 +1,4 @@
-"""Daily curves of electricity demand that a package of the extra ``curves`` carries inside it; nothing is downloaded."""
+"""Daily curves of electricity demand that the package of the extra ``curves`` carries; nothing is downloaded."""
 
 import importlib.util
 from pathlib import Path
