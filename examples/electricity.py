@@ -223,7 +223,7 @@ def one_day(kernel, prior: dist.Distribution, readings: Readings, day: int, num_
         f"effective draws at least {effective_sample_size(load).min():.0f}"
     )
     print({name: f"{draws[name].mean():.2f} +- {draws[name].std():.2f}" for name in ("offset", "gain", "sigma")})
-    loo = az.loo(nd.to_arviz(mcmc, model=model))
+    loo = az.loo(nd.to_arviz(mcmc))
     print(loo)
     return np.asarray(draws["load"]), np.asarray(predicted)
 
