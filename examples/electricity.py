@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 warnings.filterwarnings("ignore", message="\nArviZ is undergoing a major refactor")  # on import, from ArviZ 0.23
+warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # the table of loo counts them
 
 import arviz as az
 import jax
