@@ -244,7 +244,7 @@ def show(ax, load: np.ndarray, predicted: np.ndarray, readings: Readings, day: i
 
 # %%
 def main(
-    output: Path, svi_steps: int = 6000, num_days: int = 24, num_samples: int = 150, prior: Path | None = None
+    output: Path, svi_steps: int = 6000, num_days: int = 20, num_samples: int = 200, prior: Path | None = None
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -268,7 +268,11 @@ def main(
         draws = posteriors(kernel, distribution, readings, num_samples)
         load = draws["load"]
         rhat = [split_gelman_rubin(day).max() for day in load]
+        apart = [day for day, value in enumerate(rhat) if value > 1.5]
         print(f"{name}: R-hat of the hours, median day {np.median(rhat):.3f}, worst {max(rhat):.2f}")
+        print(
+            f"  chains disagree, draw more before you trust the scores: days {apart}" if apart else "  no day above 1.5"
+        )
         scores[name] = score(draws, readings)
     print(f"{num_days} held-out days, 12 hours of each lost:")
     compare(scores)
@@ -293,9 +297,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     parser.add_argument("--svi-steps", type=int, default=6000, help="of training, at most")
-    parser.add_argument("--num-days", type=int, default=24, help="held-out days")
+    parser.add_argument("--num-days", type=int, default=20, help="held-out days")
     parser.add_argument(
-        "--num-samples", type=int, default=150, help="draws of each of four chains, after as many to warm up"
+        "--num-samples", type=int, default=200, help="draws of each of four chains, after as many to warm up"
     )
     parser.add_argument("--prior", type=Path, help="a prior that an earlier run saved")
     main(**vars(parser.parse_args()))
