@@ -7,10 +7,11 @@
 
 ``infer.AmortizedPosterior`` with its own settings learns from so many simulations (``online``: as many as it takes)
 of a task of ``sbi_tasks``. For each of ten observations 10,000 draws, and 10,000 corrected ones, resampled from 30,000
-weighted ones, or from as many as are worth 10,000, up to 200,000, stand against 10,000 reference draws: C2ST is the share that a classifier tells apart, .5 at best. The
-classifier is that of the literature, scikit-learn's network of two layers of 10 d units, five folds, numbers in units
-of the reference's standard deviations, with the early stopping that the package sbi has added. Efficiency is the
-effective size of weights over draws; log evidence is compared with a long importance run about the reference draws.
+weighted ones, or from as many as are worth 10,000, up to 200,000, stand against 10,000 reference draws: C2ST is the
+share that a classifier tells apart, .5 at best. The classifier is that of the literature, scikit-learn's network of two
+layers of 10 d units, five folds, numbers in units of the reference's standard deviations, with the early stopping that
+the package sbi has added. Efficiency is the effective size of weights over draws; log evidence is compared with a long
+importance run about the reference draws.
 
 A row's value is the mean over ten observations (k-hat: the largest; efficiency: the median). The file of records holds
 every run: a later call adds tasks, budgets and seeds, and repeats none.
