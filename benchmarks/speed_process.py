@@ -31,6 +31,16 @@ nd.fit(problem.model(), problem.data(0), optimizer=optax.adam(1e-3), num_steps=1
 print(peak_bytes())
 """
 
+_DRAW = """
+import sys; sys.path.insert(0, {path!r})
+import jax
+from speed_problems import Problem
+from speed_process import peak_bytes
+problem = Problem("mlp", 40)
+problem.prior(problem.params(0)).sample(jax.random.key(0), ({draws},)).block_until_ready()
+print(peak_bytes())
+"""
+
 _IMPORT = "import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
 
 _FIRST_DRAW = """
@@ -107,7 +117,27 @@ def memory(rounds: int, rows: int = 20_000) -> list[dict[str, Any]]:
     long, short = (statistics.median(peaks[num_steps]) for num_steps in (_LONG, _SHORT))
     name, what = "training_memory_ratio_T_process", "peak of a process that trains"
     records.append(_memory_record(name, long, short, what, "<= 1.05", time.perf_counter() - start))
-    return records
+    return [*records, draw_memory(rounds)]
+
+
+def draw_memory(rounds: int) -> dict[str, Any]:
+    """Peak of a process that draws a million points of the plane over that of one with a tenth of them, T = 40."""
+    start = time.perf_counter()
+    many, few = (
+        statistics.median(fresh(_DRAW.format(path=str(_BENCHMARKS), draws=draws)) for _ in range(rounds))
+        for draws in (1_000_000, 100_000)
+    )
+    return record(
+        "sample_memory_ratio_draws",
+        many / few,
+        "ratio",
+        baseline=few / 2**20,
+        baseline_name="peak of a process that draws 100,000 points, MiB",
+        ratio=many / few,
+        limit="<= 1.2",
+        seconds=time.perf_counter() - start,
+        mebibytes_of_1e6=many / 2**20,
+    )
 
 
 def _memory_record(name: str, long: float, short: float, what: str, limit: str, seconds: float) -> dict[str, Any]:

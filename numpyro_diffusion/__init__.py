@@ -80,6 +80,8 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES_ON_REQUEST:
         globals()[name] = value = getattr(importlib.import_module(f".{_NAMES_ON_REQUEST[name]}", __name__), name)
         return value
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("numpyro-diffusion")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

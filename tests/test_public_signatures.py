@@ -1,9 +1,13 @@
 """What is public does not change without a word: names and signatures against those of the last release."""
 
+import importlib.metadata
+import re
 import sys
 from pathlib import Path
 
 import pytest
+
+import numpyro_diffusion as nd
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +36,15 @@ def test_an_added_argument_a_lost_method_and_a_new_class_are_noticed(tool):
     assert tool.changed(before, now) == names
     changelog = "# Changelog\n\n## Unreleased\n- `fit` takes more.\n\n## 0.1.0\n- `GaussianKernel`.\n"
     assert tool.untold(names, changelog) == ["GaussianKernel", "infer.DiffusionHMC.gone"]
+
+
+def test_the_version_is_one_in_package_citation_and_changelog():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert re.search(
+        rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert nd.__version__ == importlib.metadata.version("numpyro-diffusion")
 
 
 def test_the_file_reads_as_it_was_written_and_names_no_address_in_memory(tool):

@@ -31,6 +31,9 @@ from .respacing import chosen_levels
 
 __all__ = ["ReverseChain"]
 
+# Of states that a network sees at once where they are drawn: more in a row are no faster, and their layers fill memory.
+_NUMBERS_AT_ONCE = 2**18
+
 
 class ReverseChain(ChainDistribution):
     """Distribution of the path x^{stop:T} of the generative chain.
@@ -312,13 +315,31 @@ class ReverseChain(ChainDistribution):
         start = self.kernel.stationary(batch_shape + self.state_shape).sample(jax.random.fold_in(key, top))
 
         def step(x_t: Array, t: Array) -> tuple[Array, Array | None]:
-            x_previous = self.reverse(x_t, t).sample(jax.random.fold_in(key, t - 1))
+            output = self._output_in_stretches(x_t, t)
+            x_previous = self.reverse(x_t, t, output).sample(jax.random.fold_in(key, t - 1))
             return x_previous, x_previous if keep_path else None
 
         last, path = jax.lax.scan(step, start, self._steps(), reverse=True)
         if path is None:
             return last
         return jnp.moveaxis(jnp.concatenate([path, start[None]]), 0, len(batch_shape))
+
+    def _output_in_stretches(self, x_t: Array, t: Array) -> PyTree:
+        """What the network says of many states at one step: so many at once that its layers stay small."""
+        batch_shape, rows = x_t.shape[: x_t.ndim - self.state_dim], x_t.reshape((-1, *self.state_shape))
+        at_once = max(1, _NUMBERS_AT_ONCE // max(1, math.prod(self.state_shape)))
+        if len(rows) <= at_once:
+            return self.output(x_t, t)
+        context = self.context
+        if context is not None:
+            shape = self.transition.context_shape or ()
+            context = jnp.broadcast_to(jnp.asarray(context), batch_shape + shape).reshape((-1, *shape))
+
+        def of_one(row: tuple[Array, Array | None]) -> PyTree:
+            return self.with_context(row[1]).output(row[0], t)
+
+        output = jax.lax.map(of_one, (rows, context), batch_size=at_once)
+        return jax.tree.map(lambda leaf: leaf.reshape(batch_shape + leaf.shape[1:]), output)
 
     def _log_prob(self, value: Array, batch_shape: Shape) -> Array:
         path, t = self.time_first(value, batch_shape)
