@@ -266,13 +266,14 @@ ROWS = {
         ),
     ),
     "Amortised posteriors: public tasks of sbibm, 30,000 simulations, ten observations (two moons; Gaussian mixture; "
-    "linear Gaussian, d = 10)": (
+    "linear Gaussian, d = 10; slcp, d = 5)": (
         Row(
             "share that a classifier tells from 10,000 reference draws (C2ST, .5 at best): as the network draws",
             (
                 "sbi_two_moons_30000_c2st",
                 "sbi_gaussian_mixture_30000_c2st",
                 "sbi_gaussian_linear_30000_c2st",
+                "sbi_slcp_30000_c2st",
             ),
             digits=3,
         ),
@@ -282,6 +283,7 @@ ROWS = {
                 "sbi_two_moons_30000_c2st_corrected",
                 "sbi_gaussian_mixture_30000_c2st_corrected",
                 "sbi_gaussian_linear_30000_c2st_corrected",
+                "sbi_slcp_30000_c2st_corrected",
             ),
             digits=3,
         ),
@@ -291,6 +293,7 @@ ROWS = {
                 "sbi_two_moons_30000_efficiency",
                 "sbi_gaussian_mixture_30000_efficiency",
                 "sbi_gaussian_linear_30000_efficiency",
+                "sbi_slcp_30000_efficiency",
             ),
         ),
         Row(
@@ -299,6 +302,7 @@ ROWS = {
                 "sbi_two_moons_30000_draw_seconds",
                 "sbi_gaussian_mixture_30000_draw_seconds",
                 "sbi_gaussian_linear_30000_draw_seconds",
+                "sbi_slcp_30000_draw_seconds",
             ),
             digits=1,
         ),
@@ -395,11 +399,12 @@ README_ROWS = {
         ),
         Row(
             "amortised posteriors, corrected: share that a classifier tells from reference draws (.5 at best), two "
-            "moons; Gaussian mixture; linear Gaussian",
+            "moons; Gaussian mixture; linear Gaussian; slcp",
             (
                 "sbi_two_moons_30000_c2st_corrected",
                 "sbi_gaussian_mixture_30000_c2st_corrected",
                 "sbi_gaussian_linear_30000_c2st_corrected",
+                "sbi_slcp_30000_c2st_corrected",
             ),
         ),
         Row("step of `fit` over a loop by hand in JAX: MLP; U-Net", ("fit_step_ratio", "fit_step_ratio_unet")),
