@@ -20,7 +20,7 @@ help:  ## this list
 
 setup: $(STAMPS)/test  ## an environment with all that the tests need
 
-demo: $(STAMPS)/examples  ## learn a swiss roll and digits, use them as priors, draw the posteriors (under five minutes)
+demo: $(STAMPS)/examples  ## learn a swiss roll and digits, use them as priors, draw the posteriors (three minutes on two cores)
 	$(BIN)/python examples/demo.py --output demo_output
 
 test: $(STAMPS)/test lint types  ## everything that must pass

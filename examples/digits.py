@@ -45,7 +45,7 @@ QUESTIONS = {  # the lens, a matrix of what is seen by pixels; the noise; how fa
 
 
 # %%
-def learn(svi_steps: int = 3000, progress_bar: bool = True) -> tuple[nd.Diffusion, jax.Array]:
+def learn(svi_steps: int = 2400, progress_bar: bool = True) -> tuple[nd.Diffusion, jax.Array]:
     keys = jax.random.split(jax.random.key(0), 3)
     train, scaling = nd.datasets.standardise(nd.datasets.dequantise(keys[0], nd.datasets.digits().images, 17))
     held_out = scaling.apply(nd.datasets.dequantise(keys[1], nd.datasets.digits(held_out=True).images, 17))
@@ -141,7 +141,7 @@ def show(rows: list[list[np.ndarray]], titles: list[str], path: Path) -> None:
     print(f"{path}")
 
 
-def main(output: Path, svi_steps: int = 3000, num_samples: int = 100, progress_bar: bool = True) -> None:
+def main(output: Path, svi_steps: int = 2400, num_samples: int = 100, progress_bar: bool = True) -> None:
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     prior, held_out = learn(svi_steps, progress_bar)
@@ -151,7 +151,6 @@ def main(output: Path, svi_steps: int = 3000, num_samples: int = 100, progress_b
     truth = held_out[jnp.asarray(SHOWN)]
     rows = []
     titles = ["truth", "seen", "mean", "draw", "draw", "sd", "DPS mean", "DPS draw", "sd, DPS"]
-    mcmc = engine(num_samples, progress_bar)
     for question, (lens, noise, strength) in QUESTIONS.items():
         mcmc = engine(num_samples, progress_bar)
         y = truth @ lens.T + noise * jax.random.normal(jax.random.key(2), (len(truth), len(lens)))
@@ -176,6 +175,6 @@ if __name__ == "__main__":
     matplotlib.use("Agg")
     parser = argparse.ArgumentParser(description="Posteriors of pictures: denoise, inpaint, zoom, find the noise.")
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
-    parser.add_argument("--svi-steps", type=int, default=3000)
+    parser.add_argument("--svi-steps", type=int, default=2400)
     parser.add_argument("--num-samples", type=int, default=100, help="posterior draws of each chain and question")
     main(**vars(parser.parse_args()))
