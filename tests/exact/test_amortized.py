@@ -61,7 +61,7 @@ def test_another_prior_may_be_corrected_for(posterior):
 
 
 def test_hamiltonian_moves_in_the_chains_noises(amortized):
-    spoiled = cases.spoiled(cases.untrained(cases.linear), jax.random.key(4), 0.06)
+    spoiled = cases.spoiled(cases.untrained(cases.linear), jax.random.key(4), 0.14)
     corrected = spoiled.condition(cases.Y).correct(
         jax.random.key(5), "hmc", num_samples=4000, num_warmup=300, progress_bar=False
     )
@@ -72,7 +72,7 @@ def test_hamiltonian_moves_in_the_chains_noises(amortized):
 
 
 def test_tempered_particles_in_the_chains_noises():
-    spoiled = cases.spoiled(cases.untrained(cases.linear), jax.random.key(4), 0.06)
+    spoiled = cases.spoiled(cases.untrained(cases.linear), jax.random.key(4), 0.14)
     corrected = spoiled.condition(cases.Y).correct(
         jax.random.key(6), "tempered", num_samples=1600, num_islands=4, progress_bar=False
     )

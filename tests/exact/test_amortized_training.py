@@ -117,9 +117,9 @@ def test_a_killed_run_is_resumed(tmp_path, online):
 @pytest.mark.parametrize("corrected", [False, True])
 def test_calibration_in_one_call(corrected):
     """Corrected draws of a wrong network are calibrated, its own are not."""
-    amortized = cases.spoiled(cases.untrained(cases.linear), jax.random.key(4), 0.1)
+    amortized = cases.spoiled(cases.untrained(cases.linear), jax.random.key(1), 0.12)
     found = nd.evaluation.sbc(
-        jax.random.key(2), amortized, num_data_sets=160, num_draws=31, corrected=corrected, num_samples=300,
+        jax.random.key(2), amortized, num_data_sets=160, num_draws=31, corrected=corrected, num_samples=1000,
         progress_bar=False,
     )  # fmt: skip
     assert found.ranks["x"].shape == (160, 2)
