@@ -19,7 +19,6 @@ killed and resumed ends with the same bits as one that was not.
 """
 
 import contextlib
-import math
 import os
 import time
 import warnings
@@ -43,6 +42,7 @@ from .checks import ModelChecks
 from .losses import Losses
 from .result import DivergenceError, FitResult
 from .sources import Source, as_source, is_stream
+from .unmoved import share_moved, warn_unmoved
 from .validation import Validation, make_validation_loss
 from .warm_start import check_init_params
 
@@ -54,7 +54,6 @@ _DIVERGED_CURE = (
     "Lower the learning rate, clip gradients with optax.clip_by_global_norm, and look at the data's scale; what was "
     "reached is error.result."
 )
-_LEAST_MOVED = 0.01  # of their size: a network whose weights moved less computes what it did at first
 _LIBRARIES = ("numpyro-diffusion", "jax", "jaxlib", "numpyro", "optax")
 
 
@@ -442,35 +441,13 @@ def _train(
         if losses.is_suspicious():
             _warn_apart(losses, "Look at the losses of the result; lower the learning rate, or pass validation=.")
         if begun is not None and losses.is_flat():
-            _warn_unmoved(losses, _share_moved(begun, run.fetch(run.svi.get_params(state.svi))))
+            warn_unmoved(losses, share_moved(begun, run.fetch(run.svi.get_params(state.svi))))
     return state.best if losses.validation else reached, trouble and trouble + checkpoints.describe()
 
 
 def _warn_apart(losses: Losses, cure: str) -> None:
     wanted = f"a loss near its best, {losses.best():.3g} nats per row"
     warnings.warn(expected(wanted, f"{losses.end():.3g} at step {len(losses.steps) - 1}", cure), stacklevel=4)
-
-
-def _share_moved(begun: PyTree, ended: PyTree) -> float:
-    """The size of the change of all parameters, of their size; infinite where they began at 0 or there are none."""
-    change = jax.tree.map(lambda new, old: np.asarray(new, np.float64) - old, ended, begun)
-    size = _norm(begun)
-    return _norm(change) / size if size else math.inf
-
-
-def _norm(tree: PyTree) -> float:
-    return math.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in jax.tree.leaves(tree)))
-
-
-def _warn_unmoved(losses: Losses, share: float) -> None:
-    """A flat loss may be that of a model with nothing to learn; of weights that did not move it is not."""
-    if share >= _LEAST_MOVED:
-        return
-    first, last = losses.first_and_last()
-    wanted = f"a loss that falls from {first:.3g} nats per row, where it began"
-    got = f"{last:.3g} after {len(losses.steps)} steps, and parameters that moved by {share:.2g} of their size"
-    cure = "Raise the learning rate, and look for jax.lax.stop_gradient and for parameters that the loss does not see."
-    warnings.warn(expected(wanted, got, cure), stacklevel=4)
 
 
 def _next_multiple(step: int, every: int) -> int:
